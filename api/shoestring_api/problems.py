@@ -13,7 +13,7 @@ from uuid import uuid4
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from shoestring_core.errors import InvalidSpec, Problem, ShoestringError
+from shoestring_core.errors import InvalidList, InvalidSpec, Problem, ShoestringError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
@@ -27,6 +27,7 @@ MEDIA_TYPE = "application/problem+json"
 STATUS = {
     "invalid-spec": 422,
     "invalid-request": 422,
+    "invalid-list": 422,
     "malformed": 400,
     "not-found": 404,
     "method-not-allowed": 405,
@@ -109,7 +110,7 @@ def from_error(error: ShoestringError) -> JSONResponse:
     status = STATUS[error.code]
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     headers |= {"Retry-After": "1"} if error.retryable else {}
-    errors = error.problems if isinstance(error, InvalidSpec) else ()
+    errors = error.problems[:100] if isinstance(error, InvalidSpec | InvalidList) else ()
     return problem_response(
         status, error.code, error.title, error.message,
         hint=error.hint, retryable=error.retryable, errors=errors, headers=headers, **error.fields,

@@ -20,6 +20,7 @@ from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -321,6 +322,31 @@ class Client:
     def remove_member(self, member: UUID | str) -> None:
         """End a membership, and with it the member's keys and logins (admins)."""
         self._call("DELETE", f"/v1/members/{member}")
+
+    def invite(
+        self, role: Role = "member", *, limit: str | None = None, expires_in_days: int = 14
+    ) -> rest.CreatedInvitation:
+        """Invite somebody to the team by a link (admins), see `invitation_link`. limit: dollars of their own budget."""
+        body = {"role": role, "limit": limit, "expires_in_days": expires_in_days}
+        return _parse(self._call("POST", "/v1/invitations", json=body), rest.CreatedInvitation)
+
+    def invitations(self) -> list[rest.Invitation]:
+        """Return the team's newest invitations (admins)."""
+        return self._get("/v1/invitations", rest.InvitationList).invitations
+
+    def revoke_invitation(self, invitation: UUID | str) -> None:
+        """Revoke an invitation (admins)."""
+        self._call("DELETE", f"/v1/invitations/{invitation}")
+
+    def import_members(self, csv: str, *, expires_in_days: int = 14) -> list[rest.CreatedInvitation]:
+        """Make a member of each line of a class list, all or none (admins); each is signed in by their invitation."""
+        body = {"csv": csv, "expires_in_days": expires_in_days}
+        return _parse(self._call("POST", "/v1/members:import", json=body), rest.ImportedMembers).invitations
+
+    def invitation_link(self, created: rest.CreatedInvitation) -> str:
+        """Return the link to send to whom is invited."""
+        name = created.invitation.user
+        return f"{self.url}/login?invite={created.code}" + (f"&name={quote(name, safe='')}" if name else "")
 
     def keys(self) -> list[rest.Key]:
         """Return the caller's API keys."""

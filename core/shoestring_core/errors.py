@@ -45,6 +45,17 @@ class InvalidSpec(ShoestringError):
         super().__init__("; ".join(f"{p.pointer or '/'}: {p.message}" for p in problems))
 
 
+class InvalidList(ShoestringError):
+    """A class list has odd lines; lists all problems."""
+
+    code = "invalid-list"
+    title = "The class list is invalid: nobody was added"
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{problem.pointer}: {problem.message}" for problem in problems[:5]))
+
+
 class InvalidRequest(ShoestringError):
     code = "invalid-request"
     title = "Invalid request"

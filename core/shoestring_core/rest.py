@@ -954,6 +954,60 @@ class TeamList(Resource):
     teams: list[Team]
 
 
+class Invitation(Resource):
+    """A link by which one person joins the team, without its secret."""
+
+    id: UUID
+    user: str | None
+    """Of a class list: whom it signs in. None: whoever takes it chooses a name."""
+    role: Role
+    limit: Money | None
+    """What the new member's own budget begins with; None: no limit of their own."""
+    made_by: str
+    created_at: datetime
+    expires_at: datetime
+    state: Literal["open", "used", "expired", "revoked"]
+
+
+class InvitationList(Resource):
+    invitations: list[Invitation]
+
+
+class CreateInvitationRequest(RequestBody):
+    """Body of POST /v1/invitations. `limit`: decimal dollars of the new member's own budget."""
+
+    role: Role = "member"
+    limit: str | None = Field(default=None, max_length=100)
+    expires_in_days: int = Field(default=14, ge=1, le=366)
+
+
+class CreatedInvitation(Resource):
+    invitation: Invitation
+    code: str
+    """Returned only here. Valid once, at `/login?invite=…`."""
+
+
+class TakeInvitationRequest(RequestBody):
+    """Body of POST /v1/invitations:take."""
+
+    code: str = Field(max_length=200)
+    name: str | None = Field(default=None, max_length=200)
+    """Of the new user. Of an invitation from a class list: theirs, or None."""
+
+
+class ImportMembersRequest(RequestBody):
+    """Body of POST /v1/members:import."""
+
+    csv: str = Field(max_length=200_000)
+    """Columns name, role, limit; the first line names those that there are."""
+    expires_in_days: int = Field(default=14, ge=1, le=366)
+
+
+class ImportedMembers(Resource):
+    invitations: list[CreatedInvitation]
+    """One for each member, in the order of the list."""
+
+
 class AuditEntry(Resource):
     """Who did what, on what, when and from where."""
 

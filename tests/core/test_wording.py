@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from shoestring_core import wording
 from shoestring_core.errors import BudgetExceeded, InvalidState
 from shoestring_core.states import EndReason, StopReason, WaitReason
-from shoestring_core.wording import Reason, agents, attempts, audit, budget, jobs, machines, offers, sizing, waits
+from shoestring_core.wording import (
+    Reason,
+    agents,
+    attempts,
+    audit,
+    budget,
+    jobs,
+    machines,
+    offers,
+    people,
+    sizing,
+    waits,
+)
 from shoestring_core.wording.reason import UnknownReason
 from shoestring_core.wording.units import batches_of_steps
 
@@ -22,6 +34,20 @@ TWO = sizing.MachineEstimate(2, "local.cpu", "estimated", 70.0, 91.0, "0.0062")
 SHORTAGE = {"account": "0193", "account_title": "team vision", "need": "0.20", "left": "0.08", "short_by": "0.12"}
 
 EXAMPLES: list[Reason] = [
+    # people
+    people.OddColumns("nam, role"),
+    people.EmptyList(),
+    people.TooManyLines(1_000),
+    people.OddCells(2, 3),
+    people.NotCsv("unexpected end of data"),
+    people.NameRepeated("ada", 3),
+    people.NameTaken("ada"),
+    people.OddName(100),
+    people.OddRole("boss", "viewer, member, lead, admin"),
+    people.OddLimit("'-1' is negative"),
+    people.InvitationUsed(),
+    people.InvitationExpired(),
+    people.InvitationRevoked(),
     # audit
     audit.EntriesMissing(7, 1_200),
     audit.EntryChanged(3),

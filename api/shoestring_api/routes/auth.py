@@ -31,7 +31,7 @@ DAY_US = 86_400_000_000
 @router.get("/v1/me")
 def get_me(caller: Caller, db: ReadDep) -> rest.Me:
     """Return the caller."""
-    return _serialize_me(db, caller)
+    return serialize_me(db, caller)
 
 
 @router.post("/v1/session")
@@ -40,7 +40,7 @@ def sign_in(body: rest.LoginRequest, state: StateDep, request: Request, response
     if (body.key is None) == (body.code is None):
         raise InvalidRequest("Send either `key` or `code`.")
 
-    place = _place_of(request)
+    place = place_of(request)
 
     def work(db: Write) -> tuple[sessions.NewSession, rest.Me]:
         if body.key is not None:
@@ -50,10 +50,10 @@ def sign_in(body: rest.LoginRequest, state: StateDep, request: Request, response
             signed_in = sessions.redeem_login_code(db, body.code or "", place)
         signed = replace(sessions.authenticate(db, signed_in.secret), address=place.address)
         audit.record(db, signed, "sign_in", f"browser {place.browser}")
-        return signed_in, _serialize_me(db, signed)
+        return signed_in, serialize_me(db, signed)
 
     signed_in, me = state.store.write(work)
-    _set_session_cookie(state, request, response, signed_in)
+    set_session_cookie(state, request, response, signed_in)
     return me
 
 
@@ -157,11 +157,11 @@ def end_session(session_id: UUID, state: StateDep, caller: Caller) -> None:
     state.store.write(work)
 
 
-def _place_of(request: Request) -> sessions.Place:
+def place_of(request: Request) -> sessions.Place:
     return sessions.Place(address_of(request), request.headers.get("user-agent", ""))
 
 
-def _serialize_me(db: Read, principal: Principal) -> rest.Me:
+def serialize_me(db: Read, principal: Principal) -> rest.Me:
     return rest.Me(
         user=principal.user_name,
         team=principal.team_name,
@@ -190,7 +190,7 @@ def _listed(scopes: frozenset[Scope] | None) -> list[Scope] | None:
     return None if scopes is None else [scope for scope in SCOPES if scope in scopes]
 
 
-def _set_session_cookie(state: AppState, request: Request, response: Response, signed_in: sessions.NewSession) -> None:
+def set_session_cookie(state: AppState, request: Request, response: Response, signed_in: sessions.NewSession) -> None:
     response.set_cookie(
         cookie_name(state.settings),
         signed_in.secret,

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import csv
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +13,18 @@ from shoestring_core.decide.access import ROLES
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.rest import Member
 
-from shoestring.cli.terminal import Json, Url, open_client, out, print_error, print_result, print_table
-from shoestring.client import Client
+from shoestring.cli.terminal import (
+    Json,
+    Url,
+    check_dollars,
+    format_dollars,
+    open_client,
+    out,
+    print_error,
+    print_result,
+    print_table,
+)
+from shoestring.client import Client, short_id
 
 app = typer.Typer(help="The members of your team and their roles.", no_args_is_help=True)
 teams_app = typer.Typer(help="The teams that you are a member of.", no_args_is_help=True)
@@ -65,6 +78,99 @@ def remove(user: User, url: Url = None, as_json: Json = False) -> None:
         member = _find(client, user)
         client.remove_member(member.id)
     print_result(member, as_json, lambda: out.print(f"{member.user} is no longer a member"))
+
+
+@app.command("invite")
+def invite(
+    role: Annotated[str, typer.Option("--role", help=f"One of {', '.join(ROLES)}.")] = "member",
+    limit: Annotated[str | None, typer.Option("--limit", help="Dollars of their own budget; default: none.")] = None,
+    days: Annotated[int, typer.Option("--days", min=1, max=366, help="It expires in so many days.")] = 14,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Print a link by which one person joins your team (admins). It works once.
+
+    \b
+    shoestring members invite
+    shoestring members invite --role viewer --days 2
+    shoestring members invite --limit 5.00
+    """
+    if role not in ROLES:
+        raise typer.BadParameter(f"{role!r} is none of {', '.join(ROLES)}", param_hint="--role")
+    if limit is not None:
+        check_dollars(limit)
+    with open_client(url) as client:
+        created = client.invite(role, limit=limit, expires_in_days=days)
+        link = client.invitation_link(created)
+    print_result(created, as_json, lambda: out.print(link))
+
+
+@app.command("invitations")
+def list_invitations(url: Url = None, as_json: Json = False) -> None:
+    """List the team's newest invitations (admins).
+
+    \b
+    shoestring members invitations
+    """
+    with open_client(url) as client:
+        invitations = client.invitations()
+    rows = [
+        (short_id(one.id), one.state, one.role, one.user or "", format_dollars(one.limit), one.made_by,
+         f"{one.expires_at:%Y-%m-%d}")
+        for one in invitations
+    ]  # fmt: skip
+    columns = ("ID", "STATE", "ROLE", "FOR", "LIMIT", "BY", "EXPIRES")
+    print_result(invitations, as_json, lambda: print_table(columns, rows, "No invitations.", wrap=("FOR", "BY")))
+
+
+@app.command("uninvite")
+def revoke_invitation(
+    invitation: Annotated[str, typer.Argument(metavar="ID", help="ID of the invitation, or the end of it.")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Revoke an invitation (admins).
+
+    \b
+    shoestring members uninvite 1a2b3c4d
+    """
+    with open_client(url) as client:
+        matching = [one for one in client.invitations() if str(one.id).endswith(invitation.lower())]
+        if len(matching) != 1:
+            print_error(f"No single invitation ends with {invitation}.", "List: shoestring members invitations")
+            raise typer.Exit(ExitCode.NOT_FOUND)
+        client.revoke_invitation(matching[0].id)
+    print_result(matching[0], as_json, lambda: out.print(f"Revoked {matching[0].id}"))
+
+
+@app.command("import")
+def import_members(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV: name, role, limit.")],
+    days: Annotated[int, typer.Option("--days", min=1, max=366, help="The links expire in so many days.")] = 14,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Make a member with a budget of each line of a class list (admins), and print a link for each, as CSV.
+
+    The first line names the columns: name, and if wanted role (member) and limit (dollars). A list with an odd line
+    adds nobody. Each link signs its member in, once.
+
+    \b
+    shoestring members import class.csv > links.csv
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{file} is not UTF-8 text; save it as CSV UTF-8", param_hint="FILE") from None
+    with open_client(url) as client:
+        created = client.import_members(text, expires_in_days=days)
+        links = [(one.invitation.user or "", client.invitation_link(one)) for one in created]
+
+    def print_links() -> None:
+        writer = csv.writer(sys.stdout)
+        writer.writerows([("name", "link"), *links])
+
+    print_result(created, as_json, print_links)
 
 
 @teams_app.command("ls")

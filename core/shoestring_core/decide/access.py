@@ -100,13 +100,17 @@ RULES: Mapping[str, Rule] = {
     "list_members": _LOOK,
     "set_role": _PEOPLE,
     "remove_member": _PEOPLE,
+    "import_members": _PEOPLE,
+    "list_invitations": _PEOPLE,
+    "create_invitation": _PEOPLE,
+    "revoke_invitation": _PEOPLE,
     "list_audit_entries": _PEOPLE,
     "verify_audit_log": _PEOPLE,
 }
 """By operation id of the OpenAPI document. Whoever calls one that is not here is refused."""
 
-OPEN = frozenset({"healthz", "readyz", "sign_in"})
-"""Operations that need no key; `sign_in` takes one in its body."""
+OPEN = frozenset({"healthz", "readyz", "sign_in", "take_invitation"})
+"""Operations that need no key; `sign_in` and `take_invitation` take a secret in their body."""
 
 MACHINES = frozenset({"report_boot", "register", "report", "get_orders", "start_upload", "commit_checkpoint"})
 """Operations of rented machines, which have sessions of their own: no key of a member opens them."""

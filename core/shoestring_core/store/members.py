@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from shoestring_core.decide.access import Role
 from shoestring_core.errors import Forbidden, NotFound
-from shoestring_core.store.tables import KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
+from shoestring_core.store.tables import InvitationRow, KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 from shoestring_core.store.transactions import Read, Write
 
 
@@ -89,6 +89,8 @@ def set_role(db: Write, team: UUID, user: UUID, role: Role) -> Role:
         _require_another_admin(db, membership)
     same = (MembershipRow.team_id == team, MembershipRow.user_id == user)
     db.execute(update(MembershipRow).where(*same).values(role=role))
+    if role != "admin":
+        _revoke_invitations(db, team, user)
     return cast("Role", membership.role)
 
 
@@ -101,6 +103,7 @@ def remove(db: Write, team: UUID, user: UUID) -> str:
     _require_another_admin(db, _lock(db, team, user))
     for table in (MembershipRow, SessionRow):
         db.execute(delete(table).where(table.team_id == team, table.user_id == user))
+    _revoke_invitations(db, team, user)
     own_keys = (KeyRow.team_id == team, KeyRow.user_id == user)
     db.execute(update(KeyRow).where(*own_keys, KeyRow.revoked_at.is_(None)).values(revoked_at=db.now))
     return db.sql.get_one(UserRow, user).name
@@ -113,6 +116,14 @@ def _lock(db: Write, team: UUID, user: UUID) -> MembershipRow:
     if membership is None:
         raise NotFound("There is no such member.", hint="`shoestring members ls` lists those of your team.")
     return membership
+
+
+def _revoke_invitations(db: Write, team: UUID, user: UUID) -> None:
+    """Those that a member made or could be signed in by: nobody comes back by a link that was made before."""
+    name = select(UserRow.name).where(UserRow.id == user).scalar_subquery()
+    theirs = or_(InvitationRow.made_by == name, InvitationRow.user_id == user)
+    unused = (InvitationRow.team_id == team, InvitationRow.used_at.is_(None), InvitationRow.revoked_at.is_(None))
+    db.execute(update(InvitationRow).where(theirs, *unused).values(revoked_at=db.now))
 
 
 def _require_another_admin(db: Read, membership: MembershipRow) -> None:

@@ -13,7 +13,7 @@ import string
 import zlib
 from typing import Literal
 
-SecretKind = Literal["pat", "svc", "job", "login"]
+SecretKind = Literal["pat", "svc", "job", "login", "invite"]
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _RANDOM_LENGTH, _CHECKSUM_LENGTH = 30, 6

@@ -872,6 +872,92 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/invitations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Invitations
+         * @description List the newest 200 invitations of the team (admin).
+         */
+        get: operations["list_invitations"];
+        put?: never;
+        /**
+         * Create Invitation
+         * @description Invite somebody to the team (admin), by a link that works once: `/login?invite=CODE`.
+         */
+        post: operations["create_invitation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/invitations/{invitation_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Revoke Invitation
+         * @description Revoke an invitation (admin). One that was used stays used.
+         */
+        delete: operations["revoke_invitation"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/invitations:take": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Take Invitation
+         * @description Join the team that an invitation is for, and sign the browser in: sets a same-site session cookie.
+         */
+        post: operations["take_invitation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/members:import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Import Members
+         * @description Make a member with a budget of each line of a class list (admin), all or none, and an invitation for each.
+         *
+         *     Columns: name, and if wanted role and limit (dollars). Each invitation signs its member in, once.
+         */
+        post: operations["import_members"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/machines/{machine_id}:preempt": {
         parameters: {
             query?: never;
@@ -1815,6 +1901,25 @@ export interface components {
             energy: components["schemas"]["Energy"] | null;
         };
         /**
+         * CreateInvitationRequest
+         * @description Body of POST /v1/invitations. `limit`: decimal dollars of the new member's own budget.
+         */
+        CreateInvitationRequest: {
+            /**
+             * Role
+             * @default member
+             * @enum {string}
+             */
+            role: "viewer" | "member" | "lead" | "admin";
+            /** Limit */
+            limit?: string | null;
+            /**
+             * Expires In Days
+             * @default 14
+             */
+            expires_in_days: number;
+        };
+        /**
          * CreateKeyRequest
          * @description Body of POST /v1/keys.
          *
@@ -1857,6 +1962,12 @@ export interface components {
              * @default []
              */
             machine_counts: number[];
+        };
+        /** CreatedInvitation */
+        CreatedInvitation: {
+            invitation: components["schemas"]["Invitation"];
+            /** Code */
+            code: string;
         };
         /**
          * CreatedKey
@@ -2092,6 +2203,24 @@ export interface components {
             spent: components["schemas"]["Money"];
         };
         /**
+         * ImportMembersRequest
+         * @description Body of POST /v1/members:import.
+         */
+        ImportMembersRequest: {
+            /** Csv */
+            csv: string;
+            /**
+             * Expires In Days
+             * @default 14
+             */
+            expires_in_days: number;
+        };
+        /** ImportedMembers */
+        ImportedMembers: {
+            /** Invitations */
+            invitations: components["schemas"]["CreatedInvitation"][];
+        };
+        /**
          * Interruptions
          * @description How likely a job is to be interrupted, and where that comes from.
          */
@@ -2107,6 +2236,47 @@ export interface components {
             losses: number | null;
             /** Machine Hours */
             machine_hours: number | null;
+        };
+        /**
+         * Invitation
+         * @description A link by which one person joins the team, without its secret.
+         */
+        Invitation: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /** User */
+            user: string | null;
+            /**
+             * Role
+             * @enum {string}
+             */
+            role: "viewer" | "member" | "lead" | "admin";
+            limit: components["schemas"]["Money"] | null;
+            /** Made By */
+            made_by: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "open" | "used" | "expired" | "revoked";
+        };
+        /** InvitationList */
+        InvitationList: {
+            /** Invitations */
+            invitations: components["schemas"]["Invitation"][];
         };
         /** Job */
         Job: {
@@ -3435,6 +3605,16 @@ export interface components {
              * @default false
              */
             dry_run: boolean;
+        };
+        /**
+         * TakeInvitationRequest
+         * @description Body of POST /v1/invitations:take.
+         */
+        TakeInvitationRequest: {
+            /** Code */
+            code: string;
+            /** Name */
+            name?: string | null;
         };
         /**
          * TaskData
@@ -5238,6 +5418,163 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["AuditVerification"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    list_invitations: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InvitationList"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    create_invitation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CreateInvitationRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CreatedInvitation"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    revoke_invitation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                invitation_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    take_invitation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TakeInvitationRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Me"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    import_members: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ImportMembersRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ImportedMembers"];
                 };
             };
             /** @description What was wrong and how to fix it */
