@@ -22,6 +22,7 @@ from tests.shared_database import SharedDatabase
 from tests.worker.providers.fake_aws import FakeAws
 
 
+@pytest.mark.any_database
 def test_a_gang_forms_and_trains_and_the_job_follows(deployment: Deployment) -> None:
     job = deployment.submit(resources={"nodes": 2})
     first, second = deployment.launch(job)
@@ -39,6 +40,7 @@ def test_a_gang_forms_and_trains_and_the_job_follows(deployment: Deployment) -> 
     assert shown.first_step_at is not None
 
 
+@pytest.mark.any_database
 def test_leases_and_upload_urls_come_with_every_reply(deployment: Deployment) -> None:
     _, (agent,) = deployment.running()
     reply = agent.report()

@@ -76,6 +76,7 @@ def test_lines_are_what_a_terminal_shows(deployment: Deployment) -> None:
     assert _lines(deployment, job)[-1] == "unfinished"
 
 
+@pytest.mark.any_database
 def test_pages_of_a_log_join_without_a_seam(deployment: Deployment) -> None:
     """Lines of two ranks, cut into chunks in the middle of words, read in pages of every size."""
     job, (agent,) = deployment.running(resources={"nodes": 1, "procs": 2})
@@ -100,6 +101,7 @@ def test_pages_of_a_log_join_without_a_seam(deployment: Deployment) -> None:
     assert [line["text"] for line in page["lines"]] == ["later"]
 
 
+@pytest.mark.any_database
 def test_a_tail_is_the_end_and_can_be_followed(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     for number in range(100):

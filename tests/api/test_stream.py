@@ -80,6 +80,7 @@ def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(deployment:
     assert visits > 5
 
 
+@pytest.mark.any_database
 def test_a_viewer_far_back_catches_up_and_then_goes_on_live(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     cursor = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
@@ -91,6 +92,7 @@ def test_a_viewer_far_back_catches_up_and_then_goes_on_live(deployment: Deployme
         assert [*seen, next(_steps(stream))] == list(range(1, 252))
 
 
+@pytest.mark.any_database
 def test_a_cursor_whose_history_is_gone_gets_resync(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     cursor = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
@@ -104,6 +106,7 @@ def test_a_cursor_whose_history_is_gone_gets_resync(deployment: Deployment) -> N
         assert next(_steps(stream)) == 4
 
 
+@pytest.mark.any_database
 def test_a_cursor_from_before_a_backup_was_restored_gets_resync(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
     with deployment.store.read() as db:

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+from shoestring_core.exit_codes import ExitCode
 from shoestring_core.isolation import IsolationStatus
 
 from tests import servers
@@ -95,7 +97,8 @@ def combined() -> Environment:
 
 
 def prove(environment: Environment, folder: Path) -> None:
-    """Start `up`, train a job to its end, list, watch and download it, hang up. Raises AssertionError."""
+    """Start `up`, which must be ready in every part and have its folder to itself; train a job to its end, list, watch
+    and download it; hang up. Raises AssertionError."""
     users = Commands(environment, folder)
     port = servers.free_port()
     up = users.start(
@@ -104,6 +107,9 @@ def prove(environment: Environment, folder: Path) -> None:
     try:
         servers.until(lambda: users.announcement() or up.poll() is not None)
         assert up.poll() is None, users.log.read_text()
+        require_ready(users.announcement(), users.data, port)
+        another = ("up", "--data", str(users.data), "--host", environment.host, "--port", str(servers.free_port()))
+        assert "Another `shoestring up` is using" in users.refused(*another)
         users.variables["SHOESTRING_URL"] = users.announcement()["url"]
         users.variables["SHOESTRING_KEY"] = Path(users.announcement()["key_file"]).read_text().strip()
         job = users.run("submit", "digits/quickstart", "epochs=1", "width=4").strip()
@@ -124,6 +130,19 @@ def prove(environment: Environment, folder: Path) -> None:
     assert warned == bool(isolation.problem), said
     assert not machine_processes(users.data)
     assert users.data.stat().st_mode & 0o077 == 0
+
+
+def require_ready(access: dict[str, str], data: Path, port: int) -> None:
+    """The service is where it says that it is, its link signs in, and every part of it is ready."""
+    assert (access["data"], httpx.URL(access["url"]).port) == (str(data), port)
+    signed_in = httpx.get(access["login_url"], follow_redirects=True, timeout=servers.PATIENCE_S)
+    assert signed_in.status_code == 200
+
+    def parts() -> set[str]:
+        ready = httpx.get(f"{access['url']}/readyz", timeout=servers.PATIENCE_S).json()["parts"]
+        return set(ready.values())
+
+    servers.until(lambda: parts() == {"ok"})
 
 
 def _hang_up_by_default() -> None:
@@ -166,13 +185,21 @@ class Commands:
             )  # fmt: skip
 
     def run(self, *arguments: str) -> str:
+        """What the command prints."""
+        return self._ended(arguments, ExitCode.OK).stdout
+
+    def refused(self, *arguments: str) -> str:
+        """What a command says that is refused."""
+        return self._ended(arguments, ExitCode.USAGE).stderr
+
+    def _ended(self, arguments: tuple[str, ...], code: int) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*self._prefix, *arguments], env=self.variables, cwd=self.current, capture_output=True, text=True,
             timeout=servers.PATIENCE_S,
         )  # fmt: skip
-        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
-        return done.stdout
+        return done
 
     def announcement(self) -> dict[str, str]:
         """What `up` printed as JSON, once it has."""

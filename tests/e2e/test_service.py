@@ -1,38 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `shoestring up` starts, and what it refuses to start on."""
+"""What `shoestring up` refuses to start on."""
 
 from __future__ import annotations
 
-import json
 import socket
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 from shoestring_core.store.db import open_store
 
 from tests import servers
-from tests.e2e.service import Service, environment, start, until
-
-
-def test_a_started_service_says_where_it_is_is_ready_in_every_part_and_has_its_folder_to_itself(
-    tmp_path: Path,
-) -> None:
-    service = start(tmp_path, options=("--budget", "5.00", "--json"))
-    try:
-        access = announced(service)
-        assert (access["url"], access["data"]) == (service.url, str(service.data))
-        assert Path(access["key_file"]).read_text().strip()
-        patience = servers.PATIENCE_S
-        assert httpx.get(access["login_url"], follow_redirects=True, timeout=patience).status_code == 200
-        until(lambda: set(parts(service).values()) == {"ok"}, "every part to be ok")
-        refused = refusal(service.data, "--port", str(servers.free_port()))
-        assert refused.returncode == 2
-        assert "Another `shoestring up` is using" in refused.stderr
-    finally:
-        service.stop()
+from tests.e2e.service import environment
 
 
 def test_a_port_in_use_is_refused_with_what_to_type(tmp_path: Path) -> None:
@@ -67,18 +47,6 @@ def test_a_data_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "this version of Shoestring knows up to" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def announced(service: Service) -> dict[str, str]:
-    """What it printed as JSON."""
-    (line,) = (line for line in service.data.with_suffix(".up.log").read_text().splitlines() if line.startswith("{"))
-    facts: dict[str, str] = json.loads(line)
-    return facts
-
-
-def parts(service: Service) -> dict[str, str]:
-    ready: dict[str, str] = httpx.get(f"{service.url}/readyz", timeout=servers.PATIENCE_S).json()["parts"]
-    return ready
 
 
 def refusal(data: Path, *options: str) -> subprocess.CompletedProcess[str]:

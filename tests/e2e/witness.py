@@ -166,10 +166,11 @@ class Watch:
     `broken` names what was seen that may never be; each was seen twice, so that a process on its way out is none.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, every_s: float = 0.1) -> None:
         self.broken: list[str] = []
         self.looks = 0
         self._machines = data / "cloud" / "machines"
+        self._every_s = every_s
         self._slots: dict[str, tuple[str, int]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -184,7 +185,7 @@ class Watch:
 
     def _run(self) -> None:
         suspected: set[str] = set()
-        while not self._over.wait(0.0 if suspected else 0.1):
+        while not self._over.wait(0.0 if suspected else self._every_s):
             seen = self._look()
             self.broken += sorted((seen & suspected) - set(self.broken))
             suspected = seen

@@ -78,6 +78,7 @@ def live_through(
     nodes: int = NODES,
     batch_size: int = 32,
     step_s: float = 0,
+    look_every_s: float = 0.1,
     to_the_end: bool = True,
 ) -> tuple[list[Ran], str, dict[str, Any] | None]:
     """Lose a machine and grow back; at the end, the state's hashes and the accuracy. Else stop once it has grown.
@@ -93,7 +94,7 @@ def live_through(
     left: dict[str, Any] | None = None
     try:
         service.start()
-        with witness.Watch(service.data) as looking:
+        with witness.Watch(service.data, look_every_s) as looking:
             submitted = service.client.submit(spec(seed, epochs, nodes, batch_size, hooks(service.hooks, step_s)))
             step = draw.randrange(100, 130) * 32 // batch_size  # in the third epoch
             lost_at = lose(service, str(submitted.id), case, step, draw, nodes)
@@ -139,7 +140,7 @@ def spec(seed: int, epochs: int, nodes: int, batch_size: int, hooks_file: Path) 
             "epochs": epochs, "batch_size": batch_size, "width": 8, "eval_every_epochs": 5, "precision": "fp32",
             "seed": seed, "hooks_file": str(hooks_file),
         },
-        "resources": {"nodes": f"2..{nodes}", "spot": "only"},
+        "resources": {"nodes": f"{nodes // 2}..{nodes}", "spot": "only"},
         "checkpoint": {"every": "2s"},
         "limits": {"cost": "5.00"},
     }  # fmt: skip

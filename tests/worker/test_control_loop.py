@@ -138,6 +138,7 @@ def test_a_preempted_gang_resumes_from_its_checkpoint_in_a_new_attempt(world: Wo
     assert spent(world) == independent_bill(world)
 
 
+@pytest.mark.any_database
 def test_a_checkpoint_committed_after_its_attempt_ended_is_used(world: World):
     job = world.submit(nodes=2)
     world.tick()
@@ -166,6 +167,7 @@ def test_a_complete_upload_whose_machine_died_before_the_commit_is_adopted(world
     assert world.order(world.alive(job)[0].id).run.resume.step == 50
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("flaw", ["torn", "ahead of its points", "another job's"])
 def test_an_upload_that_is_incomplete_or_ahead_of_its_metrics_is_not_adopted(world: World, flaw: str):
     job = world.submit()
@@ -208,6 +210,7 @@ def test_ranks_restart_on_the_same_machines_up_to_three_times_after_a_kill(world
     assert len(world.provider.journal) == 2
 
 
+@pytest.mark.any_database
 def test_a_new_checkpoint_resets_the_restart_count(world: World):
     job = world.submit()
     world.tick()
@@ -302,6 +305,7 @@ def test_a_job_at_its_time_limit_keeps_its_checkpoint(world: World):
 # Money
 
 
+@pytest.mark.any_database
 def test_holds_of_a_long_run_are_extended_and_it_pays_what_it_used(world: World):
     job = world.submit()
     world.tick()
@@ -320,6 +324,7 @@ def test_holds_of_a_long_run_are_extended_and_it_pays_what_it_used(world: World)
     assert spent(world) == independent_bill(world) == money.cost("0.158", 300 * S)
 
 
+@pytest.mark.any_database
 def test_heartbeat_and_ledger_audit_keep_their_intervals_during_a_long_job(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -379,6 +384,7 @@ def test_a_job_that_exhausts_its_budget_is_paused_and_resumes_after_the_limit_is
     assert world.order(world.alive(job)[0].id).run.resume.step == step
 
 
+@pytest.mark.any_database
 def test_a_job_trains_across_the_border_of_a_month_and_one_that_waited_for_it_goes_on(world: World):
     limit = money.cost_ceiling("0.526", 80 * S)
     world.budget(limit)
@@ -475,6 +481,7 @@ def test_a_job_that_is_to_finish_reserves_its_longest_run_and_outlives_a_cut_of_
         assert [row.amount for row in db.sql.scalars(select(HoldRow))] == [reserved]
 
 
+@pytest.mark.any_database
 def test_on_budget_stop_ends_the_job(world: World):
     world.budget(money.cost_ceiling("0.526", 80 * S))
     job = world.submit(on_budget="stop")

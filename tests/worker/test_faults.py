@@ -110,6 +110,7 @@ def test_a_refusal_after_an_unknown_outcome_voids_the_row_only_after_the_consist
     assert [machine.state for machine in world.machines(job)] == ["never_launched", "running"]
 
 
+@pytest.mark.any_database
 def test_an_attempt_that_launched_nothing_closes_and_reopens_under_its_number(world: World):
     world.provider.fault = lambda _: RefusalKind.CAPACITY
     job = world.submit()
@@ -129,6 +130,7 @@ def test_an_attempt_that_launched_nothing_closes_and_reopens_under_its_number(wo
     assert len(machines) == before + 1
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("refused_slot", [0, 1])
 def test_an_incomplete_gang_is_terminated_after_the_launch_window(world: World, refused_slot: int):
     job = world.submit(nodes=2)
@@ -156,6 +158,7 @@ def test_an_incomplete_gang_is_terminated_after_the_launch_window(world: World, 
     assert world.provider.alive() == []
 
 
+@pytest.mark.any_database
 def test_an_unreachable_provider_stops_no_running_job_and_hides_no_termination(world: World):
     job = world.submit()
     world.tick()
@@ -217,6 +220,7 @@ def test_missed_reports_do_not_count_while_the_service_was_down(world: World):
     assert len(world.provider.alive()) == 1
 
 
+@pytest.mark.any_database
 def test_a_machine_missing_at_the_provider_is_terminated_after_two_sweeps_and_billed_until_then(world: World):
     job = world.submit()
     world.tick()
@@ -438,6 +442,7 @@ def test_only_the_machine_of_rank_0_uploads(world: World):
 # Rest
 
 
+@pytest.mark.any_database
 def test_an_idle_service_lists_the_providers_machines_rarely(world: World):
     asked = 0
     listing = world.provider.list

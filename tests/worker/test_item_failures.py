@@ -118,6 +118,7 @@ def test_a_start_that_fails_keeps_no_other_job_from_starting(world: World):
     assert [world.job(job).state for job in (first, second, third)] == ["launching", "queued", "launching"]
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("failure", [Unavailable("the object store is down"), RuntimeError("a mistake")])
 def test_an_attempt_whose_checkpoint_cannot_be_looked_for_keeps_no_other_from_closing(world: World, failure: Exception):
     stuck, other = running(world)
@@ -136,6 +137,7 @@ def test_an_attempt_whose_checkpoint_cannot_be_looked_for_keeps_no_other_from_cl
     assert world.job(stuck).checkpoint is not None
 
 
+@pytest.mark.any_database
 def test_a_manifest_of_2_mib_is_adopted_and_the_other_attempts_are_served_in_the_same_tick(world: World):
     large, other = running(world)
     upload(world, large, padding=2 << 20)
@@ -145,6 +147,7 @@ def test_a_manifest_of_2_mib_is_adopted_and_the_other_attempts_are_served_in_the
     assert world.job(large).checkpoint is not None
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("flaw", ["too large", "not JSON", "incomplete"])
 def test_a_manifest_that_is_too_large_or_damaged_is_refused_for_good(
     world: World, flaw: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -176,6 +179,7 @@ def test_a_machine_that_cannot_be_billed_keeps_no_other_from_being_settled(world
     assert world.job(broken).settled_at is not None
 
 
+@pytest.mark.any_database
 def test_a_failure_that_repeats_is_logged_once_a_minute_with_its_count(world: World, caplog: pytest.LogCaptureFixture):
     (broken,) = running(world, 1)
     corrupt_exits(world, broken)
