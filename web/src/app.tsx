@@ -7,6 +7,7 @@ import { formatDollars } from "./lib/money";
 import { LoginPage } from "./features/login/login-page";
 import { JobsPage } from "./features/jobs/jobs-page";
 import { BudgetPage, tightestBudget } from "./features/budget/budget-page";
+import { PeoplePage } from "./features/people/people-page";
 import { Page } from "./components/page";
 import { ProblemNote } from "./components/problem-note";
 import { Skeleton } from "./components/skeleton";
@@ -58,6 +59,7 @@ function Route({ address }: { address: URL }) {
   if (path === "/" || path === "/jobs") return <JobsPage />;
   if (path === "/new") return <NewJobPage />;
   if (path === "/budget") return <BudgetPage />;
+  if (path === "/people") return <PeoplePage />;
   return (
     <Page title="Page not found">
       <p>
@@ -93,6 +95,7 @@ function Header({ path, team, user }: { path: string; team: string; user: string
             <span className="muted">team {team}</span>
           </p>
           <ThemeSwitch />
+          <Link to="/people">People and keys</Link>
           <a href="/docs">API reference</a>
           <button type="button" onClick={() => void signOut()}>
             Sign out

@@ -133,6 +133,33 @@ export const waste = queryOptions({
   refetchInterval: 20_000,
 });
 
+/** Members, invitations and logins change by what others do, of which the stream tells nothing. */
+const PEOPLE_MS = 3_000;
+
+export const members = queryOptions({
+  queryKey: ["people", "members"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/members", { signal })).members,
+  refetchInterval: PEOPLE_MS,
+});
+
+export const invitations = queryOptions({
+  queryKey: ["people", "invitations"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/invitations", { signal })).invitations,
+  refetchInterval: PEOPLE_MS,
+});
+
+export const keys = queryOptions({
+  queryKey: ["people", "keys"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/keys", { signal })).keys,
+  refetchInterval: PEOPLE_MS,
+});
+
+export const logins = queryOptions({
+  queryKey: ["people", "logins"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/sessions", { signal })).logins,
+  refetchInterval: PEOPLE_MS,
+});
+
 export const budgetRequests = queryOptions({
   queryKey: ["budget-requests"],
   queryFn: async ({ signal }) => body(await api.GET("/v1/budget-requests", { signal })).requests,

@@ -25,7 +25,10 @@ export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
 
 export function BudgetPage() {
   const all = useQuery(budgets);
-  const admin = useQuery(me).data?.role === "admin";
+  const role = useQuery(me).data?.role;
+  const admin = role === "admin";
+  /** A lead shares out among members what the team may spend. */
+  const changes = (budget: Budget) => admin || (role === "lead" && budget.kind === "member");
   return (
     <Page title="Budget">
       <p className="lead">
@@ -33,12 +36,12 @@ export function BudgetPage() {
         job's page says whether its prices are simulated.
       </p>
       <JobsWaitingForBudget />
-      <RequestsPanel admin={admin} />
+      <RequestsPanel admin={admin || role === "lead"} />
       <Async reading={all}>
         {(budgets) => (
           <div className="budgets">
             {budgets.filter((one) => one.kind !== "job").map((one) => (
-              <BudgetCard key={one.id} budget={one} others={transferTargets(one, budgets)} admin={admin} />
+              <BudgetCard key={one.id} budget={one} others={transferTargets(one, budgets)} admin={changes(one)} />
             ))}
           </div>
         )}

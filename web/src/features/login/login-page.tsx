@@ -2,6 +2,7 @@ import { type FormEvent, useEffect, useState } from "react";
 import { api, body, Problem, type Schemas } from "../../api/client";
 import { me, queries } from "../../api/queries";
 import { ProblemNote } from "../../components/problem-note";
+import { InvitationForm } from "./invitation-form";
 import { navigate, safeRedirect, useLocation } from "../../router";
 
 export function LoginPage() {
@@ -19,6 +20,15 @@ export function LoginPage() {
   useEffect(() => {
     if (code) redeemCode(code).then((who) => completeSignIn(who, next), setError);
   }, [code, next]);
+
+  const invitation = address.searchParams.get("invite");
+  if (invitation) {
+    return (
+      <main className="login" id="main">
+        <InvitationForm code={invitation} given={address.searchParams.get("name")} done={(who) => completeSignIn(who, next)} />
+      </main>
+    );
+  }
 
   function submit(event: FormEvent) {
     event.preventDefault();

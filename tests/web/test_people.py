@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of people and keys, and the way into a team by an invitation."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.api.deployment import Deployment
+from tests.web.conftest import OpenPage
+
+pytestmark = pytest.mark.any_database
+
+
+def test_an_invitation_is_taken_and_the_admin_sees_it_without_a_refresh(
+    deployment: Deployment, open_page: OpenPage, page: Page, inspect: Any
+) -> None:
+    open_page("/people", as_admin=True)
+    inspect("people and keys")
+    page.get_by_label("Role", exact=True).select_option("lead")
+    page.get_by_role("button", name="Make a link").click()
+    link = page.locator("[data-invitation-link] code").text_content()
+    assert link is not None
+    expect(page.get_by_role("list", name="Open invitations")).to_contain_text("lead")
+    assert page.context.browser is not None
+    with page.context.browser.new_context() as theirs:
+        invited = theirs.new_page()
+        invited.goto(link)
+        invited.get_by_label("Your name").fill("ben")
+        invited.get_by_role("button", name="Join").click()
+        expect(invited.get_by_role("alert")).to_contain_text("taken")
+        invited.get_by_label("Your name").fill("dora")
+        invited.get_by_role("button", name="Join").click()
+        expect(invited.get_by_role("button", name="Menu of dora, team vision")).to_be_visible()
+        expect(page.locator('[data-member="dora"]')).to_be_visible()
+        expect(page.get_by_text("No invitation is open.")).to_be_visible()
+        invited.goto(link)
+        invited.get_by_label("Your name").fill("eve")
+        invited.get_by_role("button", name="Join").click()
+        expect(invited.get_by_role("alert")).to_contain_text("used already")
+
+
+def test_roles_keys_and_logins_are_changed_on_the_page(
+    deployment: Deployment, open_page: OpenPage, page: Page, inspect: Any
+) -> None:
+    open_page("/people", as_admin=True)
+    page.get_by_label("Role of ben").select_option("viewer")
+    expect(page.get_by_label("Role of ben")).to_have_value("viewer")
+    page.get_by_label("Role of ada").select_option("viewer")
+    expect(page.get_by_role("alert")).to_contain_text("only admin")
+    expect(page.get_by_label("Role of ada")).to_have_value("admin")
+    page.get_by_role("button", name="Make a key").click()
+    expect(page.locator("[data-new-key] code")).to_have_text(re.compile("sst_pat_.{36}"))
+    inspect("a new key")
+    page.locator('[data-member="ben"]').get_by_role("button", name="Remove").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(page.locator('[data-member="ben"]')).to_have_count(0)
+    assert deployment.member.get("/v1/me").status_code == 401
+    page.get_by_role("region", name="Where you are signed in").get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+
+
+def test_a_member_sees_who_is_there_and_changes_nobody(open_page: OpenPage, page: Page) -> None:
+    open_page("/people")
+    expect(page.locator('[data-member="ada"]')).to_contain_text("admin")
+    expect(page.get_by_label("Role of ada")).to_have_count(0)
+    expect(page.get_by_role("button", name="Make a link")).to_have_count(0)

@@ -1,0 +1,72 @@
+/** Invitations by link: for admins. A link is shown once, when it is made. */
+import { useMutation, useQuery } from "@tanstack/react-query";
+import { type FormEvent, useId, useState } from "react";
+import { api, body } from "../../api/client";
+import { invitations } from "../../api/queries";
+import { CopyButton } from "../../components/copy-button";
+import { Panel } from "../../components/panel";
+import { ProblemNote } from "../../components/problem-note";
+import { Time } from "../../components/time";
+import { reread, ROLES } from "./people-page";
+
+export function InvitationsPanel() {
+  const id = useId();
+  const [role, setRole] = useState<(typeof ROLES)[number]>("member");
+  const open = (useQuery(invitations).data ?? []).filter(({ state }) => state === "open");
+  const invite = useMutation({
+    mutationFn: async () => body(await api.POST("/v1/invitations", { body: { role, expires_in_days: 14 } })),
+    onSettled: reread,
+  });
+  const revoke = useMutation({
+    mutationFn: async (invitation: string) =>
+      void (await api.DELETE("/v1/invitations/{invitation_id}", { params: { path: { invitation_id: invitation } } })),
+    onSettled: reread,
+  });
+  const link = invite.data && `${window.location.origin}/login?invite=${invite.data.code}`;
+  function submit(event: FormEvent) {
+    event.preventDefault();
+    invite.mutate();
+  }
+  return (
+    <Panel title="Invitations">
+      <ProblemNote error={invite.error ?? revoke.error} />
+      <form className="limit" onSubmit={submit}>
+        <div className="row">
+          <div className="field">
+            <label htmlFor={id}>Role</label>
+            <select id={id} value={role} onChange={(event) => setRole(event.target.value as typeof role)}>
+              {ROLES.map((one) => (
+                <option key={one}>{one}</option>
+              ))}
+            </select>
+          </div>
+          <button type="submit" className="primary" disabled={invite.isPending}>
+            Make a link
+          </button>
+        </div>
+      </form>
+      {link && (
+        <div className="note" data-invitation-link>
+          <p>
+            Send this link to one person. It works once, within 14 days, and is shown only now: <code>{link}</code>
+          </p>
+          <CopyButton text={link} label="Copy the link" />
+        </div>
+      )}
+      {open.length === 0 ? (
+        <p className="muted">No invitation is open.</p>
+      ) : (
+        <ul className="plain" aria-label="Open invitations">
+          {open.map((one) => (
+            <li key={one.id}>
+              {one.user ? `${one.user}, ${one.role}` : one.role}, expires <Time at={one.expires_at} />{" "}
+              <button type="button" className="small" disabled={revoke.isPending} onClick={() => revoke.mutate(one.id)}>
+                Revoke
+              </button>
+            </li>
+          ))}
+        </ul>
+      )}
+    </Panel>
+  );
+}

@@ -1,0 +1,215 @@
+/** Who works in the team and what each may do; the reader's own keys and logins. */
+import { useMutation, useQuery } from "@tanstack/react-query";
+import { useState } from "react";
+import { api, body, type Schemas } from "../../api/client";
+import { keys, logins, me, members, queries } from "../../api/queries";
+import { ConfirmDialog } from "../../components/confirm-dialog";
+import { CopyButton } from "../../components/copy-button";
+import { Page } from "../../components/page";
+import { Panel } from "../../components/panel";
+import { ProblemNote } from "../../components/problem-note";
+import { TableScroll } from "../../components/table-scroll";
+import { Time } from "../../components/time";
+import { InvitationsPanel } from "./invitations-panel";
+
+type Member = Schemas["Member"];
+type Role = Member["role"];
+
+export const ROLES: readonly Role[] = ["viewer", "member", "lead", "admin"];
+const KINDS: Record<Schemas["Key"]["kind"], string> = { pat: "personal", svc: "service", job: "job" };
+
+export function PeoplePage() {
+  const who = useQuery(me).data;
+  const admin = who?.role === "admin";
+  return (
+    <Page title="People and keys">
+      <MembersPanel admin={admin} />
+      {admin && <InvitationsPanel />}
+      <KeysPanel />
+      <LoginsPanel />
+    </Page>
+  );
+}
+
+export function reread(): void {
+  void queries.invalidateQueries({ queryKey: ["people"] });
+}
+
+function MembersPanel({ admin }: { admin: boolean }) {
+  const { data, error } = useQuery(members);
+  const [removing, setRemoving] = useState<Member | null>(null);
+  const setRole = useMutation({
+    mutationFn: async ({ id, role }: { id: string; role: Role }) =>
+      body(await api.PUT("/v1/members/{user_id}", { params: { path: { user_id: id } }, body: { role } })),
+    onSettled: reread,
+  });
+  const remove = useMutation({
+    mutationFn: async (id: string) => void (await api.DELETE("/v1/members/{user_id}", { params: { path: { user_id: id } } })),
+    onSettled: () => {
+      setRemoving(null);
+      reread();
+    },
+  });
+  return (
+    <Panel title="Members">
+      <ProblemNote error={error ?? setRole.error ?? remove.error} />
+      <TableScroll label="Members">
+        <table>
+          <thead>
+            <tr>
+              <th>Name</th>
+              <th>Role</th>
+              <th>Keys</th>
+              {admin && <th aria-label="Actions" />}
+            </tr>
+          </thead>
+          <tbody>
+            {(data ?? []).map((one) => (
+              <tr key={one.id} data-member={one.user}>
+                <td>{one.user}</td>
+                <td>{admin ? <RoleSelect member={one} set={(role) => setRole.mutate({ id: one.id, role })} /> : one.role}</td>
+                <td>{one.keys}</td>
+                {admin && (
+                  <td>
+                    <button type="button" className="small" onClick={() => setRemoving(one)}>
+                      Remove
+                    </button>
+                  </td>
+                )}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </TableScroll>
+      <p className="muted">
+        A viewer looks; a member runs jobs and asks for dollars; a lead also decides on the budgets of members; an admin does everything.
+      </p>
+      {removing && (
+        <ConfirmDialog
+          title={`Remove ${removing.user}?`}
+          confirmLabel="Remove"
+          busy={remove.isPending}
+          confirm={() => remove.mutate(removing.id)}
+          close={() => setRemoving(null)}
+        >
+          <p>Their keys and logins in this team end at once. Their jobs, and what these cost, stay the team’s.</p>
+        </ConfirmDialog>
+      )}
+    </Panel>
+  );
+}
+
+function RoleSelect({ member, set }: { member: Member; set: (role: Role) => void }) {
+  return (
+    <select aria-label={`Role of ${member.user}`} value={member.role} onChange={(event) => set(event.target.value as Role)}>
+      {ROLES.map((role) => (
+        <option key={role}>{role}</option>
+      ))}
+    </select>
+  );
+}
+
+function KeysPanel() {
+  const { data, error } = useQuery(keys);
+  const revoke = useMutation({
+    mutationFn: async (id: string) => void (await api.DELETE("/v1/keys/{key_id}", { params: { path: { key_id: id } } })),
+    onSettled: reread,
+  });
+  const make = useMutation({
+    mutationFn: async () => body(await api.POST("/v1/keys", { body: { kind: "pat", name: "made in the browser", expires_in_days: 90 } })),
+    onSettled: reread,
+  });
+  const valid = (data ?? []).filter((one) => !one.revoked_at);
+  return (
+    <Panel
+      title="Your keys"
+      aside={
+        <button type="button" className="small" disabled={make.isPending} onClick={() => make.mutate()}>
+          Make a key
+        </button>
+      }
+    >
+      <ProblemNote error={error ?? revoke.error ?? make.error} />
+      {make.data && (
+        <div className="note" data-new-key>
+          <p>
+            Your key, which ends in 90 days and is shown only now: <code>{make.data.secret}</code>
+          </p>
+          <CopyButton text={make.data.secret} label="Copy the key" />
+        </div>
+      )}
+      <TableScroll label="Your keys">
+        <table>
+          <thead>
+            <tr>
+              <th>Key</th>
+              <th>Kind</th>
+              <th>May</th>
+              <th>Ends</th>
+              <th aria-label="Actions" />
+            </tr>
+          </thead>
+          <tbody>
+            {valid.map((one) => (
+              <tr key={one.id}>
+                <td>{one.name || <code>{one.id.slice(-8)}</code>}</td>
+                <td>{KINDS[one.kind]}</td>
+                <td>{one.scopes ? one.scopes.join(", ") : "all"}</td>
+                <td>{one.expires_at ? <Time at={one.expires_at} /> : "never"}</td>
+                <td>
+                  <button type="button" className="small" disabled={revoke.isPending} onClick={() => revoke.mutate(one.id)}>
+                    Revoke
+                  </button>
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </TableScroll>
+      <p className="muted">
+        With fewer rights, or for a service or one job: <code>shoestring keys create --help</code>. Revoking one ends every key and login that was made with it.
+      </p>
+    </Panel>
+  );
+}
+
+function LoginsPanel() {
+  const { data, error } = useQuery(logins);
+  const end = useMutation({
+    mutationFn: async (id: string) => void (await api.DELETE("/v1/sessions/{session_id}", { params: { path: { session_id: id } } })),
+    onSettled: reread,
+  });
+  return (
+    <Panel title="Where you are signed in">
+      <ProblemNote error={error ?? end.error} />
+      <TableScroll label="Where you are signed in">
+        <table>
+          <thead>
+            <tr>
+              <th>Since</th>
+              <th>Address</th>
+              <th>Browser</th>
+              <th aria-label="Actions" />
+            </tr>
+          </thead>
+          <tbody>
+            {(data ?? []).map((one) => (
+              <tr key={one.id}>
+                <td>
+                  <Time at={one.created_at} />
+                </td>
+                <td>{one.address}</td>
+                <td>{one.current ? "this browser" : one.browser}</td>
+                <td>
+                  <button type="button" className="small" disabled={end.isPending} onClick={() => end.mutate(one.id)}>
+                    Sign out
+                  </button>
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </TableScroll>
+    </Panel>
+  );
+}
