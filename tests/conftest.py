@@ -2,7 +2,7 @@
 """What tests of all packages share: real databases and brokers, a browser, and a summary that hides nothing.
 
 A test that takes `database_url` runs once on SQLite and once on PostgreSQL; one that is marked `any_database` runs on
-SQLite alone. `--db` chooses for both kinds.
+SQLite alone, and so do all cases but the first of one that is marked `one_case_on_postgresql`. `--db` chooses for all.
 """
 
 from __future__ import annotations
@@ -264,6 +264,18 @@ def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
     return sorted(items, key=place)
 
 
+def repeated_cases(items: list[pytest.Item]) -> list[pytest.Item]:
+    """PostgreSQL's cases of each test that is marked `one_case_on_postgresql`, but for its first."""
+    repeated, begun = [], set()
+    for item in items:
+        if item.get_closest_marker("one_case_on_postgresql") and item.callspec.params["database_kind"] == "postgresql":
+            test = item.nodeid.partition("[")[0]
+            if test in begun:
+                repeated.append(item)
+            begun.add(test)
+    return repeated
+
+
 def package_of(file: Path) -> str:
     """The folder directly below `tests` that holds a file of tests, or "tests" for one directly in it."""
     return file.parts[1] if len(file.parts) > 2 else file.parts[0]
@@ -307,7 +319,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--db") == "both":
+        repeated = repeated_cases(items)
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in set(repeated)]
     items[:] = in_order(items)
     gpu = _cuda_is_there() if any(item.get_closest_marker("gpu") for item in items) else False
     for item in items:

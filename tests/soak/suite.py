@@ -3,8 +3,9 @@
 
     python -m tests.soak.suite --case CASE --seed N
 
-A case is a part of the suite: the tests that are marked `any_database`, on PostgreSQL (`postgresql`), the budget's on
-SQLite (`money`), or those that draw specs, plans and documents, with two thousand examples each (`examples`).
+A case is a part of the suite: the tests that are marked `any_database` or `one_case_on_postgresql`, on PostgreSQL
+(`postgresql`), the budget's on SQLite (`money`), or those that draw specs, plans and documents, with two thousand
+examples each (`examples`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 SEEDS = 1
 ROOT = Path(__file__).parents[2]
 CASES = {
-    "postgresql": ["-m", "any_database", "--db", "postgresql", "-n", "2"],
+    "postgresql": ["-m", "any_database or one_case_on_postgresql", "--db", "postgresql", "-n", "2"],
     "money": ["tests/e2e/test_money.py", "--db", "sqlite"],
     "examples": [
         "tests/core/spec", "tests/core/decide", "tests/core/test_document.py", "--hypothesis-profile", "soak",

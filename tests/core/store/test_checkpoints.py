@@ -94,6 +94,7 @@ def test_an_older_generation_does_not_move_the_pointer(fleet: Fleet, running: tu
     assert newest_step(fleet, job) == 41
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("state", ["forming", "ended"])
 def test_a_generation_that_does_not_run_does_not_move_the_pointer(
     fleet: Fleet, running: tuple[UUID, UUID], state: str
@@ -132,6 +133,7 @@ def test_a_generation_that_opens_meanwhile_keeps_its_start(fleet: Fleet, running
 # What is committed
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(("through", "stored"), [(3, 2), (1, 0)])
 def test_points_come_before_their_checkpoint(
     fleet: Fleet, running: tuple[UUID, UUID], through: int, stored: int
@@ -202,6 +204,7 @@ def test_a_second_upload_of_a_step_replaces_the_first(fleet: Fleet, running: tup
 # The end of a run
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("result", "end"),
     [
@@ -404,6 +407,7 @@ def test_no_upload_is_looked_for_once_the_job_has_ended(fleet: Fleet, running: t
     assert stranded(fleet, never_formed) is None
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("step", [41, 100])
 def test_an_upload_that_is_complete_is_adopted(fleet: Fleet, running: tuple[UUID, UUID], step: int) -> None:
     job, machine = running
@@ -423,6 +427,7 @@ def test_an_upload_that_is_complete_is_adopted(fleet: Fleet, running: tuple[UUID
     assert not fleet.write(checkpoints.adopt_upload, place, manifest(place, step), "a" * 64)
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("step", [39, 40, 101])
 def test_an_upload_without_its_points_or_older_than_the_newest_is_not_adopted(
     fleet: Fleet, running: tuple[UUID, UUID], step: int
@@ -444,6 +449,7 @@ def test_an_upload_of_a_step_that_is_history_is_not_adopted(fleet: Fleet, runnin
     assert fleet.write(checkpoints.adopt_upload, place, manifest(place, 50), "a" * 64)
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("fields", [{"job": UUID(int=1)}, {"generation": 2}])
 def test_an_upload_that_belongs_elsewhere_is_not_adopted(
     fleet: Fleet, running: tuple[UUID, UUID], fields: dict[str, object]
@@ -453,6 +459,7 @@ def test_an_upload_that_belongs_elsewhere_is_not_adopted(
     assert steps(fleet, running[0]) == []
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     "since", ["the generation ended", "another generation runs", "the job left it", "the job ended"]
 )

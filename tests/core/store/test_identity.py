@@ -69,6 +69,7 @@ def test_secrets_never_repeat(world: World) -> None:
     assert len({tokens.generate_secret("pat") for _ in range(1000)}) == 1000
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     "change",
     [

@@ -72,6 +72,7 @@ def test_a_filter_matches_users(world: World) -> None:
         assert len(job_search.search(db, world.team, "user=nobody").jobs) == 0
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("text", "hint"),
     [

@@ -75,6 +75,7 @@ def test_a_refused_job_leaves_nothing_behind(world: World) -> None:
 # Moving
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("before", list(JobState))
 def test_only_the_table_moves_a_job(world: World, before: JobState) -> None:
     for to in JobState:
@@ -160,6 +161,7 @@ def test_of_two_concurrent_moves_of_a_job_one_succeeds(world: World) -> None:
 # Stopping, resuming, retrying
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("before", "mode", "after", "desired"),
     [

@@ -97,6 +97,7 @@ def test_points_belong_to_the_steps_of_their_generation(world: World, job: JobRo
     assert curve(world, job) == {9: 0.9, 11: 2.2}
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(("last", "latest"), [
     (8, {}), (9, {"val/acc": 0.9}), (10, {"val/acc": 0.9}), (11, {"val/acc": 2.2, "lr": 0.1}),
     (99, {"val/acc": 2.5, "lr": 0.1}),

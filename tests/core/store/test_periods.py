@@ -25,6 +25,7 @@ from tests.core.store.test_ledger import at_random, run_all
 from tests.core.world import World
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("rollover", "cap", "limit", "expired"),
     [("none", None, 100, 60), ("unspent", None, 160, 0), ("unspent", 25, 125, 35)],

@@ -253,6 +253,7 @@ def test_the_first_points_mark_when_training_began(fleet: Fleet, running: tuple[
     assert fleet.job_row(job).first_step_at == first_at
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(("measured", "expected"), [(0.0, 0), (-1e6, 0), (1e6, 20), (19.0, 19), (21.0, 20)])
 def test_a_machines_clock_is_believed_between_the_generations_begin_and_now(
     fleet: Fleet, running: tuple[UUID, UUID], measured: float, expected: int
@@ -279,6 +280,7 @@ def test_events_of_agents_are_events_of_their_job(fleet: Fleet, running: tuple[U
     assert (second.generation, second.data["step"]) == (None, None)
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(("length", "cut"), [(19_900, False), (20_050, True)])
 def test_a_long_event_is_cut(fleet: Fleet, running: tuple[UUID, UUID], length: int, cut: bool) -> None:
     _, machine = running

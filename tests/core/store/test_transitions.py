@@ -26,6 +26,7 @@ CASES = [
 ]
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(("table", "enum", "allowed"), CASES)
 def test_a_state_changes_only_as_its_table_allows(world: World, table: Any, enum: Any, allowed: Any) -> None:
     job = world.job()

@@ -82,6 +82,7 @@ def test_only_machines_that_run_or_may_run_yet_are_funded(fleet: Fleet) -> None:
         assert extended == (state in (PLANNED, LAUNCHING, RUNNING)), state
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("why", ["its job stops", "its attempt closes", "its hold is closed"])
 def test_no_money_is_held_for_a_machine_that_is_no_longer_wanted(fleet: Fleet, why: str) -> None:
     job, (machine,) = fleet.running()
@@ -301,6 +302,7 @@ def test_a_job_is_settled_once(fleet: Fleet) -> None:
     assert [(one.job, one.reason) for one in told] == [(job, budget.JobSettled().as_json())]
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("missing", ["a bill", "the end of an attempt", "its own end"])
 def test_a_job_is_not_settled_while_anything_is_open(fleet: Fleet, missing: str) -> None:
     job, machines = ended_job(fleet)

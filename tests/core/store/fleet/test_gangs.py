@@ -44,6 +44,7 @@ def test_a_decision_about_another_generation_changes_nothing(fleet: Fleet) -> No
         assert fleet.generation_row(job, 2).state == "formed"
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     "why", ["the job is stopping", "the job is to pause", "the attempt closes", "another attempt is open"]
 )
@@ -109,6 +110,7 @@ def test_the_error_of_a_launching_job_ends_it(fleet: Fleet) -> None:
     assert moves[-2:] == [("launching", "queued"), ("queued", "ended")]
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(("action", "wait"), [(LOST, "terminating"), (CAPACITY, "capacity")])
 def test_a_job_whose_attempt_ends_is_queued_at_its_old_place(
     fleet: Fleet, action: failures.EndAttempt, wait: str
@@ -212,6 +214,7 @@ def test_a_job_that_wants_no_retry_ends_with_its_attempt(fleet: Fleet) -> None:
 # Attempts wound down
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(("start", "last", "trained"), [(0, None, False), (0, 0, False), (4, 4, False), (4, 5, True)])
 def test_an_attempt_has_trained_if_a_generation_of_it_did_a_step(
     fleet: Fleet, start: int, last: int | None, trained: bool
@@ -266,6 +269,7 @@ def test_an_attempt_is_not_over_while_a_machine_of_it_may_run(fleet: Fleet) -> N
     assert fleet.write(gangs.finish_attempt, job, 1)
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("mode", "stop_reason", "state", "end_reason"),
     [
@@ -406,6 +410,7 @@ def test_machines_that_are_excluded_are_terminated_and_do_not_join(fleet: Fleet)
     assert fleet.told("machine", machines[2])[-1][1] == NotReadyInTime().as_json()
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("lost", [3, 4])
 def test_an_elastic_gang_with_too_few_machines_does_not_continue(fleet: Fleet, lost: int) -> None:
     job, machines = elastic(fleet)

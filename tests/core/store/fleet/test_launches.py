@@ -85,6 +85,7 @@ def test_a_call_begins_only_for_its_own_machine(fleet: Fleet) -> None:
     assert fleet.write(launches.begin_launch, uuid7(), fleet.timeouts) is None
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize(
     "why", ["its attempt closes", "its job stops", "its job is to pause", "it is of an older attempt"]
@@ -150,6 +151,7 @@ def test_a_refusal_proves_nothing_after_a_call_whose_outcome_is_unknown(fleet: F
     assert fleet.told("machine", machine)[-1] == (NEVER_LAUNCHED, LaunchRefused("capacity", "full").as_json())
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("answer", ["refused", "not answered"])
 @pytest.mark.parametrize("first_known", [True, False])
 def test_an_answer_to_an_older_call_changes_nothing(fleet: Fleet, answer: str, first_known: bool) -> None:
@@ -168,6 +170,7 @@ def test_an_answer_to_an_older_call_changes_nothing(fleet: Fleet, answer: str, f
     assert launchable(fleet) == []
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("answer", ["refused", "not answered"])
 @pytest.mark.parametrize("refusal", [None, launches.UNKNOWN])
 def test_an_answer_to_the_call_of_a_machine_that_runs_changes_nothing(
@@ -196,6 +199,7 @@ def test_a_refusal_for_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
 LATER = 2**60
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("state", "refusal", "wanted", "listed_after", "abandoned"),
     [

@@ -58,6 +58,7 @@ def test_seeing_the_same_again_changes_nothing(fleet: Fleet) -> None:
     assert fleet.tick_requests == []
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("seen", ["running", "stopping"])
 def test_a_machine_that_terminates_does_so_until_its_end(fleet: Fleet, seen: str) -> None:
     machine, other = fleet.launch(fleet.start(nodes=2))
@@ -69,6 +70,7 @@ def test_a_machine_that_terminates_does_so_until_its_end(fleet: Fleet, seen: str
     assert fleet.machine_row(other).state == RUNNING
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("launched_after", "ended_after", "expected"),
     [(0, 40 * S, 40 * S), (10 * S, 4 * S, 10 * S), (0, None, 90 * S)],
@@ -97,6 +99,7 @@ def test_an_end_is_recorded_with_the_providers_time_and_never_changes(
     assert fleet.machine_row(other).state == RUNNING
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("set_by", [-7200 * S, -CLOCK_STEP, CLOCK_STEP, 7200 * S])
 def test_a_machine_keeps_its_lease_and_its_bill_when_the_clock_is_set(fleet: Fleet, set_by: int) -> None:
     _, (machine,) = fleet.running()
@@ -195,6 +198,7 @@ def test_an_observation_of_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
 # Machines that the provider has forgotten
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("funded", "passed", "launched", "expected"),
     [(60, 90, 0, 60), (60, 20, 0, 20), (60, 60, 0, 60), (None, 90, 0, 90), (60, 90, 70, 70)],

@@ -133,6 +133,7 @@ def test_a_job_is_queued_with_the_machines_that_still_terminate(fleet: Fleet) ->
     assert snapshot(fleet).machines_in_use == {}
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize(
     ("reason", "trained", "delay"),
     [
@@ -255,6 +256,7 @@ def test_a_refused_slot_is_filled_again_with_money_of_its_own(fleet: Fleet) -> N
     assert fleet.told("machine", machine) == [(PLANNED, planned_as(0))]
 
 
+@pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("why", ["its slot is filled", "its job was stopped", "its attempt closes"])
 def test_no_machine_is_bought_for_a_slot_that_needs_none(fleet: Fleet, why: str) -> None:
     job = fleet.start(nodes=2)
