@@ -47,7 +47,7 @@ def tiny(name: str, **chosen) -> dict:
     breakpoints = [word.split(":") for word in str(values.get("image_size_schedule", "")).split()]
     sizes = " ".join(f"{at}:{int(Fraction(size)) // smaller}" for at, size in breakpoints)
     given = {
-        "epochs": 5, "batch_size": 16, "width": 4, "model": "timm/resnet10t", "image_size_schedule": sizes,
+        "epochs": 5, "batch_size": 16, "width": 4, "model": "timm/test_resnet", "image_size_schedule": sizes,
         "image_size": int(values["image_size"]) // smaller,
         "eval_image_size": int(values.get("eval_image_size", 0)) // smaller,
     } | chosen  # fmt: skip

@@ -43,9 +43,9 @@ print(json.dumps({"accuracy": (predicted == table[:, 64]).double().mean().item()
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Gang:
-    params = DIGITS | {"epochs": 10, "width": 16, "batch_size": 32, "dropout": 0.1}
+    params = DIGITS | {"epochs": 5, "width": 16, "batch_size": 32, "dropout": 0.1}
     folder = tmp_path_factory.mktemp("two-ranks")
-    return finished(folder, procs=2, params=params, checkpoint={"every_s": None, "every_steps": 40})
+    return finished(folder, procs=2, params=params, checkpoint={"every_s": None, "every_steps": 20})
 
 
 def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
@@ -54,10 +54,10 @@ def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
     assert [line["step"] for line in lines] == list(range(1, started["steps_total"] + 1))
     assert all({"train/loss", "train/lr"} <= line["v"].keys() for line in lines)
     assert {line["step"] for line in lines if "val/acc" in line["v"]} >= {started["steps_total"]}
-    assert math.isclose(lines[-1]["epoch"], 10, abs_tol=0.05)
+    assert math.isclose(lines[-1]["epoch"], 5, abs_tol=0.05)
     saved = two_ranks.events("checkpoint")
     assert [(event["step"], event["reason"], event["final"]) for event in saved[:-1]] == [
-        (step, "periodic", False) for step in range(40, 441, 40)
+        (step, "periodic", False) for step in range(20, 221, 20)
     ]
     assert all(event["lines"] == event["step"] for event in saved)
     assert saved[-1]["final"]
@@ -198,7 +198,7 @@ def test_periodic_checkpoints_keep_the_newest_eight(two_ranks: Gang):
         return sorted(path.name for path in (two_ranks.first / "ckpt").glob("*.json"))
 
     until(lambda: len(kept()) == 8)
-    assert [int(name[5:14]) for name in kept()][:-1] == list(range(200, 441, 40))
+    assert [int(name[5:14]) for name in kept()][:-1] == list(range(100, 221, 20))
 
 
 def test_a_batch_too_small_for_batch_norm_is_said_with_the_parameters_to_raise():
