@@ -20,6 +20,7 @@ from shoestring_trainer import processes
 from shoestring_trainer.agent.ranks import MACHINE_VARIABLE
 from shoestring_trainer.data_sync.shard_requests import ShardRequests
 
+from tests.forked import ForkedProgram
 from tests.servers import PATIENCE_S
 from tests.trainer.agent.services import DROP, DROP_REPLY, MetadataService, Service
 from tests.trainer.data_sync.bucket_server import BUCKET, put_shards, serving
@@ -40,26 +41,27 @@ class Machine:
         self.metadata = MetadataService()
         self.user_data(self.service.boot_token)
         self.metadata.documents["meta-data/local-ipv4"] = "10.0.0.7"
-        self.agent: subprocess.Popen[bytes] | None = None
+        self.agent: subprocess.Popen[bytes] | ForkedProgram | None = None
 
     def user_data(self, boot_token: str) -> None:
         word = {"server_url": self.service.url, "machine": str(self.service.machine), "boot_token": boot_token}
         self.metadata.documents["user-data"] = json.dumps(word)
 
-    def boot(self, **environment: str) -> None:
+    def boot(self, *, forked: bool = True, **environment: str) -> None:
+        """`forked`: from a process that has imported the agent; else as machines start it."""
         ours = {
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.url,
             "SHOESTRING_MACHINE_DIR": str(self.folder),
             "SHOESTRING_AGENT_RANK_COMMAND": f"{sys.executable} {LAUNCHER}",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
+        command, env = ["shoestring_trainer", "agent"], {**os.environ, **ours, **environment}
+        if forked:
+            self.agent = ForkedProgram(command, env=env, cwd=self.folder, log=self.folder / "agent.log")
+            return
         with (self.folder / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                [sys.executable, "-m", "shoestring_trainer", "agent"],
-                cwd=self.folder,
-                env={**os.environ, **ours, **environment},
-                stdout=log,
-                stderr=log,
+                [sys.executable, "-m", *command], cwd=self.folder, env=env, stdout=log, stderr=log
             )
 
     def exit_code(self) -> int:
@@ -101,7 +103,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def test_a_job_runs_from_boot_to_the_last_word(machine: Machine) -> None:
-    machine.boot()
+    machine.boot(forked=False)
     machine.service.say(Order(kind="prepare", generation=1))
     machine.until(lambda: (1, "ready") in machine.service.states())
     assert machine.service.members[0].port
@@ -387,7 +389,7 @@ def test_an_agent_that_was_killed_is_succeeded_without_loss(machine: Machine) ->
 
 def test_a_rank_server_waits_for_orders_and_starts_real_ranks(machine: Machine) -> None:
     """Killed, it is started again for the next order; it dies with the agent."""
-    machine.boot(SHOESTRING_AGENT_RANK_COMMAND="", SHOESTRING_POWEROFF="true")
+    machine.boot(forked=False, SHOESTRING_AGENT_RANK_COMMAND="", SHOESTRING_POWEROFF="true")
     machine.until(lambda: len(machine.ranks()) == 1)
     machine.service.run(1, epochs=1, width=4)
     machine.until_exited(within_s=RANKS_PATIENCE_S)
