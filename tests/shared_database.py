@@ -14,7 +14,6 @@ from shoestring_core.decide.queue import HALF_LIFE
 from shoestring_core.store import migrations
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.tables import Base
-from sqlalchemy import text
 
 
 class SharedDatabase:
@@ -46,9 +45,7 @@ class SharedDatabase:
 
     def _delete_rows(self) -> None:
         assert self._store.revision() == migrations.head()
-        with self._store.writer.begin() as connection:
-            connection.execute(text("SET LOCAL session_replication_role = replica"))  # no keys, and transfers may go
-            for table in Base.metadata.tables.values():
-                if table.name != "scheduler":
-                    connection.execute(table.delete())
-            connection.execute(text(f"UPDATE scheduler SET plan_version = 0, recent_half_life = {HALF_LIFE}"))
+        emptied = [f"DELETE FROM {name}" for name in Base.metadata.tables if name != "scheduler"]
+        emptied.append(f"UPDATE scheduler SET plan_version = 0, recent_half_life = {HALF_LIFE}")
+        with self._store.writer.begin() as connection:  # no foreign keys, and transfers may go
+            connection.exec_driver_sql("; ".join(["SET LOCAL session_replication_role = replica", *emptied]))
