@@ -27,6 +27,7 @@ from shoestring_worker.celery_app import app, settings
 from shoestring_worker.change_publisher import ChangePublisher
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers.registry import open_providers
+from shoestring_worker.steps import write
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _make_control_loop() -> ControlLoop:
     secret = settings.server_secret()
     store = open_store(settings.database_url)
     store.on_commit.append(ChangePublisher(settings.redis_url))
-    store.write(lambda db: ledger.set_half_life(db, settings.recent_half_life))
+    write(store, ledger.set_half_life, settings.recent_half_life)
     return ControlLoop(
         store,
         open_providers(settings),

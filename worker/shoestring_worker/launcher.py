@@ -14,6 +14,7 @@ from shoestring_core import wire
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import launches, observations
 
+from shoestring_worker.failpoints import around
 from shoestring_worker.providers.base import LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.steps import ItemRunner, write
 
@@ -65,7 +66,7 @@ class Launcher:
             return  # the commit took so long that the answer might come after call_deadline; the next tick calls
         request = call.request.with_boot_token(wire.derive_boot_token(self.secret, machine))
         try:
-            launched = self.provider.adapter.launch(request)
+            launched = around("launch", lambda: self.provider.adapter.launch(request))
         except LaunchRefused as refused:
             write(self.store, launches.record_refusal, call, refused.kind, str(refused))
         except OutcomeUnknown as unknown:

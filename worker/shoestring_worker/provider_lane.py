@@ -19,6 +19,7 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet.offers import save_offers
 
+from shoestring_worker.failpoints import around
 from shoestring_worker.launcher import Launcher
 from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.reconciler import Reconciler
@@ -93,7 +94,7 @@ class ProviderLane:
 
     def _refresh_offers(self, requirements: Collection[Requirements]) -> None:
         """Store the offers if they have changed, and every POLL_INTERVAL_S that the provider has answered."""
-        offers = self.provider.adapter.offers(requirements)
+        offers = around("offers", lambda: self.provider.adapter.offers(requirements))
         if offers == self._saved_offers and self.monotonic() < self._saved_at + POLL_INTERVAL_S:
             return
         write(self.store, save_offers, self.name, offers, self.provider.timeouts)

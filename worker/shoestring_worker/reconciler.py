@@ -28,6 +28,7 @@ from shoestring_core.decide.sweeps import ENABLED, Leftover, due_regions, stray_
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import launches, leaks, observations, service_heartbeats
 
+from shoestring_worker.failpoints import around
 from shoestring_worker.providers.base import ManagedProvider, RegionalProvider
 from shoestring_worker.steps import ItemRunner, write
 
@@ -67,7 +68,7 @@ class Reconciler:
         if isinstance(adapter, RegionalProvider):
             self._reconcile_regions(adapter, listed_at)
         else:
-            self._resolve(adapter.list(self.deployment), None, listed_at)
+            self._resolve(around("list", lambda: adapter.list(self.deployment)), None, listed_at)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -89,12 +90,14 @@ class Reconciler:
             self.items.run(item, self._reconcile_region, adapter, region, call, listed_at)
 
     def _find_regions(self, adapter: RegionalProvider, asked_at: int) -> None:
-        self._enabled_regions, self._enabled_at = adapter.enabled_regions(), asked_at
+        self._enabled_regions, self._enabled_at = around("enabled_regions", adapter.enabled_regions), asked_at
 
     def _list_region(self, adapter: RegionalProvider, region: str, sweep: bool) -> Listing:
         """Leftovers first: what the machines of the later list have is theirs."""
-        leftovers = adapter.list_leftovers(self.deployment, region) if sweep else None
-        return adapter.list_region(self.deployment, region), leftovers
+        leftovers = None
+        if sweep:
+            leftovers = around("list_leftovers", lambda: adapter.list_leftovers(self.deployment, region))
+        return around("list_region", lambda: adapter.list_region(self.deployment, region)), leftovers
 
     def _reconcile_region(
         self, adapter: RegionalProvider, region: str, listing: Future[Listing], listed_at: int
@@ -117,7 +120,7 @@ class Reconciler:
 
     def _delete(self, adapter: RegionalProvider, stray: Leftover, listed_at: int) -> None:
         self._record_leak(stray.region, stray.id, stray.kind, stray.hourly, stray.created_at or listed_at)
-        adapter.delete(stray)
+        around("delete", lambda: adapter.delete(stray))
 
     def _record_leak(self, region: str, id_: str, kind: str, hourly: str, since: int) -> None:
         if write(self.store, leaks.record_leak, self.name, region, id_, kind, hourly, since):
@@ -160,7 +163,7 @@ class Reconciler:
                 write(self.store, observations.presume_terminated, machine)
             case Terminate(ref, None, reason):
                 log.warning("%s: terminating machine %s: %s", self.name, ref.id, wording.sentence(reason))
-                self.provider.adapter.terminate(ref)
+                around("terminate", lambda: self.provider.adapter.terminate(ref))
             case Terminate(ref, UUID() as machine, reason):
                 if write(self.store, observations.begin_termination, machine, reason, lease=action.lease_expired):
-                    self.provider.adapter.terminate(ref)
+                    around("terminate", lambda: self.provider.adapter.terminate(ref))

@@ -13,6 +13,7 @@ from shoestring_core.errors import DatabaseUnavailable, Unavailable
 from shoestring_core.store.db import Store
 from shoestring_core.store.transactions import Write
 
+from shoestring_worker.failpoints import around
 from shoestring_worker.providers.base import OutcomeUnknown
 
 log = logging.getLogger(__name__)
@@ -77,5 +78,5 @@ class _Failure:
 
 
 def write(store: Store, function: Callable[Concatenate[Write, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a function of the store in its own transaction."""
-    return store.write(lambda db: function(db, *args, **kwargs))
+    """Run a function of the store in its own transaction, whose failpoint has its name."""
+    return around(function.__name__, lambda: store.write(lambda db: function(db, *args, **kwargs)))
