@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each fault at each failpoint of the worker, at the first time and at a later one that the seed draws.
-
-python -m tests.soak.crashes runs it; the suite draws one.
-"""
+"""Each fault at each failpoint of the worker, at the first time and at a later one that the seed draws: no slot is paid
+twice, nothing leaks, every job ends as ever and costs what the journal says. `tests.soak.crashes` runs it."""
 
 from __future__ import annotations
 
