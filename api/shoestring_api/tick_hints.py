@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 
 from celery import Celery
 from shoestring_core.store.transactions import CommitInfo
@@ -14,10 +13,16 @@ from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_
 
 log = logging.getLogger(__name__)
 
-PAUSE_S = 0.05
-"""After a hint, before the next, which covers all commits in between: however many there are, hints cost little."""
+PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.25
+"""After a hint, before the next, which covers all commits in between. While commits don't stop, pauses get longer:
+however many there are, hints cost little."""
 TIMEOUT_S, STOP_TIMEOUT_S = 0.2, 2.0
 EXPIRES_S = 30
+
+
+def next_pause(pause_s: float, *, more: bool) -> float:
+    """Return the pause after the next hint. more: whether there were commits during this one."""
+    return min(2 * pause_s, LONGEST_PAUSE_S) if more else PAUSE_S
 
 
 class TickHints:
@@ -40,7 +45,7 @@ class TickHints:
             task_publish_retry=False,
         )
         self._requested = False  # one pending hint covers every commit before it
-        self._stopping = False
+        self._stopping = threading.Event()
         self._awake = threading.Event()
         self._thread = threading.Thread(target=self._send, name="tick-hints", daemon=True)
 
@@ -49,7 +54,7 @@ class TickHints:
 
     def stop(self) -> None:
         """Send the pending hint and end the thread, without waiting long for a broker that doesn't answer."""
-        self._stopping = True
+        self._stopping.set()
         self._awake.set()
         self._thread.join(timeout=STOP_TIMEOUT_S)
 
@@ -60,15 +65,17 @@ class TickHints:
             self._awake.set()
 
     def _send(self) -> None:
+        pause_s = PAUSE_S
         while True:
             self._awake.wait()
             self._awake.clear()
-            stopping, requested, self._requested = self._stopping, self._requested, False
+            stopping, requested, self._requested = self._stopping.is_set(), self._requested, False
             if requested:
                 self._send_one()
             if stopping:
                 return
-            time.sleep(PAUSE_S)
+            self._stopping.wait(pause_s)
+            pause_s = next_pause(pause_s, more=self._requested)
 
     def _send_one(self) -> None:
         try:

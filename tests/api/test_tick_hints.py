@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from shoestring_api import tick_hints
-from shoestring_api.tick_hints import PAUSE_S, TickHints
+from shoestring_api.tick_hints import PAUSE_S, TickHints, next_pause
 from shoestring_core.store.tables import ServiceRow
 from shoestring_core.store.transactions import CommitInfo
 from sqlalchemy import update
@@ -80,6 +80,13 @@ def test_between_hints_is_a_pause_however_many_commits_there_are() -> None:
         until(lambda number=number: hints.dropped == number, every_s=0.001)
     hints.stop()
     assert time.monotonic() - began >= 3 * PAUSE_S
+
+
+def test_pauses_between_hints_get_longer_while_commits_do_not_stop() -> None:
+    pauses = [PAUSE_S]
+    for more in (True, True, True, True, False, True):
+        pauses.append(next_pause(pauses[-1], more=more))
+    assert pauses == [0.05, 0.1, 0.2, 0.25, 0.25, 0.05, 0.1]
 
 
 def test_the_end_of_the_service_does_not_wait_for_a_broker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ class Store:
         turn = self._turn() if self.writer.dialect.name == "sqlite" else nullcontext()
         with turn, self.writer.connect() as connection, closing(Write(connection)) as db:
             result = work(db)
-            committed = db.write_events()
+            committed = db.finish()
             connection.commit()  # an error before it rolls everything back, as the connection is closed
             return result, committed
 

@@ -61,8 +61,8 @@ def begin_request(db: Write, principal: str, key: str, body_sha: str) -> StoredR
 
 
 def store_response(db: Write, principal: str, key: str, status: int, body: str) -> None:
-    """Store the response for repeated requests."""
-    db.connection.execute(_STORE_RESPONSE, {"of": principal, "under": key, "status": status, "body": body})
+    """Store the response for repeated requests, at the transaction's end."""
+    db.defer(_STORE_RESPONSE, {"of": principal, "under": key, "status": status, "body": body})
 
 
 def delete_expired(db: Write) -> None:

@@ -28,7 +28,8 @@ from shoestring_core.wording import jobs as job_reasons
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job as it was queued. accounts: those that pay for it, its own first."""
+    """A job as it was queued, whose rows are written at the transaction's end. accounts: those that pay for it, its own
+    first."""
 
     job: JobRow
     accounts: Sequence[AccountRow]
@@ -53,7 +54,7 @@ def submit(
 
     Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
     """
-    paying = ledger.ensure_member_accounts(db, principal.team, principal.user)
+    paying = db.once(ledger.ensure_member_accounts, principal.team, principal.user)
     check_affordable(db, paying, spec.limits.cost, min_hold)
     job = JobRow(
         id=uuid7(),
@@ -72,7 +73,7 @@ def submit(
         created_at=db.now,
         queued_at=db.now,
     )
-    db.insert(job)
+    db.insert(job, defer=True)
     account = ledger.create_job_account(db, job.id, paying[0], spec.limits.cost)
     reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
     submitted = JobChange(from_state=None, to=JobState.QUEUED)

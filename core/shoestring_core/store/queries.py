@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -69,8 +70,10 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
 
 def rows_of_new_job(db: Read, new: NewJob, principal: Principal) -> JobRows:
     """The rows of a job that the principal has queued in this transaction: nothing that it wrote is read again."""
-    rows = JobRows(new.job, principal.team_name, principal.user_name, new.accounts[0])
-    _add_waits(db, {new.job.id: rows}, {account.id: account for account in new.accounts})
+    account, position = new.accounts[0], next(db.once(_new_positions, principal.team, principal.user))
+    rows = JobRows(new.job, principal.team_name, principal.user_name, account)
+    rows.queue_position = position if position <= MAX_QUEUE_POSITION else None
+    _add_budget_waits(db, {new.job.id: rows}, {account.id: account for account in new.accounts})
     return rows
 
 
@@ -150,9 +153,19 @@ def _add_waits(db: Read, rows: dict[UUID, JobRows], accounts: Mapping[UUID, Acco
     for team, user in {(job.team_id, job.user_id) for job in jobs if job.state == JobState.QUEUED}:
         for job, position in db.rows(_POSITIONS, team=team, user=user, jobs=list(rows)):
             rows[job].queue_position = position
+    _add_budget_waits(db, rows, accounts)
+
+
+def _add_budget_waits(db: Read, rows: dict[UUID, JobRows], accounts: Mapping[UUID, AccountRow]) -> None:
     leaves = {id_: row.account for id_, row in rows.items() if row.account is not None}
-    for job, wait in load_budget_waits(db, jobs, leaves, accounts).items():
+    for job, wait in load_budget_waits(db, [row.job for row in rows.values()], leaves, accounts).items():
         rows[job].budget_wait = wait
+
+
+def _new_positions(db: Read, team: UUID, user: UUID) -> Iterator[int]:
+    """The places in their member's queue of the jobs that a transaction adds to it, one after the other."""
+    ((before,),) = db.rows(_QUEUED, team=team, user=user)
+    return itertools.count(before + 1)
 
 
 def _add_attempts(db: Read, rows: dict[UUID, JobRows], started: list[UUID], accounts: list[AccountRow]) -> None:
@@ -170,14 +183,20 @@ def _add_attempts(db: Read, rows: dict[UUID, JobRows], started: list[UUID], acco
 def _positions() -> Select[UUID, int]:
     """Positions of jobs in a member's queue: counted when somebody reads them, and at most so many."""
     first = (JobRow.queued_at, JobRow.id)
-    queued = select(JobRow.id, func.row_number().over(order_by=first).label("position"))
-    own = (JobRow.team_id == bindparam("team"), JobRow.user_id == bindparam("user"))
-    queued = queued.where(JobRow.state == "queued", *own)
+    queued = select(JobRow.id, func.row_number().over(order_by=first).label("position")).where(*_QUEUED_BY_MEMBER)
     head = queued.order_by(*first).limit(MAX_QUEUE_POSITION).subquery()
     return select(head.c.id, head.c.position).where(head.c.id.in_(bindparam("jobs", expanding=True)))
 
 
+_QUEUED_BY_MEMBER = (
+    JobRow.state == "queued",
+    JobRow.team_id == bindparam("team"),
+    JobRow.user_id == bindparam("user"),
+)
 _POSITIONS = _positions()
+_QUEUED = select(func.count()).select_from(
+    select(JobRow.id).where(*_QUEUED_BY_MEMBER).limit(MAX_QUEUE_POSITION).subquery()
+)
 _JOBS = select(JobRow).where(JobRow.id.in_(bindparam("jobs", expanding=True))).order_by(JobRow.id)
 _NAMES = (
     select(JobRow.id, TeamRow.name.label("team"), UserRow.name.label("user"))

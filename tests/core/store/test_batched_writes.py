@@ -9,14 +9,17 @@ from threading import Event, Thread
 import pytest
 from shoestring_core.errors import InvalidRequest, Unavailable
 from shoestring_core.events import WaitChange
-from shoestring_core.store import events
+from shoestring_core.spec import parse
+from shoestring_core.store import events, jobs, queries
 from shoestring_core.store.db import Store
+from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import ServiceRow
-from shoestring_core.store.transactions import CommitInfo, Write
+from shoestring_core.store.transactions import CommitInfo, Read, Write
 from sqlalchemy import Connection, event, insert, select
 
 from tests.core.world import World
 from tests.servers import until
+from tests.statements import counted
 
 STORED, REFUSED = (WaitChange(from_reason=None, to=to) for to in ("stored", "refused"))
 
@@ -67,7 +70,11 @@ def service(number: int, error: Exception | None = None) -> Callable[[Write], in
 
 def stored(store: Store) -> set[int]:
     with store.read() as db:
-        return set(db.sql.scalars(select(ServiceRow.up_since)))
+        return stored_now(db)
+
+
+def stored_now(db: Read) -> set[int]:
+    return set(db.sql.scalars(select(ServiceRow.up_since)))
 
 
 @pytest.mark.parametrize("only_inserts", [False, True])
@@ -93,6 +100,29 @@ def test_writes_that_wait_for_the_one_writer_of_sqlite_share_a_transaction_and_i
     assert run_together(store, [service(number) for number in range(20)], only_inserts) == list(range(20))
     event.remove(store.writer, "commit", count)
     assert len(commits) == (1 if only_inserts or store.writer.dialect.name == "sqlite" else 20)
+
+
+def test_submissions_that_share_a_transaction_share_its_statements(world: World) -> None:
+    """Each as if it were alone: with an account and an event of its own, and its place in the queue."""
+    who, spec, made = world.me, parse({"recipe": "digits/quickstart"}), list[JobRows]()
+
+    def submit(db: Write) -> JobRows:
+        return queries.rows_of_new_job(db, jobs.submit(db, who, spec, min_hold=0), who)
+
+    counts = []
+    for number in (1, 1, 6):
+        with counted(world.store) as statements:
+            together = run_together(world.store, [submit] * number, only_inserts=True)
+            made += [row for row in together if isinstance(row, JobRows)]
+        counts.append((statements.reads, len(statements.writes)))
+    assert counts[1] == counts[2]  # the first also loads what the process keeps
+    with world.store.read() as db:
+        rows = queries.load_job_rows(db, queries.load_jobs(db, [row.job.id for row in made]))
+        events_of = {event.job for event in events.load_events(db, world.team, 0, 100)}
+    assert [row.queue_position for row in rows] == list(range(1, 9))
+    assert {row.job.id: row.queue_position for row in made} == {row.job.id: row.queue_position for row in rows}
+    assert {row.account.id for row in rows if row.account} == {row.account.id for row in made if row.account}
+    assert events_of >= {row.job.id for row in made}
 
 
 def test_a_write_alone_raises_what_it_raised(store: Store) -> None:
@@ -133,13 +163,16 @@ def test_a_savepoint_that_fails_takes_its_events_and_its_request_for_a_tick_alon
     def fail_within_savepoint(db: Write) -> None:
         with db.savepoint():
             db.sql.execute(insert(ServiceRow).values(name="api", up_since=1, last_heartbeat_at=0))
+            db.insert(ServiceRow(name="worker", up_since=2, last_heartbeat_at=0), defer=True)
             db.event(STORED, team=world.team, actor="test")
             db.request_tick()
+            assert db.once(stored_now) == {1}
             raise InvalidRequest("no")
 
     def work(db: Write) -> None:
         with pytest.raises(InvalidRequest):
             fail_within_savepoint(db)
+        assert db.once(stored_now) == set()
 
     world.store.write(work)
     assert stored(world.store) == set()

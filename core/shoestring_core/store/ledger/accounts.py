@@ -27,9 +27,9 @@ def create_accounts(db: Write, org: str, team: UUID, member: UUID | None = None)
 
 
 def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: int | None) -> AccountRow:
-    """The account of a new job, below that of its member."""
+    """The account of a new job, below that of its member. It is written at the transaction's end."""
     account = AccountRow(**_new("job", str(job), member.id, limit_micro))
-    db.insert(account)
+    db.insert(account, defer=True)
     return account
 
 
