@@ -241,6 +241,18 @@ def test_a_job_that_recovers_says_so_and_shows_no_value_of_the_steps_that_it_los
     assert (deployment.job(job).status_text, deployment.job(job).latest) == ("Training.", {"train/loss": 5.2})
 
 
+def test_a_job_whose_steps_are_done_says_that_it_exports_its_model(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    agent.report(batch=agent.batch(events=[{"kind": "started", "at": 1.0, "data": {"steps_total": 8}}]))
+    agent.points(range(1, 8))
+    assert deployment.job(job).status_text == "Training."
+    agent.points(range(8, 9))
+    agent.report(batch=agent.batch(events=[{"kind": "exporting", "at": 2.0, "step": 8}]))
+    assert deployment.job(job).status_text == "Exporting the model: training is complete."
+    newest = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"][-1]
+    assert (newest["data"]["event"], newest["reason"]["code"]) == ("exporting", "agent_exporting")
+
+
 def started(agent: Agent) -> wire.LaunchConfig:
     """What the only machine of a fresh job is told to run."""
     agent.register()

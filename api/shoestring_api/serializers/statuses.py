@@ -26,7 +26,8 @@ def status_of(rows: JobRows) -> Reason:
         case JobState.RUNNING if row.first_step_at is None:
             return jobs.Preparing(skipped)
         case JobState.RUNNING if newest is not None and newest.first_step_at is not None:
-            return jobs.Training(skipped)
+            done = newest.last_step is not None and row.steps_total is not None and newest.last_step >= row.steps_total
+            return jobs.Exporting(skipped) if done else jobs.Training(skipped)
         case JobState.LAUNCHING | JobState.RUNNING:
             return jobs.Recovering(row.attempt, skipped)
         case JobState.STOPPING:

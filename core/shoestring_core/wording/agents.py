@@ -75,6 +75,14 @@ class BatchSkipped(Reason):
 
 
 @dataclass(frozen=True)
+class ModelExporting(Reason):
+    code = "agent_exporting"
+
+    def text(self) -> str:
+        return "Training is complete; the model and its results are written and uploaded."
+
+
+@dataclass(frozen=True)
 class PreemptionNotice(Reason):
     code = "agent_preemption_notice"
 

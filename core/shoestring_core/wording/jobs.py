@@ -120,6 +120,17 @@ class Training(Reason):
 
 
 @dataclass(frozen=True)
+class Exporting(Reason):
+    """Its last step is done; the model, the results and the final checkpoint are being written and uploaded."""
+
+    code = "exporting"
+    skipped: tuple[Span, ...]
+
+    def text(self) -> str:
+        return f"Exporting the model: training is complete{_skipping(self.skipped)}."
+
+
+@dataclass(frozen=True)
 class Stopping(Reason):
     code = "stopping"
     stop_reason: StopReason

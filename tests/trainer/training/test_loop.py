@@ -61,6 +61,8 @@ def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
     ]
     assert all(event["lines"] == event["step"] for event in saved)
     assert saved[-1]["final"]
+    (exporting,) = two_ranks.events("exporting")
+    assert (exporting["step"], exporting["t"] <= saved[-1]["t"]) == (started["steps_total"], True)
     assert started["world_size"] == 2
 
 

@@ -183,6 +183,7 @@ def finish(
         "steps_skipped": sum(skipped <= step for skipped in trainer.state.skip),
         "framework": f"PyTorch {torch.__version__.partition('+')[0]}",
     }  # fmt: skip
+    logger.log_event("exporting", step=step)
     logger.save_final(step, build_artifacts(setup.model, data, eval_result, about, onnx="onnx" in task.export), result)
 
 

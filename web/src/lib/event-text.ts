@@ -73,7 +73,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
   }
 }
 
-const AGENT_TITLES: Record<string, string> = { started: "Training started", gradient_overflow: "Gradient overflow", skipped: "Batch skipped" };
+const AGENT_TITLES: Record<string, string> = { started: "Training started", gradient_overflow: "Gradient overflow", skipped: "Batch skipped", exporting: "Exporting the model" };
 const AGENT_REPEATS: Record<string, string> = { gradient_overflow: "gradient overflows", skipped: "batches skipped" };
 const AGENT_WARNINGS = new Set(["gradient_overflow", "skipped", "preemption_notice", "rejected", "log_quota", "warning"]);
 
