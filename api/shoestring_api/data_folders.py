@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look into a job's folder of data on this computer when the job is submitted, before a machine is paid for."""
+"""Look into a job's folder of data on this computer when the job is submitted, before a machine is paid for.
+
+Shards that are missing are found here too. Gaps in their numbers are refused only here: a job that has begun goes on.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -18,11 +22,13 @@ from shoestring_core.image_folders import (
     no_cifar10,
     require_layout,
 )
-from shoestring_core.spec import JobSpec
+from shoestring_core.shard_checks import expand_pattern, require_indexed, require_no_gap
+from shoestring_core.spec import SHARD_RANGE, JobSpec
 
 MAX_FOLDERS = 500
 """Folders that one submission looks into. Of larger data sets the rest is left to the machine."""
 MAX_ENTRIES = 20_000
+MAX_INDEX_BYTES = 32 << 20
 SHARD_INDEX = "shards.json"
 """Is in a folder that `shoestring data prepare` has made."""
 
@@ -35,7 +41,11 @@ def find_layout_problem(spec: JobSpec, roots: Sequence[Path]) -> str | None:
         return None
     folder, view = Path(spec.data.train), _RootedFolders(roots)
     try:
-        if folder.is_dir() and not (folder / SHARD_INDEX).exists():
+        if (folder / SHARD_INDEX).exists():
+            _require_indexed_shards(folder, view)
+        elif spec.data.format == "webdataset":
+            _require_shards(folder, view)
+        elif folder.is_dir():
             _require_layout(recipes.load(spec.recipe).data.kind, spec.data.format, folder, view)
     except LayoutError as error:
         return str(error)
@@ -45,14 +55,38 @@ def find_layout_problem(spec: JobSpec, roots: Sequence[Path]) -> str | None:
 
 
 def _require_layout(kind: str, data_format: str, folder: Path, view: _RootedFolders) -> None:
-    if data_format == "webdataset":
-        find_shards(folder, view)
     if data_format != "imagefolder":
         return
     if kind != "cifar10" or {folder_role(child) for child in view.below(folder)} > {"train"}:
         require_layout(folder, view)
     elif not any(view.has_cifar10(folder / name) for name in CIFAR10_FOLDERS):
         raise no_cifar10(folder)
+
+
+def _require_shards(path: Path, view: _RootedFolders) -> None:
+    """Raise LayoutError unless the shards that a folder or a pattern means are all there."""
+    if SHARD_RANGE.search(path.name):
+        stored = view.files(path.parent)
+        expand_pattern(path, stored.__contains__)
+    elif path.is_dir():
+        splits = find_shards(path, view)
+        for shards in (splits.train, splits.val):
+            require_no_gap(shards)
+    elif not path.is_file():
+        raise LayoutError(f"{path} is neither a folder nor a shard; give the folder of the shards")
+
+
+def _require_indexed_shards(folder: Path, view: _RootedFolders) -> None:
+    """Raise LayoutError unless the shards that the folder's index lists are all there, of the size that it says."""
+    stored = view.files(folder)
+    if (view.size(stored.get(SHARD_INDEX)) or MAX_INDEX_BYTES) >= MAX_INDEX_BYTES:
+        return
+    try:
+        shards = json.loads((folder / SHARD_INDEX).read_bytes())["shards"]
+        sizes = {str(shard["name"]): int(shard["bytes"]) for shard in shards}
+    except (ValueError, LookupError, TypeError, RecursionError):  # the machine says what is wrong with it
+        return
+    require_indexed(folder, sizes, {name: view.size(stored[name]) for name in sizes if name in stored})
 
 
 class _TooMuch(Exception):
@@ -78,6 +112,14 @@ class _RootedFolders:
     def shards(self, folder: Path) -> list[Path]:
         return sorted(path for entry in self._entries(folder) if (path := Path(entry.path)).suffix == ".tar")
 
+    def files(self, folder: Path) -> dict[str, os.DirEntry[str]]:
+        """The files in a folder by name; a link that leads out of the roots is one, whatever is there."""
+        return {entry.name: entry for entry in self._entries(folder) if self._leads_out(entry) or entry.is_file()}
+
+    def size(self, file: os.DirEntry[str] | None) -> int | None:
+        """Its bytes; None if that may not be known."""
+        return None if file is None or self._leads_out(file) else file.stat().st_size
+
     def has_cifar10(self, folder: Path) -> bool:
         names = {name + suffix for name in CIFAR10_FILES for suffix in ("", ".bin")}
         return folder.is_dir() and any(entry.name in names for entry in self._entries(folder))
@@ -100,10 +142,16 @@ class _RootedFolders:
         for each in below:
             yield from self._images(each, seen)
 
+    def _leads_out(self, entry: os.DirEntry[str]) -> bool:
+        return entry.is_symlink() and not self._lies_below_roots(entry.path)
+
+    def _lies_below_roots(self, path: str | Path) -> bool:
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(root) for root in self._roots)
+
     def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         """Yield what is in a folder, without what is hidden."""
-        real = Path(os.path.realpath(folder))
-        if not any(real.is_relative_to(root) for root in self._roots):
+        if not self._lies_below_roots(folder):
             raise leads_out(folder)
         self._folders_left -= 1
         with os.scandir(folder) as entries:

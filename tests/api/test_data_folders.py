@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -148,6 +149,59 @@ def test_a_folder_of_shards_is_checked_by_their_names(tmp_path: Path, files: lis
     found = problem_at_submission(make(tmp_path, *files), tmp_path, data_format="webdataset")
     assert found == problem_on_the_machine(tmp_path, "webdataset")
     assert re.search(words, str(found))
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "words"),
+    [
+        (["a-00.tar", "a-01.tar", "a-02.tar"], "a-{00..02}.tar", "^None$"),
+        (["a-00.tar", "a-02.tar"], "a-{00..04}.tar", r"a-01\.tar is missing, one of 3 that a-\{00\.\.04\}\.tar names"),
+        (["a-0.tar"], "a-{3..1}.tar", "names no shard; give the smaller number first"),
+        (["a-0.tar"], "b.tar", "b.tar is neither a folder nor a shard"),
+        (["a-0.tar"], "a-0.tar", "^None$"),
+    ],
+)
+def test_a_shard_that_is_missing_is_noticed_before_a_machine_is_paid_for(
+    tmp_path: Path, files: list[str], pattern: str, words: str
+) -> None:
+    place = make(tmp_path, *files) / pattern
+    found = problem_at_submission(place, tmp_path, data_format="webdataset")
+    assert found == problem_on_the_machine(place, "webdataset")
+    assert re.search(words, str(found))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a-000", "a-001", "a-003"], r"a-000\.tar to a-003\.tar: a-002\.tar is missing\. Fetch"),
+        (["val-0", *(f"train-{number}" for number in (1, 2, 5, 6, 7))], r"train-7.*: 2 are missing, .* train-3\.tar"),
+        (["a-1-of-3", "a-2-of-3"], r"2 shards of the 3 .* such as a-2-of-3\.tar: a-0-of-3\.tar is missing"),
+        (["a-00002_of_00002"], r"1 shard of the 2 .*: a-00001_of_00002\.tar is missing"),
+        (["a-0-of-2", "a-1-of-2", "b-1-of-2", "b-2-of-2"], "^None$"),
+        (["a-7", "a-8", "a-9"], "^None$"),
+        (["cats-2019", "cats-2021", "dogs"], "^None$"),
+        (["part-64", "part-128", "part-256"], "^None$"),
+    ],
+)
+def test_a_gap_in_the_numbers_of_shards_is_noticed(tmp_path: Path, names: list[str], words: str) -> None:
+    folder = make(tmp_path, *(f"{name}.tar" for name in names))
+    assert re.search(words, str(problem_at_submission(folder, tmp_path, data_format="webdataset")))
+
+
+def test_shards_that_differ_from_their_index_are_noticed(tmp_path: Path) -> None:
+    sizes = {"train-0.tar": 5, "train-1.tar": 6, "val-0.tar": 0}
+    index = {"shards": [{"name": name, "bytes": size} for name, size in sizes.items()]}
+    root = make(tmp_path / "root", *sizes)
+    (root / "shards.json").write_text(json.dumps(index))
+    (root / "train-1.tar").write_bytes(b"6 here")
+    found = str(problem_at_submission(root, root))
+    assert re.search("the shard .*train-0.tar has 0 bytes instead of 5: it is truncated", found)
+    (root / "train-0.tar").write_bytes(b"5 now")
+    assert problem_at_submission(root, root) is None
+    (root / "val-0.tar").unlink()
+    assert re.search(r"the shard .*val-0\.tar is missing; copy", str(problem_at_submission(root, root)))
+    (root / "val-0.tar").symlink_to(make(tmp_path, "secret") / "secret")  # its size is none of theirs
+    assert problem_at_submission(root, root) is None
 
 
 @pytest.mark.parametrize("bound", ["MAX_FOLDERS", "MAX_ENTRIES"])

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from shoestring_core.shard_checks import require_indexed
 
 from shoestring_trainer.training.data.confined_files import read_confined
+from shoestring_trainer.training.data.image_folder import refuse_layout
 from shoestring_trainer.training.data.shard_list import SAMPLES_FILE, Shard, ShardIndex, Split
 from shoestring_trainer.training.errors import DataError
 
@@ -74,14 +77,9 @@ def verify_shard(folder: Path, shard: Shard, rows: npt.NDArray[Any]) -> str:
 
 def require_whole_shards(folder: Path, index: ShardIndex) -> None:
     """Raise DataError for a shard that is missing or has another size. Their contents are verified when prepared."""
+    stored: dict[str, int | None] = {}
     for shard in index.shards:
-        file = folder / shard.name
-        try:
-            size = file.stat().st_size
-        except OSError as error:
-            raise DataError(f"the shard {file} is missing ({error.strerror}); copy it again") from error
-        if size != shard.bytes:
-            raise DataError(
-                f"the shard {file} has {size:,} bytes instead of {shard.bytes:,}: it is truncated or of another data "
-                "set; copy it again"
-            )
+        with suppress(OSError):
+            stored[shard.name] = (folder / shard.name).stat().st_size
+    with refuse_layout():
+        require_indexed(folder, {shard.name: shard.bytes for shard in index.shards}, stored)

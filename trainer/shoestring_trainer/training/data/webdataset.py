@@ -6,7 +6,6 @@ Shards are indexed once, then images are read in place. Nothing is extracted, an
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,8 @@ from shoestring_core.data_splits import (
     require_distinct,
     spellings,
 )
-from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
+from shoestring_core.shard_checks import expand_pattern
+from shoestring_core.spec import SHARD_RANGE
 
 from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.image_files import open_image_bytes
@@ -65,8 +65,9 @@ def index_shards(path: Path, *, skip: bool) -> tuple[ImageIndex, ImageIndex | No
 
 def find_shards(path: Path) -> Splits:
     """Return the shards to train and to validate on. Raises DataError if there are none, or if it can't be known."""
-    if braces := SHARD_RANGE.search(path.name):
-        return Splits(_expand(path, braces), [], [])
+    if SHARD_RANGE.search(path.name):
+        with refuse_layout():
+            return Splits(expand_pattern(path, lambda name: path.with_name(name).is_file()), [], [])
     if path.is_file():
         return Splits([path], [], [])
     if not path.is_dir():
@@ -85,20 +86,6 @@ class ShardFolders(Folders):
             return [path for path in tars if path.is_file() or not path.exists()]
         except OSError as error:
             raise DataError(f"cannot read {folder}: {error.strerror}; give the folder of the shards") from error
-
-
-def _expand(path: Path, braces: re.Match[str]) -> list[Path]:
-    """Return the shards that a pattern names. Raises DataError if one is missing."""
-    first, last = braces.groups()
-    if count_shards(braces) > MAX_SHARDS:
-        raise DataError(f"{path.name} names more than {MAX_SHARDS:,} shards; make them larger, or name fewer")
-    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    shards = [path.with_name(path.name.replace(braces[0], number, 1)) for number in numbers]
-    if missing := [shard for shard in shards if not shard.is_file()]:
-        raise DataError(f"{missing[0]} is missing, one of {len(missing)} that {path.name} names; fetch it")
-    if not shards:
-        raise DataError(f"{path.name} names no shard; give the smaller number first")
-    return shards
 
 
 def _read_class_names(folders: Sequence[Path]) -> list[str]:
