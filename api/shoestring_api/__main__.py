@@ -8,15 +8,17 @@ import gc
 import socket
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from shoestring_core.errors import ShoestringError
 
-from shoestring_api.app import create_app
-from shoestring_api.app_state import AppState
 from shoestring_api.settings import ApiSettings
+
+if TYPE_CHECKING:
+    from shoestring_api.app_state import AppState
 
 BAD_SETTINGS, PORT_IN_USE, NO_DATABASE = 2, 3, 4
 """Exit codes."""
@@ -45,6 +47,12 @@ def main() -> int:
         listener = _listen(settings)
     except OSError as error:
         return _fail(PORT_IN_USE, _describe_bind_error(settings, error))
+    # The application takes seconds to import: mistakes are said before that, and who connects meanwhile waits.
+    # Nothing that is imported is garbage; looking for some would take a fifth of the time.
+    gc.disable()
+    from shoestring_api.app import create_app
+    from shoestring_api.app_state import AppState
+
     try:
         state = AppState.open(settings)
     except ShoestringError as error:
@@ -62,6 +70,7 @@ def main() -> int:
     )
     server = StreamClosingServer(config, state)
     gc.freeze()  # modules and routes live to the end: looking at them, a full collection would stop everybody for 0.1 s
+    gc.enable()
     server.run(sockets=[listener])
     return 0
 

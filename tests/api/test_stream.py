@@ -19,6 +19,8 @@ from sqlalchemy import Delete, Update, delete, update
 from tests.api.deployment import Agent, Deployment, ServerSentEvent, events
 from tests.servers import Valkey, until
 
+MUCH = 30
+
 
 def test_what_happens_arrives_at_once(deployment: Deployment) -> None:
     job, (agent,) = deployment.running()
@@ -55,12 +57,12 @@ def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(deployment:
     """Points and log lines carry numbers; a client that comes and goes must have each of them once, in order."""
     job, (agent,) = deployment.running()
     cursor = deployment.member.get(f"/v1/jobs/{job}/metrics", params={"keys": ""}).json()["cursor"]
-    writer = threading.Thread(target=_write_much, args=(agent, 60))
+    writer = threading.Thread(target=_write_much, args=(agent, MUCH))
     writer.start()
     steps: list[int] = []
     lines: list[int] = []
     visits = 0
-    while len(steps) < 60 or len(lines) < 60:
+    while len(steps) < MUCH or len(lines) < MUCH:
         visits += 1
         with deployment.stream(f"job:{job}", cursor) as stream:
             for message in itertools.islice(stream, visits % 7 + 1):
@@ -71,25 +73,28 @@ def test_nothing_is_missed_or_seen_twice_under_writes_and_reconnects(deployment:
                 )
                 lines += [int(line["text"]) for line in message.data["lines"]] if message.name == "logs" else []
                 cursor = message.cursor or cursor
-                if len(steps) >= 60 and len(lines) >= 60:
+                if len(steps) >= MUCH and len(lines) >= MUCH:
                     break  # nothing more comes
         assert visits < 400
     writer.join()
-    assert steps == list(range(1, 61))
-    assert lines == list(range(1, 61))
+    assert steps == list(range(1, MUCH + 1))
+    assert lines == list(range(1, MUCH + 1))
     assert visits > 5
 
 
 @pytest.mark.any_database
-def test_a_viewer_far_back_catches_up_and_then_goes_on_live(deployment: Deployment) -> None:
+def test_a_viewer_far_back_catches_up_and_then_goes_on_live(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_broadcast, "EVENTS_PER_READ", 20)
     job, (agent,) = deployment.running()
     cursor = deployment.member.get(f"/v1/jobs/{job}/metrics").json()["cursor"]
-    for step in range(1, 251):
+    for step in range(1, 51):
         agent.points(range(step, step + 1))
     with deployment.stream(f"job:{job}", cursor) as stream:
-        seen = list(itertools.islice(_steps(stream), 250))
-        agent.points(range(251, 252))
-        assert [*seen, next(_steps(stream))] == list(range(1, 252))
+        seen = list(itertools.islice(_steps(stream), 50))
+        agent.points(range(51, 52))
+        assert [*seen, next(_steps(stream))] == list(range(1, 52))
 
 
 @pytest.mark.any_database

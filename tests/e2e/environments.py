@@ -142,7 +142,7 @@ def require_ready(access: dict[str, str], data: Path, port: int) -> None:
         ready = httpx.get(f"{access['url']}/readyz", timeout=servers.PATIENCE_S).json()["parts"]
         return set(ready.values())
 
-    servers.until(lambda: parts() == {"ok"})
+    servers.until(lambda: parts() == {"ok"}, every_s=0.5)
 
 
 def _hang_up_by_default() -> None:
