@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from shoestring_core.decide.audit import FIRST_HASH, Entry, Link, Seal, Verdict, hash_entry, verify_chain
 from shoestring_core.store.audit_seals import newest_seal
@@ -135,22 +135,24 @@ def verify(store: Store, objects: Objects, secret: str, team: UUID) -> Verificat
 
 
 def _links(db: Read, team: UUID) -> Iterator[Link]:
+    """By columns: a hundred thousand rows as objects would take three times as long."""
     after = 0
     while True:
-        page = (
-            select(AuditLinkRow, AuditEntryRow, AuditEntryRow.id.is_not(None))
-            .outerjoin(AuditEntryRow, AuditEntryRow.id == AuditLinkRow.entry)
-            .where(AuditLinkRow.team == team.hex, AuditLinkRow.number > after)
-            .order_by(AuditLinkRow.number)
-            .limit(PAGE)
-        )
-        rows = db.sql.execute(page).all()
-        for link, row, found in rows:
-            yield Link(link.number, _entry(row) if found else None, link.hash)
+        rows = db.rows(_LINKS, team=team.hex, after=after)
+        for number, link_hash, *entry in rows:
+            yield Link(number, None if entry[0] is None else Entry(*entry), link_hash)
         if len(rows) < PAGE:
             return
-        after = rows[-1][0].number
-        db.sql.expunge_all()
+        after = rows[-1].number
+
+
+_LINKS = (
+    select(AuditLinkRow.number, AuditLinkRow.hash, *(getattr(AuditEntryRow, column.name) for column in fields(Entry)))
+    .join_from(AuditLinkRow, AuditEntryRow, AuditEntryRow.id == AuditLinkRow.entry, isouter=True)
+    .where(AuditLinkRow.team == bindparam("team"), AuditLinkRow.number > bindparam("after"))
+    .order_by(AuditLinkRow.number)
+    .limit(PAGE)
+)
 
 
 def _last_link(db: Read, team: UUID) -> AuditLinkRow | None:
