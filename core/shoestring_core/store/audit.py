@@ -120,15 +120,19 @@ def verify(store: Store, objects: Objects, secret: str, team: UUID) -> Verificat
     The entries that no seal covers are named, because a change of those can't be found.
     """
     with store.read() as db:
-        known = last_seal(db, team)
-        seal, faults = newest_seal(objects, secret, team, known)
-        verdict = verify_chain(_links(db, team), seal)
-        covered = select(AuditLinkRow.entry).where(
-            AuditLinkRow.team == team.hex, AuditLinkRow.number <= (seal.entries if seal else 0)
-        )
-        tail = (AuditEntryRow.team == team.hex, AuditEntryRow.id.not_in(covered))
-        count = db.sql.scalar(select(func.count()).select_from(AuditEntryRow).where(*tail)) or 0
-        unsealed = db.sql.scalars(select(AuditEntryRow).where(*tail).order_by(AuditEntryRow.id).limit(PAGE)).all()
+        return verify_in(db, objects, secret, team)
+
+
+def verify_in(db: Read, objects: Objects, secret: str, team: UUID) -> Verification:
+    """As `verify`, of what a transaction sees."""
+    seal, faults = newest_seal(objects, secret, team, last_seal(db, team))
+    verdict = verify_chain(_links(db, team), seal)
+    covered = select(AuditLinkRow.entry).where(
+        AuditLinkRow.team == team.hex, AuditLinkRow.number <= (seal.entries if seal else 0)
+    )
+    tail = (AuditEntryRow.team == team.hex, AuditEntryRow.id.not_in(covered))
+    count = db.sql.scalar(select(func.count()).select_from(AuditEntryRow).where(*tail)) or 0
+    unsealed = db.sql.scalars(select(AuditEntryRow).where(*tail).order_by(AuditEntryRow.id).limit(PAGE)).all()
     found = [*faults, *verdict.faults]
     verdict = Verdict(verdict.chained, verdict.sealed, found, verdict.fault_count + len(faults))
     return Verification(verdict, unsealed, count)

@@ -90,7 +90,7 @@ def import_members(
     """
     members, problems = parse_class_list(text)
     names = [member.name for member in members]
-    taken = set(db.sql.scalars(select(UserRow.name).where(UserRow.name.in_(names)))) if not problems else set()
+    taken = set(db.sql.scalars(select(UserRow.name).where(UserRow.name.in_(names))))
     problems += [taken_name(member) for member in members if member.name in taken]
     if problems:
         raise InvalidList(problems)
