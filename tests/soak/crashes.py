@@ -11,9 +11,11 @@ import sys
 from tests.soak.suite import main
 
 SEEDS = 1
+EACH_ALONE = ["-n", "2", "--dist", "load"]
+"""Not all of the file in one process."""
 CASES = {
-    "first": ["tests/worker/every_crash.py", "-k", "a_fault", "-n", "2"],
-    "later": ["tests/worker/every_crash.py", "-k", "a_later_fault", "-n", "2"],
+    "first": ["tests/worker/every_crash.py", "-k", "a_fault_changes", *EACH_ALONE],
+    "later": ["tests/worker/every_crash.py", "-k", "a_later_fault", *EACH_ALONE],
 }
 
 if __name__ == "__main__":

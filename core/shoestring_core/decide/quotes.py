@@ -148,7 +148,8 @@ class Quote:
     """
     offers          those that suit the job, the one that it would get first
     no_offer        why none does
-    quotas          of the account, that the machines count against, or would if the quotas covered them
+    quotas          of the account, that the machines count against, or would if the quotas covered them; without
+                    offers none, because no_offer tells what lacks
     machine_counts  of each type the best offer, with other numbers of machines: time against cost
     """
 
@@ -164,13 +165,10 @@ def make_quote(inputs: QuoteInputs) -> Quote:
     placement = rank_offers(inputs.sizing.offers, requirements, inputs.now, inputs.refusals)
     offers = tuple(quoted.of(offer, requirements.nodes) for offer in placement.ranked[:MAX_OFFERS])
     others = tuple(quoted.of(offer, nodes) for offer, nodes in _other_counts(inputs, quoted))
+    if not offers:
+        return Quote((), why_no_offer(requirements, placement), others)
     above_quota = [one.offer for one in placement.passed_over if one.reason == "above_quota"]
-    return Quote(
-        offers,
-        None if offers else why_no_offer(requirements, placement),
-        others,
-        account_quotas([*placement.ranked, *above_quota]),
-    )
+    return Quote(offers, None, others, account_quotas([*placement.ranked, *above_quota]))
 
 
 def default_counts(measured: Iterable[int], nodes: int) -> tuple[int, ...]:

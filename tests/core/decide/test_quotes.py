@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
-from shoestring_core.decide.offers import Hardware, Offer
+from shoestring_core.decide.offers import Hardware, Offer, Quota
 from shoestring_core.decide.placement import MAX_OFFER_AGE, rank_offers
 from shoestring_core.decide.predictions import SpotHistory
 from shoestring_core.decide.quotes import (
@@ -142,6 +142,14 @@ def test_nothing_that_suits_is_said_with_its_reason():
     assert quoted.offers == ()
     assert quoted.no_offer.code == "no_offer"
     assert make_quote(inputs(offer("small", "1"))).no_offer is None
+
+
+def test_a_quota_that_does_not_cover_the_job_is_told_beside_the_offers_or_as_why_there_are_none():
+    quota, hardware = Quota("G", 0, "the console"), Hardware(4, 16, "A10G", 1)
+    none, other = replace(offer("small", "1"), quota=quota, hardware=hardware), offer("large", "2")
+    assert [told.quota for told in make_quote(inputs(none, other)).quotas] == ["G"]
+    alone = make_quote(inputs(none))
+    assert (alone.no_offer.code, alone.quotas) == ("quota_below_need", ())
 
 
 def test_a_stored_offer_is_read_back_as_it_was():
