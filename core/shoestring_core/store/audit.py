@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import ColumnElement, LargeBinary, Select, bindparam, cast, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.decide.audit import FIRST_HASH, Entry, Link, Seal, Verdict, hash_entry, verify_chain
 from shoestring_core.store.audit_seals import newest_seal
@@ -140,23 +142,34 @@ def verify_in(db: Read, objects: Objects, secret: str, team: UUID) -> Verificati
 
 def _links(db: Read, team: UUID) -> Iterator[Link]:
     """By columns: a hundred thousand rows as objects would take three times as long."""
+    query = _select_links(db.connection.dialect.name)
     after = 0
     while True:
-        rows = db.rows(_LINKS, team=team.hex, after=after)
-        for number, link_hash, *entry in rows:
+        rows = db.rows(query, team=team.hex, after=after)
+        for number, *texts in rows:
+            link_hash, *entry = map(_decoded, texts)
             yield Link(number, None if entry[0] is None else Entry(*entry), link_hash)
         if len(rows) < PAGE:
             return
         after = rows[-1].number
 
 
-_LINKS = (
-    select(AuditLinkRow.number, AuditLinkRow.hash, *(getattr(AuditEntryRow, column.name) for column in fields(Entry)))
-    .join_from(AuditLinkRow, AuditEntryRow, AuditEntryRow.id == AuditLinkRow.entry, isouter=True)
-    .where(AuditLinkRow.team == bindparam("team"), AuditLinkRow.number > bindparam("after"))
-    .order_by(AuditLinkRow.number)
-    .limit(PAGE)
-)
+@cache
+def _select_links(dialect: str) -> Select[*tuple[Any, ...]]:
+    """SQLite holds any bytes as text, also such as no driver decodes: they are read as bytes."""
+
+    def column(of: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
+        return cast(of, LargeBinary) if dialect == "sqlite" and of.key != "at" else of.expression
+
+    entry = [column(getattr(AuditEntryRow, field.name)) for field in fields(Entry)]
+    query = select(AuditLinkRow.number, column(AuditLinkRow.hash), *entry)
+    query = query.join_from(AuditLinkRow, AuditEntryRow, AuditEntryRow.id == AuditLinkRow.entry, isouter=True)
+    query = query.where(AuditLinkRow.team == bindparam("team"), AuditLinkRow.number > bindparam("after"))
+    return query.order_by(AuditLinkRow.number).limit(PAGE)
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
 
 
 def _last_link(db: Read, team: UUID) -> AuditLinkRow | None:

@@ -122,6 +122,14 @@ def test_what_is_changed_in_the_database_is_found(
 
 
 @pytest.mark.any_database
+def test_bytes_that_are_no_text_are_found_too(world: World, objects: Objects) -> None:
+    record(world, 3)
+    seal(world, objects)
+    tamper(world, "UPDATE audit_entries SET detail = CAST(x'7bff7d' AS TEXT) WHERE subject = 'budget 1'")
+    assert faults(world, objects) == [2]
+
+
+@pytest.mark.any_database
 def test_a_seal_that_is_changed_is_no_seal_and_a_missing_one_is_missed(
     world: World, objects: Objects, tmp_path: Path
 ) -> None:
