@@ -29,7 +29,12 @@ def test_a_jobs_model_is_fetched_once_and_again_if_it_is_damaged(
         with pytest.raises(typer.Exit) as early:
             models.find_model(str(job), deployment.url)
         assert early.value.exit_code == ExitCode.NOT_FOUND
-        assert "no model yet" in capfd.readouterr().err
+        assert "The job has no model yet (running). Follow it: shoestring watch" in capfd.readouterr().err
+        stopped = deployment.submit()
+        assert deployment.member.post(f"/v1/jobs/{stopped}:stop").status_code == 202
+        with pytest.raises(typer.Exit):
+            models.find_model(str(stopped), deployment.url)
+        assert "The job left no model (stopped). Submit it again: shoestring retry" in capfd.readouterr().err
         agent.points(range(1, 4))
         content = bytes(range(256)) * 40
         assert agent.checkpoint(3, {"model.pt2": content}, reason="final", result={}).status_code == 200

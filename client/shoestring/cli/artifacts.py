@@ -39,7 +39,7 @@ def list_artifacts(job: JobId, url: Url = None, as_json: Json = False) -> None:
     with open_client(url) as client:
         job_id = resolve_job_id(client, job)
         artifacts = client.artifacts(job_id).artifacts
-        empty = "" if artifacts else _why_none(client.job(job_id))
+        empty = "" if artifacts else explain_missing(client.job(job_id), "artifacts")
     rows = [(file.name, f"{file.bytes:,}", str(file.step), file.sha256[:12]) for file in artifacts]
     print_result(
         artifacts,
@@ -78,7 +78,7 @@ def get_artifacts(
             print_error(f"The job has no artifact {', '.join(unknown)}. Artifacts: {known}")
             raise typer.Exit(ExitCode.NOT_FOUND)
         if not artifacts:
-            print_error(_why_none(client.job(job_id)))
+            print_error(explain_missing(client.job(job_id), "artifacts"))
             raise typer.Exit(ExitCode.NOT_FOUND)
         folder = to or _default_folder(client.job(job_id))
         targets = {name: folder / name for name in names or sorted(artifacts)}
@@ -101,10 +101,11 @@ def get_artifacts(
     )
 
 
-def _why_none(job: rest.Job) -> str:
+def explain_missing(job: rest.Job, what: str) -> str:
+    """Why a job has no `what`, and what to do."""
     if job.state != "ended":
-        return f"The job has no artifacts yet ({job.status}). Follow it: shoestring watch {short_id(job.id)}"
-    return f"The job left no artifacts ({job.status}). Submit it again: shoestring retry {short_id(job.id)}"
+        return f"The job has no {what} yet ({job.status}). Follow it: shoestring watch {short_id(job.id)}"
+    return f"The job left no {what} ({job.status}). Submit it again: shoestring retry {short_id(job.id)}"
 
 
 def _default_folder(job: rest.Job) -> Path:

@@ -17,6 +17,7 @@ from shoestring.cli.terminal import (
     Json,
     Url,
     check_dollars,
+    err,
     format_dollars,
     open_client,
     out,
@@ -103,6 +104,7 @@ def invite(
         created = client.invite(role, limit=limit, expires_in_days=days)
         link = client.invitation_link(created)
     print_result(created, as_json, lambda: out.print(link))
+    err.print(f"It makes one person a {role} of your team, once, until {created.invitation.expires_at:%Y-%m-%d}.")
 
 
 @app.command("invitations")

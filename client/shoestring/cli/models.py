@@ -12,6 +12,7 @@ from shoestring_core.exit_codes import ExitCode
 from shoestring_core.wording.units import counted
 
 from shoestring import trainer
+from shoestring.cli.artifacts import explain_missing
 from shoestring.cli.terminal import Json, Url, err, open_client, print_error, resolve_job_id
 
 MODEL = "model.pt2"
@@ -95,9 +96,10 @@ def find_model(model: str, url: str | None) -> Path:
         print_error(f"File {model} does not exist. Give a model.pt2, a folder with one, or a job.")
         raise typer.Exit(ExitCode.NOT_FOUND)
     with open_client(url) as client:
-        artifacts = {file.name: file for file in client.artifacts(resolve_job_id(client, model)).artifacts}
+        job = resolve_job_id(client, model)
+        artifacts = {file.name: file for file in client.artifacts(job).artifacts}
         if MODEL not in artifacts:
-            print_error(f"Job {model} has no model yet. Check its state: shoestring show {model}")
+            print_error(explain_missing(client.job(job), "model"))
             raise typer.Exit(ExitCode.NOT_FOUND)
         artifact = artifacts[MODEL]
         report = lambda: err.print(f"Downloading {artifact.name}, {counted(artifact.bytes, 'byte')} …")  # noqa: E731

@@ -24,11 +24,12 @@ test("a measured offer has bands, and the number of its runs", () => {
 
 test("what was never measured is said to be unknown, with no time and no cost", () => {
   expect([timeText(UNKNOWN), costText(UNKNOWN), basisText(UNKNOWN)]).toEqual(["unknown", "unknown", "never measured"]);
-  expect(interruptionText(UNKNOWN)).toContain("unknown");
+  expect(interruptionText(UNKNOWN)).toBe("interruptions unknown");
 });
 
 test("a published band of interruptions is not passed off as a measurement", () => {
-  expect(interruptionText({ ...UNKNOWN, offer: { ...UNKNOWN.offer, interruption: "5-10%" } })).toContain("not in the band");
+  const published = { ...UNKNOWN, offer: { ...UNKNOWN.offer, interruption: "5-10%" } };
+  expect(interruptionText({ ...published, time_s: MEASURED.time_s })).toContain("not in the band");
   expect(interruptionText({ ...UNKNOWN, interruptions: { ...UNKNOWN.interruptions, source: "measured", probability: 0.25 } })).toBe("25 % interrupted (measured)");
 });
 

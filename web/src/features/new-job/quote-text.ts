@@ -39,10 +39,11 @@ export function notPossibleText({ infeasible_reason }: QuotedOffer): string {
   return infeasible_reason ? (NOT_POSSIBLE[infeasible_reason] ?? infeasible_reason) : "";
 }
 
-export function interruptionText({ offer, interruptions }: QuotedOffer): string {
+export function interruptionText({ offer, interruptions, time_s }: QuotedOffer): string {
   if (interruptions.source === "on_demand") return "not interrupted";
   if (interruptions.probability !== null) return `${formatPercent(interruptions.probability)} interrupted (measured)`;
-  return offer.interruption ? `${offer.interruption} of such machines are interrupted in a month; not in the band` : "interruptions unknown; not in the band";
+  const known = offer.interruption ? `${offer.interruption} of such machines are interrupted in a month` : "interruptions unknown";
+  return time_s ? `${known}; not in the band` : known;
 }
 
 /** What starting on an offer does to the tightest budget. */
