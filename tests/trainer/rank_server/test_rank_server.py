@@ -120,7 +120,7 @@ def test_a_rank_inherits_nothing_that_a_new_process_would_not_have(tmp_path: Pat
 
 
 def test_an_idle_server_has_one_thread_and_no_child(tmp_path: Path) -> None:
-    finished(tmp_path, params=SHORT)
+    finished(tmp_path, params=SHORT, bare=True)
     server = rank_server().process
     assert server
     assert len(os.listdir(f"/proc/{server.pid}/task")) == 1
@@ -133,7 +133,7 @@ def test_a_rank_that_is_killed_is_reported_and_the_server_starts_the_next(tmp_pa
         run.until_step(1)
         os.kill(run.rank_pids()[0], signal.SIGKILL)
         assert run.wait() == [-signal.SIGKILL]
-    finished(tmp_path / "next", params=SHORT)
+    finished(tmp_path / "next", params=SHORT, bare=True)
     assert rank_server().process == server
 
 

@@ -21,7 +21,7 @@ from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
 
 from tests.servers import free_port, until
 
-SCRIPT_VARIABLE = "SHOESTRING_TEST_SCRIPT"  # see scripted_ranks.py, which imports torch
+SCRIPT_VARIABLE, BARE_VARIABLE = "SHOESTRING_TEST_SCRIPT", "SHOESTRING_TEST_BARE"  # see scripted_ranks.py
 ROOT = Path(__file__).parents[3]
 PACKAGE_FOLDERS = [str(ROOT / package) for package in ("core", "trainer")]
 PRELOADED = (
@@ -111,14 +111,16 @@ class Gang:
 @contextmanager
 def gang(
     folder: Path, *, nodes: int = 1, procs: int = 1, threads: Sequence[int] = (1,), torchrun: bool = False,
-    alone: bool = False, script: Path | None = None, server: RankServerClient | None = None, **task,
+    alone: bool = False, script: Path | None = None, bare: bool = False, server: RankServerClient | None = None, **task,
 ):  # fmt: skip
     """Start a generation in `folder`; whatever still runs at the end is killed.
 
     threads   OMP_NUM_THREADS of each node, the first's for all that follow the last
     torchrun  start new processes by torchrun, as a user does by hand
     alone     without a launcher's variables, as `python -m shoestring_trainer train` starts it by hand
-    script    run this file instead of the trainer's own module; by the test process's own server only
+    script    run this file instead of the trainer's own module
+    bare      leave the exported models and predictions out of the final checkpoint, half the CPU of a small run: for
+              tests of its bits and curves. Both are for ranks of the test process's own server
     server    forks the ranks; by default the one of this test process
     """
     text = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS, "seed": 1}
@@ -132,6 +134,8 @@ def gang(
             environment = base_environment() | rank_environment(1, count, interface="lo")
             if script:
                 environment[SCRIPT_VARIABLE] = str(script)
+            if bare:
+                environment[BARE_VARIABLE] = "1"
             place = {
                 "nodes": nodes, "node_rank": node, "procs_per_node": procs, "master_addr": "127.0.0.1",
                 "master_port": port,

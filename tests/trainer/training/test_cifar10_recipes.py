@@ -81,7 +81,7 @@ def test_a_run_resumed_anywhere_ends_with_the_same_bits(tmp_path: Path, data: di
 
     def run(folder: str, **options) -> Gang:
         params = tiny(name, epochs=4)
-        return finished(tmp_path / folder, recipe=name, procs=procs, params=params, data=data, **options)
+        return finished(tmp_path / folder, recipe=name, procs=procs, params=params, data=data, bare=True, **options)
 
     whole = run("whole", checkpoint={"every_s": None, "every_steps": 7})
     saved = [event for event in whole.events("checkpoint") if not event["final"]]

@@ -75,7 +75,7 @@ def test_a_run_resumed_between_phases_ends_with_the_same_bits(tmp_path: Path, da
     params = tiny("imagenet/imagenet18") | {"epochs": 4}
 
     def run(folder: str, **options):
-        return finished(tmp_path / folder, recipe="imagenet/imagenet18", params=params, data=data, **options)
+        return finished(tmp_path / folder, recipe="imagenet/imagenet18", params=params, data=data, bare=True, **options)
 
     whole = run("whole", checkpoint={"every_s": None, "every_steps": 8})
     saved = [event for event in whole.events("checkpoint") if not event["final"]]
@@ -94,7 +94,7 @@ def test_a_later_generation_on_a_machine_reuses_decoded_images(tmp_path: Path, d
     def run(folder: str, **options):
         return finished(
             tmp_path / folder, procs=2, recipe="imagenet/imagenet18", params=params,
-            data=data | {"train": str(place)}, scratch=str(scratch), **options,
+            data=data | {"train": str(place)}, scratch=str(scratch), bare=True, **options,
         )  # fmt: skip
 
     first = run("first", checkpoint={"every_s": None, "every_steps": 8})

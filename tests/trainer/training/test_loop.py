@@ -167,13 +167,7 @@ def test_what_cannot_be_done_is_said_with_a_remedy(tmp_path: Path, task: dict, k
 
 
 def test_without_torchrun_a_spec_trains_alone(tmp_path: Path):
-    (tmp_path / "task.json").write_text(
-        json.dumps({"format": 1, "job": "j", "generation": 1, "recipe": "digits/quickstart", "params": DIGITS})
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "shoestring_trainer", "train", str(tmp_path / "task.json")]
-    assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0
-    run = Gang([tmp_path])
+    run = finished(tmp_path, alone=True, params=DIGITS | {"epochs": 1})
     assert run.exits()[0]["outcome"] == "finished"
     assert run.events("started")[0]["world_size"] == 1
 

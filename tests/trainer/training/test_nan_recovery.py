@@ -98,17 +98,19 @@ def test_the_log_of_samples_names_those_that_were_passed_over(recovered: Gang):
 def test_a_recovered_run_is_the_run_that_never_took_the_batch_and_resumes_as_it(recovered: Gang, tmp_path: Path):
     params = json.loads((recovered.first / "task.json").read_text())["params"]
     settings = {"params": params, "skip": [[BAD, BAD]], "checkpoint": EVERY}
-    never = finished(tmp_path / "never", **settings)
+    never = finished(tmp_path / "never", bare=True, **settings)
     assert never.state_hashes() == recovered.state_hashes()
     at = next(event for event in never.events("checkpoint") if event["step"] == GOOD)
     files = {name: str(never.first / at[name]) for name in ("data", "manifest")}
-    resumed = finished(tmp_path / "resumed", params=params, resume=files, generation=2)  # it knows by its checkpoint
+    resumed = finished(
+        tmp_path / "resumed", params=params, resume=files, generation=2, bare=True
+    )  # it knows by its checkpoint
     assert resumed.state_hashes() == recovered.state_hashes()
 
 
 def test_a_gang_that_passes_over_a_batch_has_the_curve_of_one_process(recovered: Gang, tmp_path: Path):
     params = json.loads((recovered.first / "task.json").read_text())["params"]
-    two = finished(tmp_path, procs=2, params=params, skip=[[BAD, BAD]])
+    two = finished(tmp_path, procs=2, params=params, skip=[[BAD, BAD]], bare=True)
     curves = [[float(line["v"]["train/loss"]) for line in run.metrics()] for run in (recovered, two)]
     assert all(one == pytest.approx(other, abs=1e-3, nan_ok=True) for one, other in zip(*curves, strict=True))
 

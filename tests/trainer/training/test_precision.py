@@ -45,7 +45,7 @@ def test_fp16_follows_fp32_for_fifty_steps(tmp_path: Path):
     params = DIGITS | {"batch_size": 28, "epochs": 1, "lr": 0.005}
     losses = {}
     for precision in ("fp16", "bf16", "fp32"):
-        run = finished(tmp_path / precision, params=params, precision=precision)
+        run = finished(tmp_path / precision, params=params, precision=precision, bare=True)
         assert run.events("started")[0]["precision"] == precision
         assert run.events("gradient_overflow") == []
         losses[precision] = torch.tensor([line["v"]["train/loss"] for line in run.metrics()])
@@ -102,7 +102,9 @@ def test_an_overflow_on_one_rank_skips_one_step_on_all(tmp_path: Path):
     script.write_text(OVERFLOW_ON_RANK_1)
     every = {"every_s": None, "every_steps": 1}
     params = DIGITS | {"epochs": 1, "batch_size": 64, "rotate": 0, "translate": 0}
-    run = finished(tmp_path / "run", procs=2, script=script, params=params, precision="fp16", checkpoint=every)
+    run = finished(
+        tmp_path / "run", procs=2, script=script, bare=True, params=params, precision="fp16", checkpoint=every
+    )  # fmt: skip
     (overflow,) = run.events("gradient_overflow")
     assert (overflow["step"], overflow["scale"]) == (20, 32768.0)
     lines = run.metrics()

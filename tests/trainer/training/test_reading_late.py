@@ -44,9 +44,9 @@ def script(folder: Path, text: str) -> Path:
 
 def test_a_run_that_reads_late_is_the_run_that_reads_at_once(tmp_path: Path):
     """To its goal, with an evaluation in each epoch; each checkpoint comes after all points up to it."""
-    at_once = finished(tmp_path / "at-once", params=PARAMS, checkpoint=EVERY, goal=GOAL)
+    at_once = finished(tmp_path / "at-once", params=PARAMS, checkpoint=EVERY, goal=GOAL, bare=True)
     late = finished(
-        tmp_path / "late", script=script(tmp_path, LATE), params=PARAMS, checkpoint=EVERY, goal=GOAL
+        tmp_path / "late", script=script(tmp_path, LATE), bare=True, params=PARAMS, checkpoint=EVERY, goal=GOAL
     )  # fmt: skip
     assert late.state_hashes() == at_once.state_hashes()
     assert [(line["step"], line["v"]["train/loss"], line["v"].get("val/acc")) for line in late.metrics()] == [

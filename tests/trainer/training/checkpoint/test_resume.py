@@ -39,8 +39,8 @@ def test_five_interruptions_change_no_bit(tmp_path: Path, nodes: int):
         starts.append(start)
         seen += losses(run)
     assert any(step % STEPS_PER_EPOCH > 1 for step in starts)
-    last = finished(tmp_path / "last", nodes=nodes, params=PARAMS, precision="fp16", resume=resume)
-    unbroken = finished(tmp_path / "unbroken", procs=nodes, params=PARAMS, precision="fp16")
+    last = finished(tmp_path / "last", nodes=nodes, params=PARAMS, precision="fp16", resume=resume, bare=True)
+    unbroken = finished(tmp_path / "unbroken", procs=nodes, params=PARAMS, precision="fp16", bare=True)
     assert last.state_hashes() == unbroken.state_hashes()
     assert seen + losses(last) == losses(unbroken)
     assert len(losses(unbroken)) == STEPS

@@ -37,7 +37,7 @@ def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_
         run.order_stop()
         assert run.wait() == [0, 0], run.logs()
         resume = run.checkpoint()
-    last = finished(tmp_path / "3", nodes=3, params=PARAMS, generation=3, resume=resume)
+    last = finished(tmp_path / "3", nodes=3, params=PARAMS, generation=3, resume=resume, bare=True)
     audited = audit(tmp_path)
     print(*audited.generations, sep="\n")
     assert audited.passed, (audited.gaps, [epoch.problems for epoch in audited.epochs])

@@ -78,7 +78,7 @@ def test_a_run_whose_folder_has_grown_goes_on(tmp_path: Path) -> None:
         "recipe": "imagefolder/resnet9", "params": {"epochs": 1, "image_size": 16, "batch_size": 4, "width": 8},
         "data": {"train": str(data), "format": "imagefolder"},
     }  # fmt: skip
-    first = finished(tmp_path / "first", **task)
+    first = finished(tmp_path / "first", bare=True, **task)
     save_images(data, "train/a/new.png", "train/c/0.png")
-    second = finished(tmp_path / "second", **task, resume=first.checkpoint())
+    second = finished(tmp_path / "second", bare=True, **task, resume=first.checkpoint())
     assert "ignored 2 images added after the job began" in second.logs()

@@ -172,12 +172,12 @@ def test_two_ranks_interrupted_on_shards_end_with_the_bits_of_a_run_on_a_decoded
     (copied / "shards.json").unlink()
     params = {"epochs": 4, "width": 4, "batch_size": 8, "image_size": 16, "crop_padding": 2, "cutout": 0}
     options = {"procs": 2, "recipe": "imagefolder/resnet9", "params": params}
-    cached = finished(tmp_path / "cached", data={"train": str(copied), "format": "webdataset"}, **options)
+    cached = finished(tmp_path / "cached", data={"train": str(copied), "format": "webdataset"}, bare=True, **options)
     with gang(tmp_path / "first", data={"train": str(shards)}, **options) as first:
         first.until_step(10)
         first.order_stop()
         assert first.wait() == [0, 0], first.logs()
-    second = finished(tmp_path / "second", data={"train": str(shards)}, resume=first.checkpoint(), **options)
+    second = finished(tmp_path / "second", data={"train": str(shards)}, resume=first.checkpoint(), bare=True, **options)
     assert 10 <= second.events("started")[0]["step"] < 30
     assert second.state_hashes()["model.safetensors"] == cached.state_hashes()["model.safetensors"]
     losses = [line["v"]["train/loss"] for run in (first, second) for line in run.metrics()]

@@ -18,7 +18,7 @@ FIRST_STEPS, STEPS = 10, 96
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Gang:
-    return finished(tmp_path_factory.mktemp("alone"), params=PARAMS)
+    return finished(tmp_path_factory.mktemp("alone"), params=PARAMS, bare=True)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -29,7 +29,7 @@ def test_the_curve_of_a_gang_is_the_curve_of_one_process(alone: Gang, world: int
     takes, the curves are two runs of one experiment; on which step that happens depends on the processor (27 at the
     earliest so far).
     """
-    run = finished(tmp_path, procs=world, params=PARAMS)
+    run = finished(tmp_path, procs=world, params=PARAMS, bare=True)
     assert run.events("started")[0]["world_size"] == world
     losses = apart(run, alone, "train/loss")
     print(
@@ -43,15 +43,15 @@ def test_the_curve_of_a_gang_is_the_curve_of_one_process(alone: Gang, world: int
 
 def test_a_gang_whose_norms_see_their_own_share_has_a_curve_of_its_own(alone: Gang, tmp_path: Path):
     """What the setting is for: without it each rank normalises by fewer images."""
-    run = finished(tmp_path, procs=2, params=PARAMS | {"sync_batch_norm": False})
+    run = finished(tmp_path, procs=2, params=PARAMS | {"sync_batch_norm": False}, bare=True)
     assert apart(run, alone, "train/loss")[0] > 1e-4
 
 
 def test_one_process_in_two_parts_computes_what_two_processes_do(tmp_path: Path):
     """Gradient accumulation: the batch and the curve hold, on half the memory or half the machines."""
     params = PARAMS | {"sync_batch_norm": False, "dropout": 0, "epochs": 1}
-    two = finished(tmp_path / "two", procs=2, params=params)
-    one = finished(tmp_path / "one", procs=1, params=params | {"micro_batch_size": 15})
+    two = finished(tmp_path / "two", procs=2, params=params, bare=True)
+    one = finished(tmp_path / "one", procs=1, params=params | {"micro_batch_size": 15}, bare=True)
     assert max(apart(one, two, "train/loss")[:40]) < 1e-4
 
 
