@@ -9,12 +9,24 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from alembic import command
 from shoestring_core.errors import NotFound, StoreTooNew, Unavailable
 from shoestring_core.events import AgentReport, BatchStored, JobChange
 from shoestring_core.states import JobState
-from shoestring_core.store import engines, migrations
+from shoestring_core.store import engines, migrations, sessions
 from shoestring_core.store.db import Store, open_store
-from shoestring_core.store.tables import AccountRow, Base, EventRow, JobRow, SchedulerRow, TeamRow, UserRow
+from shoestring_core.store.tables import (
+    AccountRow,
+    Base,
+    EventRow,
+    JobRow,
+    KeyRow,
+    MembershipRow,
+    SchedulerRow,
+    SessionRow,
+    TeamRow,
+    UserRow,
+)
 from shoestring_core.store.transactions import CommitInfo, Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.agents import AgentMessage
@@ -78,6 +90,39 @@ def test_migrating_twice_and_at_once_is_harmless(database_url: str) -> None:
         assert db.sql.scalars(select(SchedulerRow.plan_version)).all() == [0]
     for store in stores:
         store.close()
+
+
+def test_keys_and_logins_of_an_older_database_stay_valid(database_url: str) -> None:
+    team, user, first, second = (f"{number:032x}" for number in range(1, 5))
+    rows = [
+        f"INSERT INTO teams (id, name, feed_seq, schedule_changes) VALUES ('{team}', 'vision', 0, 0)",
+        f"INSERT INTO users (id, name, created_at) VALUES ('{user}', 'ada', 1)",
+        f"INSERT INTO memberships (team_id, user_id, role) VALUES ('{team}', '{user}', 'admin')",
+        (
+            "INSERT INTO keys (id, kind, hash, user_id, team_id, created_at, made_with) VALUES "
+            f"('{first}', 'pat', 'one', '{user}', '{team}', 1, NULL), "
+            f"('{second}', 'svc', 'two', '{user}', '{team}', 2, '{first}')"
+        ),
+        (
+            "INSERT INTO sessions (hash, user_id, team_id, made_with, expires_at, csrf) "
+            f"VALUES ('three', '{user}', '{team}', '{second}', 2000000000000, 'four')"
+        ),
+    ]
+    store = open_store(database_url)
+    settings = migrations.config()
+    with store.writer.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, "0006")
+        for row in rows:
+            connection.execute(text(row))
+    store.migrate()
+    with store.read() as db:
+        keys = [(key.hash, key.kind, key.scopes, key.job) for key in db.sql.scalars(select(KeyRow).order_by(KeyRow.id))]
+        assert keys == [("one", "pat", None, None), ("two", "svc", None, None)]
+        (login,) = db.sql.scalars(select(SessionRow)).all()
+        assert (login.made_with, login.created_at) == (UUID(second), 2000000000000 - sessions.SESSION_TTL)
+        assert db.sql.scalars(select(MembershipRow.role)).all() == ["admin"]
+    store.close()
 
 
 def test_a_newer_database_is_refused(database_url: str) -> None:
