@@ -13,7 +13,21 @@ import httpx
 import pytest
 from shoestring import Client, cli
 from shoestring import watch as watching
-from shoestring.cli import artifacts, budget_requests, budgets, jobs, login, models, offers, quotes, results, terminal
+from shoestring.cli import (
+    artifacts,
+    audit,
+    budget_requests,
+    budgets,
+    jobs,
+    keys,
+    login,
+    members,
+    models,
+    offers,
+    quotes,
+    results,
+    terminal,
+)  # fmt: skip
 from shoestring_core import rest
 from shoestring_core.errors import Problem
 from shoestring_core.exit_codes import ExitCode
@@ -72,6 +86,29 @@ SPLIT = {"cost": MONEY, "training": MONEY, "wasted": MONEY, "causes": [{"cause":
 WASTE = {
     "since": "2026-01-01T00:00:00Z", "total": SPLIT, "jobs": [{"job": ENDED["id"], "name": HOSTILE, "cost": SPLIT}],
 }  # fmt: skip
+TIMES = {"created_at": "2026-01-01T00:00:00Z", "expires_at": "2026-01-15T00:00:00Z"}
+MEMBER = {"id": str(uuid.uuid4()), "user": HOSTILE, "role": "member", "keys": 1}
+INVITATION = TIMES | {
+    "id": f"{uuid.uuid4()}"[:-1] + "a", "user": HOSTILE, "role": "member", "limit": MONEY, "made_by": HOSTILE,
+    "state": "open",
+}  # fmt: skip
+LOGIN = TIMES | {"id": INVITATION["id"], "address": HOSTILE, "browser": HOSTILE, "current": False}
+ENTRY = {
+    "id": "1", "at": "2026-01-01T00:00:00Z", "actor": HOSTILE, "action": HOSTILE, "subject": HOSTILE,
+    "detail": {HOSTILE: HOSTILE}, "address": HOSTILE, "credential": HOSTILE,
+}  # fmt: skip
+LISTS: dict[str, Any] = {
+    "/v1/members": {"members": [MEMBER]},
+    "/v1/teams": {"teams": [{"id": MEMBER["id"], "name": HOSTILE, "role": "admin", "members": 1, "current": True}]},
+    "/v1/keys": {"keys": [TIMES | {"id": MEMBER["id"], "kind": "svc", "name": HOSTILE}]},
+    "/v1/sessions": {"logins": [LOGIN]},
+    "/v1/invitations": {"invitations": [INVITATION]},
+    "/v1/audit": {"entries": [ENTRY]},
+    "/v1/audit/verification": {
+        "intact": False, "chained": 1, "sealed": 1, "faults": [{"entry": 1, "text": HOSTILE}], "fault_count": 1,
+        "unsealed": [ENTRY], "unsealed_count": 1,
+    },
+}  # fmt: skip
 ANSWERS: dict[str, Any] = {
     "": ENDED,
     "/attempts": {"attempts": [ATTEMPT], "steps": 1, "rolled_back_steps": 0},
@@ -88,12 +125,17 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
     ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,
     ("budget", "deny", "a"): 0,
+    ("members", "ls"): 0, ("members", "role", HOSTILE, "lead"): 0, ("members", "remove", HOSTILE): 0,
+    ("members", "invitations"): 0, ("teams", "ls"): 0, ("keys", "ls"): 0, ("keys", "logins"): 0,
+    ("keys", "logout", "a"): 0, ("audit", "ls"): 0, ("audit", "verify"): ExitCode.JOB_FAILED,
     ("login", "http://service", "--key", "x"): 0, ("results", "JOB"): 0, ("offers",): 0,
     ("predict", "JOB", "cat.jpg"): ExitCode.NOT_FOUND, ("export", "JOB"): ExitCode.NOT_FOUND,
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
     "retry", "open", "artifacts ls", "artifacts get", "chaos preempt", "recipes ls", "recipes show", "data prepare",
     "budget forecast", "simulate spot", "model", "up", "demo", "budget export",
+    # they print ids, secrets, and what their own user gave
+    "keys create", "keys revoke", "members invite", "members uninvite", "members import",
     # they print ids, and names in AWS's own alphabet
     "aws bootstrap", "aws doctor", "aws down", "aws panic", "aws teardown", "aws up",
 }  # fmt: skip
@@ -123,6 +165,12 @@ def answer(request: httpx.Request) -> httpx.Response:
             "runs": 1,
         }
         return httpx.Response(200, json=quote)
+    if path in LISTS:
+        return httpx.Response(200, json=LISTS[path])
+    if path.startswith("/v1/members/"):
+        return httpx.Response(200, json=MEMBER)
+    if path.startswith("/v1/sessions/"):
+        return httpx.Response(204)
     if path == "/v1/offers":
         return httpx.Response(200, json={"offers": [OFFER], "not_offered": [NOT_OFFERED], "quotas": [REASON]})
     if path == "/v1/me":
@@ -142,7 +190,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def connect(*_: object, **__: object) -> Client:
         return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
 
-    for module in (artifacts, budget_requests, budgets, jobs, models, offers, quotes, results):
+    for module in (artifacts, audit, budget_requests, budgets, jobs, keys, members, models, offers, quotes, results):
         monkeypatch.setattr(module, "open_client", connect)
     monkeypatch.setattr(login, "Client", connect)
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
