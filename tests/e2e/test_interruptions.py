@@ -75,14 +75,18 @@ def test_machines_outlive_a_killed_service_and_the_next_start_adopts_them(servic
 
 
 def test_ctrl_c_lets_machines_checkpoint_and_the_next_start_resumes(service: Service, job: rest.Job) -> None:
-    steps = service.client.attempts(job.id).steps
+    before = service.client.attempts(job.id)
     assert service.interrupt() == 0
     assert not living(service)
     witness.require_none_alive(service.data)
     assert not (left := service_processes(service)), f"left behind by the service: {left}"
 
     service.start()
-    require_resumed(service, job, steps)
+    service.wait(job.id, lambda found: found.generation > before.attempts[-1].generations[-1].number)
+    service.trained(job.id, before.steps + 3)
+    attempts = service.client.attempts(job.id)
+    assert attempts.attempts[-1].generations[-1].start_step >= before.steps > 0
+    assert attempts.rolled_back_steps == 0
 
 
 def test_an_interrupted_job_leaves_the_same_bits_as_an_uninterrupted_one(
@@ -122,11 +126,3 @@ def database_url(folder: Path) -> str:
 def living(service: Service) -> set[str]:
     """The tokens of the machines that live, by their journals."""
     return {life.token for life in witness.lives(service.data) if life.ended is None}
-
-
-def require_resumed(service: Service, job: rest.Job, steps: int) -> None:
-    """The job trains again, from a checkpoint at `steps` or later, and has lost none."""
-    service.trained(job.id, steps + 3)
-    attempts = service.client.attempts(job.id)
-    assert attempts.attempts[-1].generations[-1].start_step >= steps > 0
-    assert attempts.rolled_back_steps == 0
