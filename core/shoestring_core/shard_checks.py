@@ -48,13 +48,14 @@ def require_indexed(folder: Path, sizes: Mapping[str, int], stored: Mapping[str,
     stored  bytes of the files that are there; None: that isn't known
     """
     if missing := [name for name in sizes if name not in stored]:
-        more = f", and {len(missing) - 1} more of the {len(sizes)} shards" if len(missing) > 1 else ""
+        more = f", and {len(missing) - 1} more of the {counted(len(sizes), 'shard')}" if len(missing) > 1 else ""
         raise LayoutError(f"the shard {folder / missing[0]} is missing{more}; copy what is missing again")
     for name, size in sizes.items():
-        if (found := stored[name]) not in (None, size):
+        found = stored[name]
+        if found is not None and found != size:
             raise LayoutError(
-                f"the shard {folder / name} has {found:,} bytes instead of {size:,}: it is truncated or of another "
-                "data set; copy it again"
+                f"the shard {folder / name} has {counted(found, 'byte')} instead of {size:,}: it is truncated or of "
+                "another data set; copy it again"
             )
 
 

@@ -115,7 +115,7 @@ def test_the_audit_log_is_listed_and_verified(shoestring: Shoestring, deployment
     seal = deployment.store.write(lambda db: audit.chain_batch(db, team))
     assert seal is not None
     audit_seals.store_seal(deployment.state.objects, SECRET, seal)
-    assert "1 of 1 chained entries are sealed" in shoestring("audit", "verify").stdout
+    assert "Chained entries: 1, sealed: 1." in shoestring("audit", "verify").stdout
     with deployment.store.writer.begin() as connection:
         connection.execute(text("DROP TRIGGER audit_entries_refuse_update"))
         connection.execute(text("UPDATE audit_entries SET actor = 'ben'"))

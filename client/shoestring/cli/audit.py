@@ -63,7 +63,7 @@ def _print(found: AuditVerification) -> None:
     if found.fault_count:
         print_error(f"The audit log is not what was written. Faults: {found.fault_count}.")
     else:
-        out.print(f"The audit log is intact: {found.sealed} of {found.chained} chained entries are sealed.")
+        out.print(f"The audit log is intact. Chained entries: {found.chained}, sealed: {found.sealed}.")
     if found.unsealed_count:
         out.print(f"Not sealed yet: {found.unsealed_count}. A change of these can't be found.")
     for entry in found.unsealed[:NAMED]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.units import counted
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LogCut(Reason):
     sealed: int
 
     def text(self) -> str:
-        return f"The log ends after entry {self.entries:,}, but {self.sealed:,} entries were sealed."
+        return f"The log ends after entry {self.entries:,}, but what was sealed has {counted(self.sealed, 'entry', 'entries')}."
 
 
 @dataclass(frozen=True)
