@@ -26,7 +26,16 @@ NEVER_ONE = {
     "classes": ("len(classes)", "len(index.classes)", "len(train.classes)"),
     "several, as it is refused": ("len(added) + len(surplus)", "len(found)", "nodes * procs", "self.processes"),
     "of a gang or a job": ("distributed.world_size", "epoch.expected", "len(self.shards)", "threads"),
-    "large": ("limit", "self._limit", "self.limit", "self._max_bytes", "len(raw)", "len(content)", "member.size", "size"),
+    "large": (
+        "limit",
+        "self._limit",
+        "self.limit",
+        "self._max_bytes",
+        "len(raw)",
+        "len(content)",
+        "member.size",
+        "size",
+    ),
     "measured": ("intervals", "job.intervals", "settings.epochs", "epochs", "len(dataset.targets)", "len(labels)"),
     "words": ("self.type", "self.name", "rank.rank", "array.dtype", "CLASS_NAME_FILES[0]"),
 }

@@ -57,7 +57,9 @@ DOCUMENTED = {
         "MAX_BATCH_BYTES": "1 MiB", "MAX_CHECKPOINT_BYTES": "8 GiB", "MAX_MANIFEST_BYTES": "16 MB",
     },
     "api/shoestring_api/admin.py": {"MAX_NAME": "100 characters"},
-    "api/shoestring_api/data_folders.py": {"MAX_FOLDERS": "500; 20,000", "MAX_ENTRIES": "20,000", "MAX_INDEX_BYTES": "32 MiB"},
+    "api/shoestring_api/data_folders.py": {
+        "MAX_FOLDERS": "500; 20,000", "MAX_ENTRIES": "20,000", "MAX_INDEX_BYTES": "32 MiB",
+    },
     "api/shoestring_api/app.py": {"MAX_BODY_BYTES": "1 MiB"},
     "api/shoestring_api/routes/budgets.py": {"MAX_YEAR": "2100"},
     "api/shoestring_api/routes/agents.py": {"MAX_BODY_BYTES": "64 KiB for its frame"},

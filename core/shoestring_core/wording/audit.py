@@ -37,7 +37,8 @@ class LogCut(Reason):
     sealed: int
 
     def text(self) -> str:
-        return f"The log ends after entry {self.entries:,}, but what was sealed has {counted(self.sealed, 'entry', 'entries')}."
+        sealed = counted(self.sealed, "entry", "entries")
+        return f"The log ends after entry {self.entries:,}, but what was sealed has {sealed}."
 
 
 @dataclass(frozen=True)
