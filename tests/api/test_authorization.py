@@ -81,7 +81,7 @@ class UncommittedStore(Store):
     def write(self, work: Callable[[Write], T], /, **_: bool) -> T:
         with self.writer.connect() as connection, closing(Write(connection)) as db:
             result = work(db)
-            db.write_events()
+            db.finish()
             self.audited = tuple(db.sql.scalars(select(AuditEntryRow.action)).all())
             return result
 
@@ -172,7 +172,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
     url = f"sqlite:///{folder / 'store.db'}"
     with closing(open_store(url)) as store:
         store.migrate()
-        ours, theirs = store.write(lambda db: party(db, "vision")), store.write(lambda db: party(db, "speech"))
+        ours, theirs = party(store, "vision"), party(store, "speech")
         undone = UncommittedStore(store.reader, store.writer)
         settings = ApiSettings(
             database_url=url, secret="s", object_store=str(folder / "objects"), host="0.0.0.0", allowed_hosts="test"
@@ -180,14 +180,24 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
         yield Matrix(create_app(AppState.open(settings, undone)), ours, theirs, undone)
 
 
-def party(db: Write, team: str) -> Party:
-    admin = identity.ensure_member(db, "lab", team, f"{team} admin", role="admin")
+def party(store: Store, team: str) -> Party:
+    ben, job, second = store.write(lambda db: submitted_jobs(db, team))
+    return store.write(lambda db: own_things(db, team, ben, job, second))
+
+
+def submitted_jobs(db: Write, team: str) -> tuple[Principal, UUID, UUID]:
+    """A member and two jobs of theirs."""
     ben = identity.ensure_member(db, "lab", team, f"{team} ben")
+    job, second = (jobs.submit(db, ben, spec.parse(SPEC), min_hold=0, sizing=None, init=None).job.id for _ in range(2))
+    return ben, job, second
+
+
+def own_things(db: Write, team: str, ben: Principal, job: UUID, second: UUID) -> Party:
+    admin = identity.ensure_member(db, "lab", team, f"{team} admin", role="admin")
     cleo = identity.ensure_member(db, "lab", team, f"{team} cleo")
     budgets = [ledger.ensure_member_accounts(db, one.team, one.user)[0].id for one in (ben, cleo)]
     for budget in [*budgets, ledger.team_account(db, admin.team).id]:
         ledger.set_limit(db, budget, 2_000_000, actor="admin", reason="")
-    job, second = (jobs.submit(db, ben, spec.parse(SPEC), min_hold=0, sizing=None, init=None).job.id for _ in range(2))
     request = budget_requests.ask(db, ben, 1_000_000, "more", budgets[0])
     invitation, code = invitations.invite(db, admin, "member", db.now + DAY)
     made = Party(

@@ -228,6 +228,9 @@ def test_missing_and_forbidden_data_look_the_same(deployment: Deployment, tmp_pa
     for image in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg"):
         (tmp_path / "data" / "images" / image).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "images" / image).touch()
+    (tmp_path / "data" / "shards").mkdir()
+    for number in range(10):
+        (tmp_path / "data" / "shards" / f"a-{number}.tar").write_bytes(b"a shard")
     (tmp_path / "data" / "way_out").symlink_to(tmp_path / "elsewhere")
 
     (tmp_path / "data" / "link.tar").symlink_to(tmp_path / "elsewhere" / "a.tar")
@@ -238,7 +241,7 @@ def test_missing_and_forbidden_data_look_the_same(deployment: Deployment, tmp_pa
         answer = deployment.member.post("/v1/jobs", json={"spec": spec})
         return "" if answer.status_code == 201 else str(answer.json()["detail"]).replace(folder, "")
 
-    assert detail("data/images") == detail("data/images/a-{0..9}.tar", format="webdataset") == ""
+    assert detail("data/images") == detail("data/shards/a-{0..9}.tar", format="webdataset") == ""
     assert detail("elsewhere") == detail("nowhere") == detail("data/way_out") == detail("data/../elsewhere") != ""
     for shards in ("elsewhere/a-{0..9}.tar", "data/link.tar", "data/nowhere/a-{0..9}.tar"):
         assert detail(shards, format="webdataset") == detail("nowhere")
