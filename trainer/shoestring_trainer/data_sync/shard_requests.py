@@ -48,8 +48,10 @@ class ShardRequests:
         self._folder, self._shards, self._names, self._source, self._log = folder, shards, names, source, log
         folder.mkdir(parents=True, exist_ok=True)
         self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._alive = (folder / f"{self._token}{_ALIVE}").open("w")
+        draft = folder / f"{self._token}.tmp"
+        self._alive = draft.open("w")
         fcntl.flock(self._alive, fcntl.LOCK_EX)
+        draft.rename(folder / f"{self._token}{_ALIVE}")  # only now: one that isn't locked is of a rank that is dead
         self._closed = mmap.mmap(-1, 1)  # a byte that forked processes share
 
     def announce(self, order: Sequence[int]) -> None:
