@@ -107,7 +107,7 @@ RULES: Mapping[str, Rule] = {
     "list_audit_entries": _PEOPLE,
     "verify_audit_log": _PEOPLE,
 }
-"""By operation id of the OpenAPI document. Whoever calls one that is not here is refused."""
+"""By operation id of the OpenAPI document. One that is not here fails: a test compares the two."""
 
 OPEN = frozenset({"healthz", "readyz", "sign_in", "take_invitation"})
 """Operations that need no key; `sign_in` and `take_invitation` take a secret in their body."""
