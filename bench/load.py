@@ -29,7 +29,7 @@ from bench.load_service import ClientProcess, Service, running
 from bench.trainer_cpu import ROOT, load
 from tests.servers import Postgres, Valkey
 
-SUBMISSIONS, CLIENTS, WARM_UP = 500, 8, 50
+SUBMISSIONS, CLIENTS, WARM_UP, ROUNDS = 500, 8, 50, 3
 SUBMIT_WITHIN_S = 30.0
 VIEWERS = 200
 LISTS = 100
@@ -149,6 +149,14 @@ def submissions_and_lists(service: Service, clients: ClientProcess) -> list[Row]
 
 
 def submit(service: Service, clients: ClientProcess, what: str) -> Row:
+    """The round of median cost: on a computer that does other things too, single ones differ by a third."""
+    rounds = sorted((_submit_once(service, clients, what) for _ in range(ROUNDS)), key=lambda row: row.value)
+    middle = rounds[ROUNDS // 2]
+    middle.notes |= {"lowest": rounds[0].value, "highest": rounds[-1].value}
+    return middle
+
+
+def _submit_once(service: Service, clients: ClientProcess, what: str) -> Row:
     before = service.cpu_s("api")
     result = clients.do("submit", count=SUBMISSIONS, clients=CLIENTS, within_s=SUBMIT_WITHIN_S)
     submitted = result["submitted"]
