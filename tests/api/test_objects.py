@@ -11,7 +11,7 @@ from threading import Thread
 
 import httpx
 import pytest
-from shoestring_core.errors import Forbidden, PreconditionFailed, Unavailable
+from shoestring_core.errors import Forbidden, NotFound, PreconditionFailed, Unavailable
 from shoestring_core.store.objects import ObjectInfo, open_objects
 from shoestring_core.store.objects.local import LocalObjects
 
@@ -87,6 +87,18 @@ def test_a_full_or_forbidden_disk_is_named(tmp_path: Path) -> None:
     objects = LocalObjects(tmp_path / "file", "secret", "http://127.0.0.1:1")
     with pytest.raises(Unavailable, match="could not be stored"), objects.writer(KEY, 10**8):
         pass
+    for read in (objects.head, lambda key: objects.read(key, 10), lambda key: next(objects.blocks(key, 0, 1))):
+        with pytest.raises(Unavailable, match="could not be read"):
+            read(KEY)
+
+
+def test_there_is_no_object_below_an_object(objects: LocalObjects) -> None:
+    objects.put("jobs/j", b"abc")
+    assert objects.head("jobs/j/data") is None
+    with pytest.raises(NotFound):
+        next(objects.blocks("jobs/j/data", 0, 1))
+    with pytest.raises(Unavailable, match="could not be stored"):
+        objects.put("jobs/j/data", b"abc")
 
 
 def test_a_wrong_signature_is_forbidden(objects: LocalObjects) -> None:

@@ -29,7 +29,7 @@ class LocalObjects:
         self._base_url = base_url.rstrip("/")
 
     def prepare(self) -> None:
-        with _as_unavailable():
+        with _as_unavailable("stored"):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def urls_end_by(self) -> None:
@@ -46,13 +46,18 @@ class LocalObjects:
 
     def head(self, key: str) -> ObjectInfo | None:
         path = self.path(key)
-        try:
-            size = path.stat().st_size
-            sha256 = _sidecar(path).read_text(encoding="ascii")
-        except FileNotFoundError:
-            if not path.is_file():
-                return None
-            sha256 = self._write_sidecar(path, _digest(path))  # the writer died between the object and its sidecar
+        with _as_unavailable("read"):
+            try:
+                size = path.stat().st_size
+                sha256 = _sidecar(path).read_text(encoding="ascii")
+            except FileNotFoundError:
+                if not path.is_file():
+                    return None
+                sha256 = self._write_sidecar(path, _digest(path))  # the writer died between the object and its sidecar
+            except NotADirectoryError:
+                if not self.folder.is_dir():
+                    raise
+                return None  # below the name of an object, which S3 allows
         return ObjectInfo(size, f"sha256:{sha256}")
 
     def read(self, key: str, limit: int) -> bytes:
@@ -60,7 +65,8 @@ class LocalObjects:
         if info is None:
             raise missing(key)
         require_small(key, info.bytes, limit)
-        return self.path(key).read_bytes()
+        with _as_unavailable("read"):
+            return self.path(key).read_bytes()
 
     def put(self, key: str, content: bytes) -> None:
         with self.writer(key, len(content)) as writer:
@@ -68,11 +74,9 @@ class LocalObjects:
             writer.finish()
 
     def blocks(self, key: str, first: int, count: int) -> Iterator[bytes]:
-        try:
-            file = self.path(key).open("rb")
-        except FileNotFoundError:
-            raise missing(key) from None
-        with file:
+        if self.head(key) is None:
+            raise missing(key)
+        with _as_unavailable("read"), self.path(key).open("rb") as file:
             file.seek(first)
             while count > 0 and (block := file.read(min(count, BLOCK_BYTES))):
                 count -= len(block)
@@ -93,7 +97,9 @@ class LocalObjects:
     def writer(self, key: str, max_bytes: int) -> ObjectWriter:
         """A writer for a new object, of at most `max_bytes`. Raises PreconditionFailed if it exists."""
         path = self.path(key)
-        if path.exists():
+        with _as_unavailable("stored"):
+            taken = path.exists()
+        if taken:
             raise exists(key)
         return ObjectWriter(key, path, max_bytes, self._write_sidecar)
 
@@ -123,7 +129,7 @@ class ObjectWriter:
         self._bytes = 0
 
     def __enter__(self) -> Self:
-        with _as_unavailable():
+        with _as_unavailable("stored"):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temp.open("xb")
         return self
@@ -132,14 +138,14 @@ class ObjectWriter:
         """Raises TooLarge before a byte beyond `max_bytes` is stored."""
         if self._bytes + len(block) > self._max_bytes:
             raise TooLarge(f"Object {self._key} may have at most {self._max_bytes:,} bytes.")
-        with _as_unavailable():
+        with _as_unavailable("stored"):
             self._file.write(block)
         self._sha256.update(block)
         self._bytes += len(block)
 
     def finish(self) -> ObjectInfo:
         """Make the object appear. Raises PreconditionFailed if another writer was first."""
-        with _as_unavailable():
+        with _as_unavailable("stored"):
             self._file.flush()
             os.fsync(self._file.fileno())
             try:
@@ -180,11 +186,12 @@ def _fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _as_unavailable() -> Iterator[None]:
+def _as_unavailable(done: str) -> Iterator[None]:
+    """done: what could not be done to the object."""
     try:
         yield
     except OSError as error:
         raise Unavailable(
-            f"The object could not be stored: {error.strerror}.",
+            f"The object could not be {done}: {error.strerror}.",
             hint="Check the disk and the permissions of the folder that SHOESTRING_OBJECT_STORE names.",
         ) from error
