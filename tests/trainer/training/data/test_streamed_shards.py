@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import signal
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shoestring_core.task import TaskData
+from shoestring_core.task import CheckpointFiles, TaskData
 from shoestring_trainer.data_sync.errors import DataUnavailable
 from shoestring_trainer.data_sync.shard_streamer import ShardStream, ShardStreamer, open_stream
 from shoestring_trainer.training.cli.prepare import index_source
@@ -108,9 +109,12 @@ def batches(
     folder: Path, requests: Path, first_step: int = 0, settings: Settings = CROPS
 ) -> list[tuple[torch.Tensor, ...]]:
     """Return the batches of a run from a step on, as the loop loads them, and then the validation images."""
+    manifest = folder.with_name("step.json")
+    manifest.write_text(json.dumps({"step": first_step}))
     task = LocalTask(
         format=1, folder=folder.parent, job="job", generation=1, recipe="imagefolder/any", seed=1,
         data=TaskData(**task_data(folder, requests)),
+        resume=CheckpointFiles(manifest.with_suffix(".data"), manifest) if first_step else None,
     )  # fmt: skip
     opened = open_shards("imagefolder", task, settings, SINGLE_PROCESS)
     assert opened

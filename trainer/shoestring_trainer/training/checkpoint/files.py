@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def read_part(data: Path, manifest: Path, name: str) -> bytes | None:
     return piece
 
 
+def read_step(manifest: Path) -> int:
+    """Return after which step a checkpoint was written. Raises DataError as above."""
+    with _naming(manifest):
+        step = json.loads(manifest.read_bytes())["step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"its step is {step!r}")
+        return step
+
+
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return named tensors in safetensors format."""
     packed: bytes = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -129,7 +139,7 @@ def _part(parts: Mapping[str, bytes], name: str, source: Path) -> bytes:
 
 
 def _read_manifest(path: Path, read: Callable[[Path], bytes]) -> list[dict[str, Any]]:
-    try:
+    with _naming(path):
         manifest = json.loads(read(path))
         if manifest["format"] != FORMAT:
             raise DataError(f"{path} has format {manifest['format']}, this trainer reads {FORMAT}; update the trainer")
@@ -138,6 +148,13 @@ def _read_manifest(path: Path, read: Callable[[Path], bytes]) -> list[dict[str, 
             if not all(isinstance(part[key], int) and part[key] >= 0 for key in ("offset", "bytes")):
                 raise ValueError(f"{part['name']} has no valid offset and length")
         return parts
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a manifest into a DataError."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"cannot read the manifest {path}: {error.strerror}; start from another checkpoint") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -29,14 +29,21 @@ class ShardFeed:
     ) -> None:  # fmt: skip
         self.order = order
         self._requests, self._val_shards, self._wait_for_peers = requests, list(val_shards), wait_for_peers
-        self._last_epoch = (samples - 1) // order.samples_per_epoch
+        self._samples, self._last_epoch = samples, (samples - 1) // order.samples_per_epoch
         self._announced: Window | None = None
         self._ready: Window | None = None
         self._waits = 0
 
-    def begin(self) -> float:
-        """Wait for the shard whose images set up the run; return the seconds."""
-        return self._wait([int(self.order.shards_N[0])])
+    def begin(self, start: int) -> float:
+        """Wait for the shard whose images set up the run; return the seconds.
+
+        What training needs from sample `start` of the stream on is asked for too, to come while the run is set up.
+        """
+        first = [int(self.order.shards_N[0])]
+        if start < self._samples:
+            self._announced = self.order.windows(start, 1)[0]
+        self._announce(first)
+        return self._wait(first)
 
     def before_batch(self, start: int, size: int) -> float:
         """Wait for the shards of a global batch, samples `start` to `start + size` of the stream; return the seconds.

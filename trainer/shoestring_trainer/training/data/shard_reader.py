@@ -65,9 +65,16 @@ class ShardReader:
 
     def name(self, row: int) -> str:
         """Return the shard and the key of a sample."""
-        number = int(self.samples["shard"][row])
-        shard = self.index.shards[number]
-        return f"{shard.name}/{sample_key(shard.first + row - int(self._first_rows[number]))}"
+        return self.names(np.array([row]))[0]
+
+    def names(self, rows_N: npt.NDArray[np.int32]) -> list[str]:
+        """Return the shard and the key of each sample."""
+        shards, numbers_N = self.index.shards, self.samples["shard"][rows_N]
+        places_N = rows_N - self._first_rows[numbers_N]
+        return [
+            f"{shards[number].name}/{sample_key(shards[number].first + place)}"
+            for number, place in zip(numbers_N.tolist(), places_N.tolist(), strict=True)
+        ]
 
     def decode(self, chunk: Chunk) -> Tensor:
         """Return the images, uint8 NHWC. Raises DataError that names the shard and the sample."""

@@ -30,6 +30,7 @@ from shoestring_trainer.training.data.shard_feed import ShardFeed
 from shoestring_trainer.training.data.shard_list import SHUFFLED_TOGETHER, ShardIndex
 from shoestring_trainer.training.data.shard_order import ShardOrder
 from shoestring_trainer.training.data.shard_reader import Chunk, ShardReader
+from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, Phase
 from shoestring_trainer.training.randomness import Samples
@@ -38,7 +39,8 @@ from shoestring_trainer.training.settings import Settings
 EVALUATED_AHEAD = 256
 """Validation images to decode ahead of what is evaluated."""
 STATISTICS_IMAGES = 500
-"""Training images that mean and standard deviation are taken of, at least; decoding them takes about a second."""
+"""Training images that mean and standard deviation are taken of, at least; decoding them takes a core about a second.
+"""
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,11 @@ class ShardedDataset:
         self._val_workers = DecodeWorkers(self.reader, processes, ahead=EVALUATED_AHEAD, pin=is_on_gpu)
         atexit.register(self.close)
 
-    def split(self, seed: int, *, log: bool, wait_for_peers: Callable[[str], None]) -> None:
+    def split(self, seed: int, *, log: bool, wait_for_peers: Callable[[str], None], start_step: int = 0) -> None:
         """Choose what is trained and what is validated on: as the shards say, or else by `seed`.
 
-        Of streamed shards the first one is there afterwards, on all ranks.
+        Of streamed shards the first one is there afterwards, on all ranks, and those that training needs from
+        `start_step` on are asked for.
         """
         labels = self.reader.samples["label"]
         train_N, val_N = self.reader.rows_of("train"), self.reader.rows_of("val")
@@ -147,7 +150,7 @@ class ShardedDataset:
             val_shards = np.unique(self.reader.samples["shard"][self._val_rows_N]).tolist()
             samples = schedule.samples_before(schedule.total_steps)
             self._feed = ShardFeed(self._requests, order, val_shards, samples, wait_for_peers)
-            self._feed.begin()
+            self._feed.begin(schedule.samples_before(start_step))
         if log:
             place = "in shards of their own" if len(val_N) else "held out of the same"
             sys.stdout.write(
@@ -163,20 +166,24 @@ class ShardedDataset:
         val_size = settings.eval_image_size or size
         spec = ResizeSpec(val_size, val_size, zoom=settings.eval_resize_factor)
         val = self._images(self._val_workers, self._val_rows_N, spec)
-        mean, std = channel_statistics(train[self._statistics_images(len(train))], MAX_VALUE)
-        split = {**self._split, "val": [self.reader.name(row) for row in self._val_rows_N.tolist()]}
+        mean, std = channel_statistics(self._statistics_images(train), MAX_VALUE)
+        split = {**self._split, "val": self.reader.names(self._val_rows_N)}
         return ImageDataset(
             LabeledImages(train, self._labels(train)), LabeledImages(val, self._labels(val)),
             self.reader.index.classes, float(MAX_VALUE), mean, std, split, skipped=len(self.reader.index.skipped),
             val_batches=self._rectangular_batches(val) if rectangular else (), feed=self._feed,
         )  # fmt: skip
 
-    def _statistics_images(self, count: int) -> slice:
-        """Return the images for mean and deviation: evenly spaced, or of streamed ones those that are there first."""
+    def _statistics_images(self, train: ShardedImages) -> Tensor:
+        """Return the images for mean and deviation: evenly spaced, or of streamed ones those that are there first.
+
+        All processes decode them: one would delay the first step, and each phase.
+        """
+        indices_N = torch.arange(0, len(train), max(1, len(train) // STATISTICS_IMAGES))
         if self._requests:
             first = self.reader.samples["shard"][self._train_rows_N]
-            return slice(0, min(STATISTICS_IMAGES, int((first == first[0]).sum())))
-        return slice(None, None, max(1, count // STATISTICS_IMAGES))
+            indices_N = torch.arange(min(STATISTICS_IMAGES, int((first == first[0]).sum())))
+        return train.stream([(train, indices_N)]).take(len(indices_N), torch.device("cpu"), InputStalls())
 
     def close(self) -> None:
         """End the processes that decode, and take back what has been asked for."""

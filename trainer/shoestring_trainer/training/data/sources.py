@@ -11,6 +11,7 @@ import torch
 from shoestring_core.wording.units import counted
 
 from shoestring_trainer.data_sync.shard_requests import ShardRequests
+from shoestring_trainer.training.checkpoint.files import read_step
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
@@ -83,7 +84,10 @@ def open_dataset(
                 "verify_checksums: false"
             )
     if shards:
-        shards.split(seed, log=distributed.local_rank == 0, wait_for_peers=distributed.wait_for_peers)
+        shards.split(
+            seed, log=distributed.local_rank == 0, wait_for_peers=distributed.wait_for_peers,
+            start_step=read_step(task.resume.manifest) if task.resume else 0,
+        )  # fmt: skip
         return shards.load
     files = read_file_list(task.resume) if task.resume and task.data_format == "imagefolder" else None
     train, val = files.open(task.data_path) if files else _index(task.data_format, task.data_path, seed, settings)
