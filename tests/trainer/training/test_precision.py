@@ -76,7 +76,7 @@ def first_losses(precision: Precision, steps: int) -> list[float]:
     trainer, sampler = Trainer(setup, frozenset(), lambda: False), setup.build_sampler()
     hyperparams = [setup.schedule.step_hyperparams(step) for step in range(steps)]
     queued = [trainer.train_step(sampler.batch(20 * step, 20), 20, hyperparams[step]) for step in range(steps)]
-    return [step.numbers.read()[0] for step in queued]
+    return [step.numbers.read()[0] / 20 for step in queued]
 
 
 def test_pure_half_precision_follows_fp32_where_the_loss_is_a_sum():

@@ -116,7 +116,7 @@ class Trainer:
             images_NCHW, labels_N = self.hooks.on_batch(self.hook_context, *self._loader.load_batch(micro_batch))
             with self.distributed.sync_gradients(self._ddp, when=last):
                 loss = self._loss(images_NCHW, labels_N)
-                share = loss.detach().double() / batch
+                share = loss.detach().double()
                 batch_loss = share if batch_loss is None else batch_loss + share
                 if last:
                     pending = self._all_reduce_async(batch_loss)  # overlaps with the backward pass

@@ -47,7 +47,8 @@ class StepResult:
 class CompletedStep:
     """A step whose work has been given to the device.
 
-    numbers  sum of the ranks' losses and of their requests to stop; with a loss scale, that before and after the step
+    numbers  the loss, summed over the batch, and how many ranks were asked to stop; with a loss scale, that before and
+             after the step
     skipped  its batch was not trained on
     at       when it was completed, in seconds since the epoch
     metrics  what is reported with it beside the loss
@@ -66,7 +67,8 @@ class CompletedStep:
     def read(self) -> StepResult:
         """Return the result; wait for the device if it is not there yet."""
         if self._result is None:
-            loss, stop_requests, *scales = self.numbers.read()
+            loss_sum, stop_requests, *scales = self.numbers.read()
+            loss = loss_sum / self.batch_size  # on the host: on the device this would be one more launch
             overflowed = bool(scales) and scales[1] < scales[0]
             broken = scales[1] < MIN_LOSS_SCALE if scales else not math.isfinite(loss)
             self._result = StepResult(
