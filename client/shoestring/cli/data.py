@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,9 +16,14 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare dat
 @app.command()
 def prepare(
     source: Annotated[
-        Path, typer.Argument(help="A folder of class folders, with or without train and val above them; or of tars.")
+        str,
+        typer.Argument(
+            help="A folder of class folders, with or without train and val above them; or of tars. Here, or s3://…"
+        ),
     ],
-    destination: Annotated[Path, typer.Argument(help="A new folder; or one whose preparation was interrupted.")],
+    destination: Annotated[
+        str, typer.Argument(help="A new folder, or one whose preparation was interrupted. Here, or s3://…")
+    ],
     side: Annotated[int, typer.Option(min=1, help="Longest shorter side in pixels; larger images are scaled.")] = 400,
     quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of images that are scaled.")] = 90,
     images_per_shard: Annotated[int, typer.Option(min=1, help="Number of images in a tar file.")] = 2000,
@@ -30,11 +34,13 @@ def prepare(
     """Pack images into shards, which a job reads without decoding all of them first.
 
     Images within --side are stored byte for byte. Interrupted, the same command goes on where it stopped; at the end
-    all shards are read again and verified. WebDataset reads them too.
+    all shards are read again and verified. WebDataset reads them too. What comes from S3 or goes there lies below
+    ~/.cache (or XDG_CACHE_HOME) until then; credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 
     \b
     shoestring data prepare /data/imagenet /data/imagenet-shards
     shoestring data prepare photos/ shards/ --side 256 --on-corrupt skip
+    shoestring data prepare s3://raw/imagenet s3://data/imagenet-shards
     shoestring submit imagenet/rn50-16 data.train=/data/imagenet-shards
     """
     if on_corrupt not in ("error", "skip"):
@@ -44,4 +50,4 @@ def prepare(
         "--side", str(side), "--quality", str(quality), "--images-per-shard", str(images_per_shard),
         "--on-corrupt", on_corrupt, *trainer.option("--processes", processes), *trainer.json_option(as_json),
     ]  # fmt: skip
-    raise typer.Exit(trainer.run("prepare", *options, str(source), str(destination)))
+    raise typer.Exit(trainer.run("prepare", *options, source, destination))

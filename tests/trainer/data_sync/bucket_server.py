@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server with the read operations of S3, which can simulate faults.
+"""A server with the operations of S3 that data sets need, which can simulate faults.
 
-Follows the API reference of Amazon S3: ListObjectsV2, GetObject with Range and If-Match, error documents.
+Follows the API reference of Amazon S3: ListObjectsV2, GetObject with Range and If-Match, PutObject and UploadPart with
+a SHA-256, Create- and CompleteMultipartUpload, DeleteObjects, error documents.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from shoestring_trainer.training.data.shard_list import Shard, ShardIndex
 
@@ -43,6 +46,7 @@ class Bucket:
     access_key     that every request must be signed with; None: public
     page_size      keys in one page of a listing
     unavailable    number of next requests that get a 503
+    refuses_after  number of writes from which on no more is allowed; None: all are
     fails_every    each so many-th request of an object gets a 503; 0: none
     delay_s        before the reply to a request of an object
     truncated      number of next replies with an object that break off
@@ -54,6 +58,7 @@ class Bucket:
     access_key: str | None = None
     page_size: int = 1000
     unavailable: int = 0
+    refuses_after: int | None = None
     fails_every: int = 0
     delay_s: float = 0.0
     truncated: int = 0
@@ -62,6 +67,8 @@ class Bucket:
     request_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     head_requests: int = 0
     requested_keys: list[str] = field(default_factory=list)
+    written_keys: list[str] = field(default_factory=list)
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     authorizations: list[str] = field(default_factory=list)
 
     @property
@@ -133,6 +140,59 @@ class _Handler(BaseHTTPRequestHandler):
             self._object(key)
         else:
             self._listing({name: values[0] for name, values in parse_qs(where.query).items()})
+
+    def do_PUT(self) -> None:
+        if (where := self._begin_write()) is None:
+            return
+        key, query, content = where
+        digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        if self.headers.get("x-amz-checksum-sha256") != digest:
+            return self._reply_error(400, "BadDigest")
+        if "partNumber" in query:
+            self.served.parts[query["uploadId"]][int(query["partNumber"])] = content
+        else:
+            self.served.put(key, content)
+            self.served.written_keys.append(key)
+        self._reply(200, b"", {"ETag": Object(content).etag, "x-amz-checksum-sha256": digest})
+
+    def do_POST(self) -> None:
+        if (where := self._begin_write()) is None:
+            return
+        key, query, content = where
+        if "delete" in query:
+            keys = re.findall("<Key>(.*?)</Key>", content.decode())
+            for each in keys:
+                self.served.objects.pop(unescape(each), None)
+            deleted = "".join(f"<Deleted><Key>{each}</Key></Deleted>" for each in keys)
+            return self._reply(200, f"<DeleteResult>{deleted}</DeleteResult>".encode(), {})
+        if "uploads" in query:
+            upload = f"upload-{next(self.served.request_numbers)}"
+            self.served.parts[upload] = {}
+            begun = f"<Bucket>{BUCKET}</Bucket><Key>{escape(key)}</Key><UploadId>{upload}</UploadId>"
+            answer = f"<InitiateMultipartUploadResult>{begun}</InitiateMultipartUploadResult>"
+            return self._reply(200, answer.encode(), {})
+        parts = self.served.parts.pop(query["uploadId"])
+        self.served.put(key, b"".join(parts[number] for number in sorted(parts)))
+        self.served.written_keys.append(key)
+        done = f"<Key>{escape(key)}</Key><ETag>{escape(self.served.objects[key].etag)}</ETag>"
+        answer = f"<CompleteMultipartUploadResult>{done}</CompleteMultipartUploadResult>"
+        self._reply(200, answer.encode(), {})
+
+    def _begin_write(self) -> tuple[str, dict[str, str], bytes] | None:
+        """Read a request that changes something, and return its key, query and body; None: it has been refused."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        where = urlsplit(self.path)
+        bucket, _, key = unquote(where.path).lstrip("/").partition("/")
+        signed, number = self.headers.get("Authorization", ""), next(self.served.request_numbers)
+        assert bucket == BUCKET
+        if self.served.access_key is None or f"Credential={self.served.access_key}/" not in signed:
+            return self._reply_error(403, "AccessDenied")
+        if self.served.refuses_after is not None and len(self.served.written_keys) >= self.served.refuses_after:
+            return self._reply_error(403, "AccessDenied")
+        if self.served.fails_every and number % self.served.fails_every == 0:
+            return self._reply_error(503, "SlowDown")
+        query = parse_qs(where.query, keep_blank_values=True)
+        return key, {name: values[0] for name, values in query.items()}, body
 
     def _listing(self, query: dict[str, str]) -> None:
         assert query["list-type"] == "2"

@@ -257,7 +257,7 @@ def test_a_name_that_is_too_long_for_a_file_is_reported(bucket: Bucket, tmp_path
 
 
 def test_a_bucket_that_does_not_exist_is_reported(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(DataUnavailable, match=r"the bucket of s3://image does not exist; correct data\.train"):
+    with pytest.raises(DataUnavailable, match=r"the bucket of s3://image does not exist; correct the URL"):
         sync(bucket, "s3://image", tmp_path)
 
 

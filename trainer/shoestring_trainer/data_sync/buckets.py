@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List and read buckets of S3 or a compatible store, with the credentials that this machine has."""
+"""List, read and write buckets of S3 or a compatible store, with the credentials that this machine has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
@@ -21,14 +22,20 @@ from shoestring_trainer.data_sync.errors import SCHEME, DataUnavailable
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
-    from obstore.store import ClientConfig, S3Config
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 GLOBAL_ENDPOINT = "https://s3.amazonaws.com"
 """Returns the region of any bucket."""
 PAGE_SIZE = 1000
+UPLOAD_PART_BYTES, PARTS_AT_ONCE = 8 << 20, 4
+"""Larger files are uploaded in such parts, of which so many are in memory."""
 RETRY_FOR_S, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 120.0, 5.0, 30.0, 1800.0
 NOT_FOUND, PRECONDITION_FAILED = 404, 412
 DENIED, RETRYABLE = (401, 403), (408, 429)
+_PART_RETRIES: RetryConfig = {
+    "max_retries": 100, "retry_timeout": timedelta(seconds=RETRY_FOR_S),
+    "backoff": {"init_backoff": timedelta(seconds=0.25), "max_backoff": timedelta(seconds=10), "base": 2},
+}  # fmt: skip
 _STATUS_PATTERN = re.compile(r"status code: (\d{3})")
 _STATUS_OF_ERROR = {
     exceptions.PermissionDeniedError: 403, exceptions.UnauthenticatedError: 401, exceptions.NotFoundError: 404,
@@ -75,18 +82,42 @@ class Bucket:
                 )
             raise DataUnavailable(message) from error
 
+    async def write(self, key: str, content: Path | bytes) -> None:
+        """Store an object; it appears as a whole, and the store verifies its SHA-256. Raises DataUnavailable."""
+
+        async def put() -> None:
+            await obstore.put_async(
+                self.store, key, content, chunk_size=UPLOAD_PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            )  # fmt: skip
+
+        await self._change(put, key)
+
+    async def delete(self, key: str) -> None:
+        """Delete an object. Raises DataUnavailable."""
+        await self._change(lambda: obstore.delete_async(self.store, key), key)
+
+    async def _change(self, call: Callable[[], Awaitable[None]], key: str) -> None:
+        try:
+            await _with_retries(call, f"{key} in {self.url}")
+        except _RequestFailed as error:
+            raise DataUnavailable(
+                f"this machine may list {self.url} but not write {key} ({error}); allow s3:PutObject and "
+                "s3:DeleteObject there, or give another place"
+            ) from error
+
 
 async def list_bucket(
-    url: str, bucket: str, prefix: str, environment: Mapping[str, str]
+    url: str, bucket: str, prefix: str, environment: Mapping[str, str], *, writes: bool = False
 ) -> tuple[Bucket, list[ObjectMeta]]:
     """A bucket and the objects below a prefix in it, with the first credentials that it accepts.
 
     environment  may hold AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL;
                  without keys the bucket is read anonymously, then with the role of this machine
+    writes       something is to be written to it: only credentials will do
     raises       DataUnavailable, with `url` and what to do
     """
     reason = ""
-    async for store in _stores(bucket, environment):
+    async for store in _stores(bucket, environment, writes=writes):
 
         async def list_pages(store: S3Store = store) -> list[ObjectMeta]:
             return [entry async for page in obstore.list(store, prefix or None, chunk_size=PAGE_SIZE) for entry in page]
@@ -95,42 +126,51 @@ async def list_bucket(
             return Bucket(url, store), await _with_retries(list_pages, url)
         except _RequestFailed as error:
             if error.status == NOT_FOUND:
-                raise DataUnavailable(f"the bucket of {url} does not exist; correct data.train") from error
+                raise DataUnavailable(f"the bucket of {url} does not exist; correct the URL") from error
             if error.status not in DENIED:
                 raise DataUnavailable(
-                    f"{url} can't be listed ({error}); correct data.train, or rename the object"
+                    f"{url} can't be listed ({error}); correct the URL, or rename the object"
                 ) from error
             reason = str(error)
+    keys = (
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`aws configure export-credentials --format env` prints them)"
+    )
+    if writes:
+        raise DataUnavailable(f"{url} can't be written to without credentials ({reason or 'there are none'}); {keys}")
     raise DataUnavailable(
-        f"this machine may not read {url} ({reason}); make it public, or set AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY (`aws configure export-credentials --format env` prints them); for the machines of a "
-        "local service, start `shoestring up` with SHOESTRING_AGENT_ before each of these names"
+        f"this machine may not read {url} ({reason}); make it public, or {keys}; for the machines of a local service, "
+        "start `shoestring up` with SHOESTRING_AGENT_ before each of these names"
     )
 
 
-async def _stores(bucket: str, environment: Mapping[str, str]) -> AsyncIterator[S3Store]:
+async def _stores(bucket: str, environment: Mapping[str, str], *, writes: bool) -> AsyncIterator[S3Store]:
     """The bucket with each kind of credentials, to try in turn: the keys, or else anonymous and then the role."""
     endpoint = environment.get("AWS_ENDPOINT_URL")
     if endpoint:
         config: S3Config = {"region": environment.get("AWS_REGION") or "us-east-1", "endpoint": endpoint}
     else:
         config = {"region": await _with_retries(lambda: _find_region(bucket), f"{SCHEME}{bucket}")}
+    if writes:
+        config["checksum_algorithm"] = "sha256"
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S), "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
         "timeout": timedelta(seconds=REQUEST_TIMEOUT_S), "allow_http": bool(endpoint and endpoint.startswith("http://")),
     }  # fmt: skip
 
+    # only `_with_retries` retries, so that an outage has one deadline; but a part by itself, not a file of many parts
+    retries: RetryConfig = _PART_RETRIES if writes else {"max_retries": 0}
+
     def open_store(**credentials: Any) -> S3Store:
-        # only `_with_retries` retries, so that an outage has one deadline
         with_credentials = cast("S3Config", {**config, **credentials})
-        return S3Store(bucket, config=with_credentials, client_options=options, retry_config={"max_retries": 0})
+        return S3Store(bucket, config=with_credentials, client_options=options, retry_config=retries)
 
     if key := environment.get("AWS_ACCESS_KEY_ID"):
         token = environment.get("AWS_SESSION_TOKEN")
         secret = environment.get("AWS_SECRET_ACCESS_KEY", "")
         yield open_store(access_key_id=key, secret_access_key=secret, **({"session_token": token} if token else {}))
         return
-    yield open_store(skip_signature=True)
+    if not writes:
+        yield open_store(skip_signature=True)
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     try:
         role = await metadata.role()
@@ -147,7 +187,7 @@ async def _find_region(bucket: str) -> str:
     async with httpx.AsyncClient(timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)) as http:
         reply = await http.head(f"{GLOBAL_ENDPOINT}/{bucket}")
     if reply.status_code == 404:
-        raise DataUnavailable(f"the bucket {bucket} does not exist; correct data.train")
+        raise DataUnavailable(f"the bucket {bucket} does not exist; correct the URL")
     if region := reply.headers.get("x-amz-bucket-region"):
         return str(region)
     raise httpx.HTTPError(f"HTTP {reply.status_code}, without the region")

@@ -131,7 +131,7 @@ def choose_files(
     files = [entry for entry in entries if entry.name not in folders or entry.size]  # an empty object may mark a folder
     wanted = [entry for entry in files if is_wanted(entry.name)]
     if not wanted:
-        raise DataUnavailable(f"there are no objects in {url}; correct data.train, or upload the data first")
+        raise DataUnavailable(f"there are no objects in {url}; correct the URL, or upload the data first")
     if conflict := next((entry for entry in wanted if entry.name in folders), None):
         raise DataUnavailable(
             f"{conflict.key} in {url} is both an object and a folder, which a file system can't store; rename one"

@@ -137,7 +137,7 @@ def test_a_damaged_image_is_named_and_left_out_only_on_request(source: Path, tmp
     with pytest.raises(DataError, match=r"blue/00\.png cannot be read"):
         prepare(source, tmp_path / "shards")
     skipping = PrepareOptions(32, 90, 4, skip_damaged=True)
-    print_preparation(source, tmp_path / "other", skipping, processes=1, as_json=False)
+    print_preparation(str(source), str(tmp_path / "other"), skipping, processes=1, as_json=False)
     printed = capsys.readouterr()
     assert "holds 30 train images of 3 classes" in printed.out
     assert "left out: 1 damaged image" in printed.out
@@ -187,7 +187,7 @@ def test_a_place_that_cant_be_written_to_is_refused_by_name(source: Path, tmp_pa
     place, message = REFUSALS[where]
     before = contents(tmp_path)
     with pytest.raises(TrainerError, match=message):
-        print_preparation(source, place(source, tmp_path / "other"), OPTIONS, processes=1, as_json=True)
+        print_preparation(str(source), str(place(source, tmp_path / "other")), OPTIONS, processes=1, as_json=True)
     assert contents(tmp_path) == before
 
 

@@ -50,6 +50,7 @@ PREPARE_EXAMPLES = """\
 examples:
   python -m shoestring_trainer prepare /data/imagenet /data/imagenet-shards
   python -m shoestring_trainer prepare photos/ shards/ --side 256 --on-corrupt skip
+  python -m shoestring_trainer prepare s3://raw/imagenet s3://data/imagenet-shards
 """
 
 
@@ -112,9 +113,11 @@ def _parser() -> argparse.ArgumentParser:
 
     prepare = commands.add_parser("prepare", epilog=PREPARE_EXAMPLES, formatter_class=as_written)
     prepare.add_argument(
-        "source", type=Path, help="folder of class folders (with train and val above them), or of tars"
+        "source", help="folder of class folders (with train and val above them), or of tars; here, or s3://BUCKET/…"
     )
-    prepare.add_argument("destination", type=Path, help="new or empty folder; or one whose preparation was interrupted")
+    prepare.add_argument(
+        "destination", help="new or empty folder, or one whose preparation was interrupted; here, or s3://BUCKET/…"
+    )
     prepare.add_argument("--side", type=_positive, default=400, help="longest shorter side, in pixels (default 400)")
     prepare.add_argument("--quality", type=_quality, default=90, help="of images that are scaled down (default 90)")
     prepare.add_argument("--images-per-shard", dest="per_shard", type=_positive, default=2000, help="(default 2000)")

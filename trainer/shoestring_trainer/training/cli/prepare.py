@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a data set into shards, with progress on stderr and a summary on stdout."""
+"""Pack a data set into shards, with progress on stderr and a summary on stdout.
+
+Either side may be in S3: what is downloaded, and shards that are to be uploaded, lie in a folder of the cache until all
+is done, so that the same command goes on where it was interrupted.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from time import monotonic
@@ -11,6 +19,8 @@ from time import monotonic
 from shoestring_core.terminal_text import printable
 from shoestring_core.wording.units import counted
 
+from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
+from shoestring_trainer.data_sync.errors import DataUnavailable
 from shoestring_trainer.training.data.image_folder import index_folders, list_folders
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.prepare_shards import PrepareOptions, Progress, prepare_shards
@@ -23,15 +33,52 @@ REPORT_INTERVAL_S = 10.0
 
 
 def print_preparation(
-    source: Path, folder: Path, options: PrepareOptions, *, processes: int, as_json: bool
+    source: str, destination: str, options: PrepareOptions, *, processes: int, as_json: bool
 ) -> None:  # fmt: skip
-    """Prepare `folder` and print what it holds. Raises TrainerError, with what to do."""
-    require_apart(source, folder)
-    sources = index_source(source, skip=options.skip_damaged)
-    index = prepare_shards(sources, folder, options, processes, ProgressLine())
+    """Prepare a folder, here or in S3, and print what it holds. Raises TrainerError, with what to do."""
+    try:
+        index = _prepare(source, destination, options, processes)
+    except DataUnavailable as error:
+        raise UserError(str(error)) from error
     for line in index.skipped:
         sys.stderr.write(f"{printable(f'skipped: {line}')}\n")
-    sys.stdout.write(f"{json.dumps(_summary(folder, index)) if as_json else printable(_describe(folder, index))}\n")
+    text = json.dumps(_summary(destination, index)) if as_json else printable(_describe(destination, index))
+    sys.stdout.write(f"{text}\n")
+
+
+def _prepare(source: str, destination: str, options: PrepareOptions, processes: int) -> ShardIndex:
+    """Raise TrainerError or DataUnavailable."""
+    uploads = is_remote(destination)
+    work = _work_folder(source, destination)
+    folder = work / "shards" if uploads else Path(destination)
+    if uploads == is_remote(source):
+        require_apart(source, destination)
+    if uploads:  # before hours of work
+        from shoestring_trainer.data_sync.shard_upload import require_place_for_shards, upload_shards
+
+        asyncio.run(require_place_for_shards(destination, os.environ))
+    local = Path(source)
+    if is_remote(source):
+        local = asyncio.run(sync_dataset(source, work / "source", os.environ, _report, _report))
+    index = prepare_shards(
+        index_source(local, skip=options.skip_damaged), folder, options, processes, ProgressLine()
+    )  # fmt: skip
+    if uploads:
+        asyncio.run(upload_shards(folder, destination, os.environ, _report))
+    shutil.rmtree(work, ignore_errors=True)
+    return index
+
+
+def _work_folder(source: str, destination: str) -> Path:
+    """Where the files of this command lie until it is done: beside the copies that `train` makes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
+    named = source if is_remote(source) else os.path.realpath(source)
+    return cache / f"prepare-{hashlib.sha256(f'{named} {destination}'.encode()).hexdigest()[:12]}"
+
+
+def _report(message: str) -> None:
+    sys.stderr.write(f"{printable(message)}\n")
+    sys.stderr.flush()
 
 
 def index_source(source: Path, *, skip: bool) -> dict[Split, ImageIndex]:
@@ -69,19 +116,20 @@ class ProgressLine:
         sys.stderr.flush()
 
 
-def _summary(folder: Path, index: ShardIndex) -> dict[str, object]:
+def _summary(folder: str, index: ShardIndex) -> dict[str, object]:
     return {
-        "folder": str(folder), "shards": len(index.shards), "bytes": sum(shard.bytes for shard in index.shards),
+        "folder": folder, "shards": len(index.shards), "bytes": sum(shard.bytes for shard in index.shards),
         "images": {split: sum(counts) for split, counts in index.class_images.items()},
         "classes": len(index.classes), "skipped": index.skipped,
     }  # fmt: skip
 
 
-def _describe(folder: Path, index: ShardIndex) -> str:
+def _describe(folder: str, index: ShardIndex) -> str:
     images = " and ".join(f"{counted(sum(counts), f'{split} image')}" for split, counts in index.class_images.items())
     size = sum(shard.bytes for shard in index.shards)
     skipped = f"; left out: {counted(len(index.skipped), 'damaged image')}" if index.skipped else ""
+    use = f"data.train={folder} data.stream=true" if is_remote(folder) else f"data.train={Path(folder).absolute()}"
     return (
         f"{folder} holds {images} of {len(index.classes):,} classes in {counted(len(index.shards), 'shard')}, "
-        f"{size:,} bytes, verified{skipped}. Train on them with data.train={folder.absolute()}"
+        f"{size:,} bytes, verified{skipped}. Train on them with {use}"
     )

@@ -54,9 +54,9 @@ def _locked(lock: TextIO) -> bool:
         time.sleep(0.05)
 
 
-def require_apart(source: Path, destination: Path) -> None:
-    """Raise UserError if one of the two folders lies in the other."""
-    outer, inner = Path(os.path.realpath(source)), Path(os.path.realpath(destination))
+def require_apart(source: str, destination: str) -> None:
+    """Raise UserError if one of the two folders lies in the other. Both are here, or both are URLs."""
+    outer, inner = (Path(place if "://" in place else os.path.realpath(place)) for place in (source, destination))
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise UserError(f"{destination} and {source} lie in each other; give a folder elsewhere for the shards")
 
