@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_concat_pooling_is_average_and_maximum():
     assert pooled.tolist() == [[3.0, 6.0]]
 
 
-def test_lookahead_copies_the_average_back_and_ema_only_at_the_end():
+def test_lookahead_copies_the_average_back_and_ema_is_scored_and_becomes_the_model_at_the_end():
     for kind in ("lookahead", "ema"):
         model = nn.Linear(1, 1, bias=False)
         model.weight.data.fill_(0.0)
@@ -112,7 +113,15 @@ def test_lookahead_copies_the_average_back_and_ema_only_at_the_end():
                 slow = decay * slow + (1 - decay) * fast
                 assert average.tensors["weight"].item() == pytest.approx(slow)
                 assert model.weight.item() == pytest.approx(slow if kind == "lookahead" else fast)
-        average.copy_to_model()
+        model.weight.data.add_(1.0)
+        before = model.weight.item(), average.tensors["weight"].item()
+        with suppress(ZeroDivisionError), average.scored():
+            assert model.weight.item() == before[kind == "ema"]
+            raise ZeroDivisionError
+        assert (model.weight.item(), average.tensors["weight"].item()) == before
+        average.finish(completed=False)  # at the goal: the model is what was scored
+        assert model.weight.item() == before[kind == "ema"]
+        average.finish(completed=True)
         assert model.weight.item() == pytest.approx(slow)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from time import monotonic, time
 
 import torch
@@ -116,7 +117,8 @@ def run(task: LocalTask, setup: Setup, stop_listener: StopListener, counter: Ste
                 if evaluates and not diverged:
                     views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
                     logger.flush()
-                    eval_result = evaluate(model, loader.dataset, distributed, setup.precision, views)
+                    with trainer.average.scored() if trainer.average else nullcontext():
+                        eval_result = evaluate(model, loader.dataset, distributed, setup.precision, views)
                     evaluation_s += eval_result.seconds
                     completed.metrics |= {**eval_result.metrics, EVALUATION_S: eval_result.seconds}
                     completed.metrics |= loader.stalls.since_last_report()
@@ -149,8 +151,8 @@ def finish(
     """
     distributed, schedule, data, step = setup.distributed, setup.schedule, setup.loader.dataset, counter.step
     metrics = trainer.hook_context.metrics
-    if trainer.average and step == schedule.total_steps:
-        trainer.average.copy_to_model()
+    if trainer.average:
+        trainer.average.finish(completed=step == schedule.total_steps)
     setup.model.float()
     eval_result = evaluate(setup.model, data, distributed, Precision.FP32, setup.settings.tta_views)
     trainer.hook_context.metrics = metrics | eval_result.metrics

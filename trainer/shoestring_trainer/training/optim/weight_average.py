@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running average of the weights: used at the end of the run (EMA), or copied back during it (lookahead)."""
+"""A running average of the weights: what is scored and saved at the end (EMA), or copied back meanwhile (lookahead).
+
+As in the sources: D. Page's new_dawn.py scores its EMA after each epoch, airbench94.py the weights that are trained.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -32,10 +38,34 @@ class WeightAverage:
         if self._settings.weight_average == "lookahead":
             self.copy_to_model()
 
+    @contextmanager
+    def scored(self) -> Iterator[None]:
+        """Give the model the weights meanwhile that are scored during a run, and then its own back, to the bit."""
+        is_average = self._settings.weight_average == "ema"
+        if is_average:
+            self._exchange()
+        try:
+            yield
+        finally:
+            if is_average:
+                self._exchange()
+
+    @torch.no_grad()
+    def finish(self, *, completed: bool) -> None:
+        """Give the model the weights that the run ends with; `completed`: after all steps, not before at its goal."""
+        if completed or self._settings.weight_average == "ema":
+            self.copy_to_model()
+
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Replace the model's weights by the average."""
         torch._foreach_copy_(self._model_tensors, self._averages)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        own = [tensor.clone() for tensor in self._model_tensors]
+        self.copy_to_model()
+        torch._foreach_copy_(self._averages, own)
 
 
 def build_weight_average(model: nn.Module, settings: Settings) -> WeightAverage | None:
