@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 MARKER = ".preparing/plan"
 UPLOADS = 4
-MAX_PLAN_BYTES = 1 << 10
+PLAN_BYTES = 1 << 10
+"""Of a marker, at most: a plan is a SHA-256."""
 
 
 async def require_place_for_shards(url: str, environment: Mapping[str, str]) -> None:
@@ -82,7 +83,7 @@ async def _claim(bucket: Bucket, prefix: str, found: Mapping[str, ObjectMeta], p
     """Note whose shards these are. Raises DataUnavailable if they are of other images, or made with other options."""
     if MARKER in found:
         entry = found[MARKER]
-        size = min(entry["size"], MAX_PLAN_BYTES)
+        size = min(entry["size"], PLAN_BYTES)
         if bytes(await bucket.read(prefix + MARKER, entry["e_tag"], 0, size)) == plan:
             return
     elif INDEX_FILE in found:
