@@ -62,11 +62,11 @@ def test_a_variant_changes_defaults_and_claims_and_never_what_was_given():
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
 def test_every_recipe_has_the_common_parameters(recipe):
-    assert [recipe.params[name].default for name in ("micro_batch_size", "noise_scale_every_steps", "hooks_file")] == [
-        0,
-        0,
-        "",
-    ]
+    common = {
+        "micro_batch_size": 0, "noise_scale_every_steps": 0, "hooks_file": "", "bucket_cap_mb": 25.0,
+        "fp16_allreduce": False, "static_graph": False,
+    }  # fmt: skip
+    assert {name: recipe.params[name].default for name in common} == common
 
 
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)

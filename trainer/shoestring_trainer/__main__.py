@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 USAGE = """\
@@ -51,7 +52,24 @@ def main(arguments: list[str]) -> int:
             return 2
 
 
+def start_again_with_rank_environment() -> None:
+    """Become the same program in the environment that an agent gives its ranks: glibc reads some of it at the start.
+
+    Returns if this process has it.
+    """
+    from shoestring_trainer.agent.launch_env import environment_to_start_again_in
+
+    environment = environment_to_start_again_in(os.environ, len(os.sched_getaffinity(0)))
+    if environment is not None:
+        try:
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - no shell
+        except OSError:
+            pass  # then training is slower
+
+
 if __name__ == "__main__":
     if not sys.flags.safe_path:  # -m puts the current folder first, where a random.py would hide Python's own
         sys.path.append(sys.path.pop(0))
+    if sys.argv[1:2] == ["train"]:
+        start_again_with_rank_environment()
     sys.exit(main(sys.argv[1:]))

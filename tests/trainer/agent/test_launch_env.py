@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from shoestring_trainer import __main__ as program
 from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
 from shoestring_trainer.agent.ranks import network_interface_to
 
@@ -36,6 +39,28 @@ def test_a_rank_gets_the_variables_that_torchrun_would_set():
 @pytest.mark.parametrize(("procs", "cores", "threads"), [(1, 2, "2"), (2, 2, "1"), (4, 2, "1"), (2, 9, "4")])
 def test_ranks_share_the_cores_evenly(procs: int, cores: int, threads: str):
     assert rank_environment(procs, cores)["OMP_NUM_THREADS"] == threads
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"), [({}, None), ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "7"}, "7")]
+)
+def test_by_hand_training_starts_as_an_agent_starts_it_but_for_what_is_set(
+    variables: dict[str, str], threads: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    started: list[tuple[str, list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "environ", variables)
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-P", "-m", "shoestring_trainer", "train", "digits/quickstart"])
+    program.start_again_with_rank_environment()
+    ((executable, command, environment),) = started
+    assert executable == sys.executable
+    assert command == [sys.executable, "-P", "-m", "shoestring_trainer", "train", "digits/quickstart"]
+    given = rank_environment(1, len(os.sched_getaffinity(0)))
+    assert environment == given | variables
+    assert environment["OMP_NUM_THREADS"] == (threads or given["OMP_NUM_THREADS"])
+    monkeypatch.setattr(os, "environ", environment)
+    program.start_again_with_rank_environment()
+    assert len(started) == 1
 
 
 def test_ranks_use_the_given_network_interface():

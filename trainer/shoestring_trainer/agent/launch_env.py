@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+_ALLOCATOR = "GLIBC_TUNABLES"
 _MALLOC_THRESHOLD_BYTES = 16 * 1024**3
 
 
@@ -59,7 +61,7 @@ def rank_environment(procs_per_node: int, cores: int, *, interface: str | None =
         "OPENBLAS_NUM_THREADS": "1",
         # glibc returns large blocks to the kernel after each use, and zeroing the new pages takes up to a
         # third of a step; keep them, in huge pages (measured: 1.2 to 1.7 times the images per second).
-        "GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={_MALLOC_THRESHOLD_BYTES}"
+        _ALLOCATOR: f"glibc.malloc.mmap_threshold={_MALLOC_THRESHOLD_BYTES}"
         f":glibc.malloc.trim_threshold={_MALLOC_THRESHOLD_BYTES}",
         "THP_MEM_ALLOC_ENABLE": "1",
         # OpenMP threads spin while waiting; if other processes are busy, that takes the core from the thread that
@@ -72,3 +74,13 @@ def rank_environment(procs_per_node: int, cores: int, *, interface: str | None =
         environment["GLOO_SOCKET_IFNAME"] = interface
         environment["NCCL_SOCKET_IFNAME"] = f"={interface}"  # = means this name, not all names with this prefix
     return environment
+
+
+def environment_to_start_again_in(environment: Mapping[str, str], cores: int) -> dict[str, str] | None:
+    """The environment of a training process that a person or torchrun started, with what an agent gives its ranks.
+
+    What is set already stays as it is. None: the process has it.
+    """
+    if _ALLOCATOR in environment:
+        return None
+    return rank_environment(int(environment.get("LOCAL_WORLD_SIZE", "1")), cores) | dict(environment)
