@@ -97,8 +97,8 @@ def read_part(data: Path, manifest: Path, name: str) -> bytes | None:
 def read_step(manifest: Path) -> int:
     """Return after which step a checkpoint was written. Raises DataError as above."""
     with _naming(manifest):
-        step = json.loads(manifest.read_bytes())["step"]
-        if type(step) is not int or step < 0:
+        step: Any = json.loads(manifest.read_bytes())["step"]
+        if not isinstance(step, int) or step < 0:
             raise ValueError(f"its step is {step!r}")
         return step
 
