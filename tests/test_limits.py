@@ -67,6 +67,7 @@ DOCUMENTED = {
     "trainer/shoestring_trainer/agent/ranks.py": {"MAX_EXIT_BYTES": "4 MiB", "TRACEBACK_LIMIT": "16,000 characters"},
     "trainer/shoestring_trainer/agent/spool.py": {"MAX_UNSENT_BYTES_WITH_LOGS": "256 MiB"},
     "trainer/shoestring_trainer/data_sync/datasets.py": {"MAX_NAME_BYTES": "255 bytes"},
+    "client/shoestring/schedule_scenario.py": {"MAX_JOBS": "10,000", "MAX_NODES": "64"},
     "client/shoestring/cli/simulate.py": {"MAX_INTERVALS": "100,000; 1,000", "MAX_PRICE_RATIO": "1,000"},
     "trainer/shoestring_trainer/machinehost/http_server.py": {"MAX_BODY_BYTES": "256 KiB", "MAX_GRACE_S": "an hour"},
     "trainer/shoestring_trainer/machinehost/host.py": {"MAX_NOTICE_S": "an hour"},

@@ -47,7 +47,9 @@ PAUSE_PER_READER_S = 0.002
 WHOLE_EVENT = 9
 """`StreamPosition.part` after every message of an event was sent."""
 
-MONEY_EVENT_KINDS = frozenset({"budget", "weight", "soft_line", "soft_lines", "cost", "job", "machine", "alarm"})
+MONEY_EVENT_KINDS = frozenset(
+    {"budget", "weight", "guaranteed_rate", "soft_line", "soft_lines", "cost", "job", "machine", "alarm"}
+)
 """Events after which budgets may have changed."""
 
 

@@ -292,6 +292,11 @@ class Client:
         body = {"weight": weight, "reason": reason}
         return _parse(self._call("PUT", f"/v1/budgets/{budget}/weight", json=body), rest.Budget)
 
+    def set_guaranteed_rate(self, budget: UUID | str, rate: str, *, reason: str = "") -> rest.Budget:
+        """Set the dollars an hour that a team may use before it borrows from others."""
+        body = {"rate": rate, "reason": reason}
+        return _parse(self._call("PUT", f"/v1/budgets/{budget}/guaranteed-rate", json=body), rest.Budget)
+
     def recipes(self) -> list[rest.Recipe]:
         """Return the recipes with their parameters."""
         return self._get("/v1/recipes", rest.RecipeList).recipes

@@ -121,6 +121,15 @@ class WeightChange(EventData):
     before: int
 
 
+class GuaranteedRateChange(EventData):
+    """What a team may use before it borrows from others changed: dollars an hour."""
+
+    kind: ClassVar[str] = "guaranteed_rate"
+    account: UUID
+    rate: str
+    before: str
+
+
 class SoftLineReached(EventData):
     """What is spent and held of a budget has reached a share of its limit, for the first time since the limit moved."""
 

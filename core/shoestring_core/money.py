@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
+from functools import lru_cache
 
 MICRO = 1_000_000
 HOUR = 3_600_000_000
@@ -50,6 +51,7 @@ def total_cost(spans: Iterable[tuple[str, int]], per: int = HOUR) -> int:
     return int(exact.to_integral_value(ROUND_HALF_EVEN))
 
 
+@lru_cache(maxsize=4096)
 def cost_ceiling(price_per_hour: str, duration_us: int) -> int:
     """Like `cost`, rounded up: for amounts that are held before the duration is known."""
     exact = Decimal(price_per_hour) * duration_us * MICRO / HOUR

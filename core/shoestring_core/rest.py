@@ -394,6 +394,11 @@ class WeightEvent(BaseEvent):
     data: events.WeightChange
 
 
+class GuaranteedRateEvent(BaseEvent):
+    kind: Literal["guaranteed_rate"]
+    data: events.GuaranteedRateChange
+
+
 class SoftLineEvent(BaseEvent):
     kind: Literal["soft_line"]
     data: events.SoftLineReached
@@ -437,6 +442,7 @@ Event = TypeAliasType(
         | CostEvent
         | BudgetEvent
         | WeightEvent
+        | GuaranteedRateEvent
         | SoftLineEvent
         | SoftLinesEvent
         | ForecastEvent
@@ -575,6 +581,8 @@ class Budget(Resource):
     """limit + overdraft − posted − held; None without a limit."""
     weight: int | None = None
     """How its share of the dollars compares with that of other teams or members; None: it shares with none."""
+    guaranteed_rate: Money | None = None
+    """Of a team: dollars an hour that its machines may cost before it borrows from other teams."""
     recent: Money | None = None
     """What it spent, each dollar counted half after each half-life; with what is held it orders the queue."""
     soft_lines: list[SoftLine] = []
@@ -728,6 +736,12 @@ class DecideBudgetRequest(RequestBody):
 
 class SetWeightRequest(RequestBody):
     weight: int = Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)
+    reason: str = ""
+
+
+class SetGuaranteedRateRequest(RequestBody):
+    rate: str
+    """Decimal dollars an hour; 0: all that the team uses is borrowed."""
     reason: str = ""
 
 

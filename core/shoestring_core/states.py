@@ -129,12 +129,13 @@ class DesiredState(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why the desired state is pause or stop."""
+    """Why a job stops: the desired state is pause or stop, or after an eviction still run."""
 
     USER = "user"
     BUDGET = "budget"
     TIME_LIMIT = "time_limit"
     GOAL = "goal"
+    EVICTION = "eviction"
 
     @property
     def end_reason(self) -> EndReason:

@@ -11,7 +11,9 @@ from uuid import uuid4
 import httpx
 import pytest
 from shoestring_core.store import identity
+from shoestring_core.store.tables import EventRow
 from shoestring_core.store.transactions import Write
+from sqlalchemy import select
 
 from tests.api.deployment import SPEC, Deployment
 
@@ -29,7 +31,7 @@ WRITES = [
     ("PUT", "/v1/budgets/{budget}/weight"), ("POST", "/v1/budgets/{budget}:grant"),
     ("POST", "/v1/budgets/{budget}:transfer"), ("POST", "/v1/budget-requests/{request}:approve"),
     ("POST", "/v1/budget-requests/{request}:deny"), ("PUT", "/v1/budgets/{budget}/soft-lines"),
-    ("PUT", "/v1/budgets/{budget}/period"),
+    ("PUT", "/v1/budgets/{budget}/period"), ("PUT", "/v1/budgets/{budget}/guaranteed-rate"),
 ]  # fmt: skip
 OPEN = [
     "/v1/budget-requests",
@@ -74,6 +76,8 @@ def _body(method: str, path: str) -> dict[str, object] | None:
         return None
     if path.endswith("/period"):
         return {"kind": "month"}
+    if path.endswith("/guaranteed-rate"):
+        return {"rate": "2"}
     if path.endswith("/soft-lines"):
         return {"percents": [50]}
     return {"weight": 2} if path.endswith("/weight") else {"limit": "1"}
@@ -292,6 +296,23 @@ def test_a_weight_that_is_no_whole_number_in_bounds_is_refused_and_changes_nothi
     answer = deployment.admin.put(f"/v1/budgets/{team['id']}/weight", content=body, headers=headers)
     assert answer.status_code in (400, 422)
     assert deployment.admin.get(f"/v1/budgets/{team['id']}").json() == team
+
+
+def test_an_admin_guarantees_the_team_a_rate_and_nothing_else_has_one(deployment: Deployment) -> None:
+    budgets = {one["kind"]: one for one in deployment.member.get("/v1/budgets").json()["budgets"]}
+    assert budgets["team"]["guaranteed_rate"]["amount"] == "0.00"
+    assert budgets["member"]["guaranteed_rate"] is None
+    path = f"/v1/budgets/{budgets['team']['id']}/guaranteed-rate"
+    for wrong in ("-1", "nan", "1e3", "", "0.0000001", "12345678901"):
+        answer = deployment.admin.put(path, json={"rate": wrong})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request"), wrong
+    answer = deployment.admin.put(path, json={"rate": "2.50", "reason": "two machines"})
+    assert answer.json()["guaranteed_rate"]["amount"] == "2.50"
+    with deployment.store.read() as db:
+        data = db.sql.scalars(select(EventRow.data).where(EventRow.kind == "guaranteed_rate")).first()
+    assert data == {"account": budgets["team"]["id"], "rate": "2.50", "before": "0.00"}
+    member = deployment.admin.put(f"/v1/budgets/{budgets['member']['id']}/guaranteed-rate", json={"rate": "1"})
+    assert (member.status_code, member.json()["code"]) == (422, "invalid-request")
 
 
 def test_a_jobs_cost_names_the_budgets_that_its_money_comes_from(deployment: Deployment) -> None:

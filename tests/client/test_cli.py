@@ -128,6 +128,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("budget", "show"),
         ("budget", "set"),
         ("budget", "weight"),
+        ("budget", "guarantee"),
         ("budget", "lines"),
         ("budget", "period"),
         ("budget", "waste"),

@@ -52,7 +52,7 @@ MACHINE = {
 }  # fmt: skip
 BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
-    "overdraft": MONEY, "left": MONEY, "weight": 1, "recent": MONEY, "etag": "1",
+    "overdraft": MONEY, "left": MONEY, "weight": 1, "guaranteed_rate": MONEY, "recent": MONEY, "etag": "1",
     "period": {
         "kind": "month", "amount": MONEY, "time_zone": HOSTILE, "starts_at": "2026-01-01T00:00:00Z",
         "ends_at": "2026-02-01T00:00:00Z", "ends": HOSTILE, "ended": False, "rollover": "none", "carried_over": MONEY,
@@ -121,6 +121,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("quote", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
+    ("budget", "guarantee", "2.00"): 0,
     ("budget", "lines", "50"): 0, ("budget", "period", "month"): 0, ("budget", "waste"): 0,
     ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
     ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,
@@ -133,7 +134,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
 }  # fmt: skip
 WITHOUT_FOREIGN_TEXT = {
     "retry", "open", "artifacts ls", "artifacts get", "chaos preempt", "recipes ls", "recipes show", "data prepare",
-    "budget forecast", "simulate spot", "model", "up", "demo", "budget export",
+    "budget forecast", "simulate spot", "simulate schedule", "model", "up", "demo", "budget export",
     # they print ids, secrets, and what their own user gave
     "keys create", "keys revoke", "members invite", "members uninvite", "members import",
     # they print ids, and names in AWS's own alphabet

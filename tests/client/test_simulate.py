@@ -99,3 +99,54 @@ def test_a_damaged_trace_is_named(run_command: RunCommand, traces: Path, text: s
     assert done.returncode == 2
     assert "bad.json" in done.stderr
     assert message in " ".join(done.stderr.split())
+
+
+SCENARIO = """
+machines: [{price: 1.00, slots: 4}]
+teams: {vision: {}, speech: {guaranteed_rate: 2.00}}
+jobs:
+  - {name: long, team: vision, work: 6h, nodes: 2}
+  - {name: other, team: vision, work: 3h, nodes: 2}
+  - {name: urgent, team: speech, at: 1h, work: 1h, nodes: 2}
+"""
+
+
+def test_a_schedule_is_a_line_for_each_start_eviction_and_end(run_command: RunCommand, tmp_path: Path) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(SCENARIO)
+    done = run_command("simulate", "schedule", str(file), "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["at_s"], line["event"], line["job"]) for line in lines] == [
+        (0, "start", "long"),
+        (0, "start", "other"),
+        (3600, "evict", "other"),
+        (3615, "start", "urgent"),
+        (7275, "end", "urgent"),
+        (7275, "start", "other"),
+        (14595, "end", "other"),
+        (21660, "end", "long"),
+    ]
+    table = run_command("simulate", "schedule", str(file)).stdout
+    assert re.search(r"speech +1 +1 +15s +0 +\$2\.03", table)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (("work: 6h", "work: 6x"), "jobs.0.work"),
+        (("1.00", "-1"), "machines.0.price"),
+        (("team: speech", "team: nobody"), "there is no team nobody"),
+        (("nodes: 2", "nodes: 0"), "jobs.0.nodes"),
+        (("slots: 4", "slot: 4"), "machines.0.slot"),
+        (("machines:", "machines: ["), "scenario.yaml"),
+    ],
+)
+def test_what_a_scenario_should_be_is_said(
+    run_command: RunCommand, tmp_path: Path, changed: tuple[str, str], named: str
+) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(SCENARIO.replace(*changed))
+    done = run_command("simulate", "schedule", str(file))
+    assert done.returncode == 2
+    assert named in " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
+    assert "Traceback" not in done.stderr

@@ -75,6 +75,7 @@ EXAMPLES: list[Reason] = [
     waits.BehindJobShortOfBudget("team vision"),
     waits.MachinesInUse(2, 1, 4, behind=True),
     waits.LessUsed("team speech", "team vision", "0.40", "3.10", 1, 1),
+    waits.WithinGuaranteedRate("team speech", "0.53", "2.00"),
     # attempts
     attempts.GangComplete(),
     attempts.FewerMachines(3, 4),
@@ -124,6 +125,7 @@ EXAMPLES: list[Reason] = [
     jobs.ResumeRequested(),
     jobs.BudgetRaised(),
     jobs.TimeLimitReached(300.0),
+    jobs.Evicted("team speech", "2.00", "0.53", "team vision", "1.00", "3.16"),
     jobs.CannotPause("awaiting_approval"),
     jobs.CannotResume("ended"),
     jobs.CannotRetry("running"),
@@ -149,6 +151,7 @@ EXAMPLES: list[Reason] = [
     budget.Overrun("0193", "0.01"),
     budget.LimitChanged("team vision", "2.00", None, "a grant"),
     budget.WeightChanged("team vision", 2, 1, "a grant"),
+    budget.GuaranteedRateChanged("team vision", "2.00", "0.00", "two machines"),
     budget.LimitBelowUse("team vision", "0.50"),
     budget.Granted("team vision", "2.00", "12.00", "a sweep"),
     budget.Transferred("member ada", "member ben", "2.00", "a sweep"),

@@ -20,6 +20,7 @@ CHOKE_POINT = "steps.py"
 """The only module that opens a write transaction; all others call its `write`."""
 NOT_ON_THE_DAY = {
     "set_half_life",  # when a worker starts
+    "record_eviction",  # tests/worker/test_evictions.py
     "roll_over",  # a period ends: tests/core/store/test_periods.py
     "tell_forecast",  # tests/core/store/test_forecasts.py
 }

@@ -279,3 +279,16 @@ def act(world: World, rng: random.Random, submitted: list[UUID], people: list[id
         refused = rng.random() < 0.5
         world.provider.fault = lambda _: RefusalKind.CAPACITY if refused else None
     world.clock.pass_(rng.choice((0, 1 / S)))
+
+
+@pytest.mark.any_database
+def test_a_short_job_fills_the_gap_that_a_gang_leaves_while_it_waits(world: World):
+    world.provider.slots = 3
+    hour = world.submit(nodes=2, limits={"time": 3600})
+    world.tick()
+    world.form(hour)
+    world.train(hour, 5)
+    gang, endless, short = world.submit(nodes=2), world.submit(), world.submit(limits={"time": 60})
+    world.tick()
+    assert [world.job(job).state for job in (gang, endless, short)] == ["queued", "queued", "launching"]
+    assert waits_of(world, [gang, endless]) == ["slots", "slots"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the queued jobs whose turn it is, and records why the others wait."""
+"""Starts the queued jobs whose turn it is, evicts jobs that have to make room, and records why the others wait."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from shoestring_core.decide import preemption
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import is_stale
+from shoestring_core.decide.preemption import Eviction
 from shoestring_core.decide.queue import QueuedJob
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start, Wait, schedule_jobs
@@ -36,7 +38,8 @@ class AppliedSchedule:
     """What the last schedule was made from. Until something of it changes, another one would be the same.
 
     offers       each with whether it was stale
-    valid_until  when the first backoff of a waiting job, or of an offer that was refused, ends (µs UTC); None: never
+    valid_until  when the first backoff of a waiting job, or of an offer that was refused, ends, or a running job may be
+                 evicted (µs UTC); None: never
     made_at      by the monotonic clock
     """
 
@@ -94,12 +97,17 @@ class JobScheduler:
             machines = self.items.run(f"the start of job {start.job}", self._start, start, version) or []
             planned += [PlannedMachine(start.offer.provider, machine) for machine in machines]
             version, complete = version + bool(machines), complete and bool(machines)
+        for eviction in schedule.evictions:
+            evicted = bool(self.items.run(f"the eviction of job {eviction.job}", self._evict, eviction, version))
+            version, complete = version + evicted, complete and evicted
         if waits := loaded.changed(schedule.waits):
             written = bool(self.items.run("why jobs wait", self._record_waits, waits, loaded.waits, version))
             version, complete = version + written, complete and written
         if complete:
             backoffs = [job.not_before for job in loaded.snapshot.queue if job.not_before > now]
             backoffs += [refusal.at + refusal.kind.memory for refusal in loaded.snapshot.refusals]
+            protected = [preemption.protected_until(job) for job in loaded.snapshot.running]
+            backoffs += [until for until in protected if until is not None and until > now]
             mark = loaded.mark._replace(plan_version=version)
             stale = [(offer, is_stale(offer, now)) for offer in offers]
             self._applied = AppliedSchedule(mark, stale, min(backoffs, default=None), self.monotonic())
@@ -128,6 +136,15 @@ class JobScheduler:
             log.info("the schedule is out of date: %s", changed)
             self.schedule_again()
             return None
+
+    def _evict(self, eviction: Eviction, version: int) -> bool:
+        """False if another worker has applied a newer schedule, or the job has just moved."""
+        try:
+            return write(self.store, planning.record_eviction, eviction, version)
+        except StaleTransition as changed:
+            log.info("the schedule is out of date: %s", changed)
+            self.schedule_again()
+            return False
 
     def _record_waits(self, waits: Sequence[Wait], before: Mapping[UUID, queue.StoredWait], version: int) -> bool:
         return write(self.store, queue.apply_waits, waits, before, version)

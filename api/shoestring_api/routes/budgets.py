@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets: the accounts that a team spends from, their limits and weights."""
+"""Budgets: the accounts that a team spends from, their limits, weights and guaranteed rates."""
 
 from __future__ import annotations
 
@@ -136,6 +136,28 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
             raise InvalidRequest("Only teams and members have a weight.", hint="Set that of a team or of a member.")
         after = ledger.set_weight(db, account.id, body.weight, actor=caller.actor, reason=body.reason[:500])
         _record(db, caller, "set_weight", after, weight=body.weight, reason=body.reason)
+        return _serialize(db, after)
+
+    return state.store.write(work)
+
+
+@router.put("/{budget_id}/guaranteed-rate")
+def set_guaranteed_rate(
+    budget_id: UUID, body: rest.SetGuaranteedRateRequest, state: StateDep, caller: Caller
+) -> rest.Budget:
+    """Set the dollars an hour that a team may use before it borrows from others (admin).
+
+    Jobs that stay within it start first. If no machine is free for one, a job of a team that borrows saves a
+    checkpoint and goes back to the queue. All teams of the organization see the change.
+    """
+    rate = parse_amount(body.rate, hint="Use 0 for none.")
+
+    def work(db: Write) -> rest.Budget:
+        account = _own(db, caller, budget_id)
+        if account.kind != "team":
+            raise InvalidRequest("Only teams have a guaranteed rate.", hint="Set that of your team.")
+        after = ledger.set_guaranteed_rate(db, account.id, rate, actor=caller.actor, reason=body.reason[:500])
+        _record(db, caller, "set_guaranteed_rate", after, rate=body.rate, reason=body.reason)
         return _serialize(db, after)
 
     return state.store.write(work)

@@ -114,6 +114,7 @@ def _budget(row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | 
         overdraft=rest.Money.of(row.overdraft),
         left=None if left is None else rest.Money.of(left),
         weight=row.weight if shares else None,
+        guaranteed_rate=rest.Money.of(row.guaranteed_rate) if row.kind == "team" else None,
         recent=rest.Money.of(recent) if shares else None,
         soft_lines=_soft_lines(row),
         period=None if period is None else _period(period),

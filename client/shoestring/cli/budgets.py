@@ -47,7 +47,7 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
 
     REACHED is the highest soft line that was reached: shoestring budget lines.
     WEIGHT and LATELY order the queue: next is the team, and in it the member, with the fewest dollars spent lately or
-    held now for its weight.
+    held now for its weight. Before all others come jobs with which a team stays within its GUARANTEED rate.
 
     \b
     shoestring budget show --json
@@ -56,13 +56,14 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
         budgets = client.budgets()
     rows = [
         (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
-         format_dollars(b.left), format_period(b), _highest_reached(b), str(b.weight or ""),
+         format_dollars(b.left), format_period(b), _highest_reached(b), str(b.weight or ""), _hourly(b),
          format_dollars(b.recent) if b.recent else "",
          format_dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
         for b in budgets
     ]  # fmt: skip
-    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "PERIOD", "REACHED", "WEIGHT", "LATELY", "OVERDRAFT")
-    drop = ("OVERDRAFT", "LATELY", "WEIGHT", "REACHED", "PERIOD")
+    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "PERIOD", "REACHED", "WEIGHT", "GUARANTEED", "LATELY",
+               "OVERDRAFT")  # fmt: skip
+    drop = ("OVERDRAFT", "LATELY", "GUARANTEED", "WEIGHT", "REACHED", "PERIOD")
     print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=drop))
 
 
@@ -280,6 +281,32 @@ def set_weight(
     with open_client(url) as client:
         budget = client.set_weight(find_budget(client, owner).id, weight, reason=reason)
     print_result(budget, as_json, lambda: out.print(f"{budget.owner}: weight {budget.weight}"))
+
+
+@app.command("guarantee")
+def set_guaranteed_rate(
+    rate: Annotated[str, typer.Argument(help="Dollars an hour, such as 2.50; 0: none.")],
+    reason: Reason = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Set your team's guaranteed rate: the dollars an hour that it may use before it borrows from other teams (admin).
+
+    Jobs that stay within it start first. If no machine is free for one, a job of the team that borrows most for its
+    weight saves a checkpoint and goes back to its place in the queue.
+
+    \b
+    shoestring budget guarantee 2.50 --reason "two machines at any time"
+    """
+    with open_client(url) as client:
+        budget = client.set_guaranteed_rate(find_budget(client, None).id, rate, reason=reason)
+    print_result(budget, as_json, lambda: out.print(f"{budget.owner}: guaranteed {_hourly(budget) or 'nothing'}"))
+
+
+def _hourly(budget: Budget) -> str:
+    """Its guaranteed rate; empty without one."""
+    rate = budget.guaranteed_rate
+    return "" if rate is None or rate.amount == "0.00" else f"{format_dollars(rate)}/h"
 
 
 def find_budget(client: Client, owner: str | None) -> Budget:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`shoestring simulate`: what a policy would have cost on recorded availability; needs no service and no login."""
+"""`shoestring simulate`: what a policy would have cost on recorded availability, and how jobs would be scheduled; needs
+no service and no login."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import track
+from shoestring_core.decide import simulation
 from shoestring_core.durations import parse_duration
 
 from shoestring.cli.terminal import Json, err, out, print_table
+from shoestring.schedule_scenario import ScenarioError, ScheduleSummary, read_scenario
 from shoestring.spot_traces import SpotTrace, SpotTraceError, read_traces, select_zones
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def group() -> None:
-    """Simulate policies on recorded data."""
+    """Simulate policies on recorded data, and schedules."""
 
 
 def _hours(option: str, text: str) -> float:
@@ -110,6 +113,34 @@ def simulate_spot(
                 out.print(json.dumps(run))
     if not as_json:
         _print(results)
+
+
+@app.command("schedule")
+def simulate_schedule(
+    scenario: Annotated[Path, typer.Argument(metavar="FILE", help="Machines, teams and jobs; YAML or JSON.")],
+    as_json: Json = False,
+) -> None:
+    """Simulate when jobs of several teams start, and which are evicted for others.
+
+    It is the scheduler of the service, on a clock that jumps from event to event. --json prints a line for each start,
+    eviction and end; `at_s` is in seconds from the beginning. The file: docs/operations/teams.md.
+
+    \b
+    shoestring simulate schedule scenario.yaml
+    shoestring simulate schedule scenario.yaml --json
+    """
+    try:
+        wanted = read_scenario(scenario)
+    except ScenarioError as problem:
+        raise typer.BadParameter(str(problem)) from None
+    summary = ScheduleSummary(wanted)
+    for step in simulation.simulate(wanted):
+        summary.add(step)
+        if as_json:
+            out.print(json.dumps(summary.line(step)))
+    if not as_json:
+        columns = ("TEAM", "JOBS", "ENDED", "WAITED", "EVICTIONS", "COST")
+        print_table(columns, summary.rows(), "No teams.")
 
 
 def _job(trace: SpotTrace, work: float, deadline: float, changeover: float, price_ratio: float) -> DeadlineJob:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from shoestring_core.decide.billing import BillingRules, hourly
@@ -67,7 +68,7 @@ class Offer:
     quota: Quota | None = None
     fetched_at: int | None = field(default=None, compare=False)
 
-    @property
+    @cached_property
     def rate_cap(self) -> str:
         """What a machine never exceeds, disk and address included: holds are made of it."""
         return hourly(self.billing.extras, self.on_demand_price)

@@ -4,13 +4,14 @@
 Next is the team, and in it the member, that has used the fewest dollars for its weight: what it spent, which counts for
 less the longer ago it was, and what is held for it now. A start's hold counts at once. A member's own jobs start in the
 order in which they came, and so do all while nobody has used anything: how long a job waits never puts its team first.
+Before all others come jobs with which a team stays within its guaranteed rate of dollars per hour.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import TypeAlias
@@ -30,12 +31,14 @@ MemberPath: TypeAlias = tuple[UUID, ...]
 """A member's accounts, from the member's own to the organization's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AccountBalance:
     """An account at the time of the decision, in micro-dollars.
 
     recent  what it spent, each amount halved with every half-life that has passed since
     weight  a team of weight 2 gets twice the dollars of one of weight 1; a member of a team likewise
+    rate    of a team: what its running machines cost an hour
+    guaranteed_rate  of a team: what they may cost before it borrows from others; 0: all is borrowed
     """
 
     id: UUID
@@ -46,6 +49,8 @@ class AccountBalance:
     overdraft: int
     recent: int = 0
     weight: int = 1
+    rate: int = 0
+    guaranteed_rate: int = 0
 
     @property
     def used(self) -> int:
@@ -55,13 +60,27 @@ class AccountBalance:
     @property
     def used_by_weight(self) -> float:
         """The lower it is, the sooner it is its turn."""
-        return self.used / self.weight
+        return (self.recent + self.held) / self.weight
 
-    def holding(self, amount: int) -> AccountBalance:
-        """This account once it holds `amount` more."""
+    @property
+    def borrowed_rate(self) -> int:
+        return max(0, self.rate - self.guaranteed_rate)
+
+    @property
+    def share(self) -> float:
+        """The more a team borrows for its weight, the sooner it has to give back."""
+        return self.borrowed_rate / self.weight
+
+    def guarantees(self, rate: int) -> bool:
+        """Whether the team borrows nothing if machines at this rate are added."""
+        return 0 < self.guaranteed_rate >= self.rate + rate
+
+    def holding(self, amount: int, rate: int = 0) -> AccountBalance:
+        """This account once it holds `amount` more, for machines that cost `rate` more an hour."""
         return AccountBalance(
-            self.id, self.name, self.limit, self.posted, self.held + amount, self.overdraft, self.recent, self.weight
-        )
+            self.id, self.name, self.limit, self.posted, self.held + amount, self.overdraft, self.recent, self.weight,
+            self.rate + rate, self.guaranteed_rate,
+        )  # fmt: skip
 
     def shortfall(self, amount: int) -> int:
         """How much is missing to hold `amount` more; 0: nothing."""
@@ -88,6 +107,7 @@ class QueuedJob:
     closing               its last attempt is not closed yet, even if its machines have terminated
     not_before            it waits for a backoff until then (µs UTC)
     refused               because a provider refused machines to its last attempt
+    time_limit            µs that it may train, over all its attempts; None: for ever
     """
 
     job: UUID
@@ -100,6 +120,7 @@ class QueuedJob:
     closing: bool = False
     not_before: int = 0
     refused: bool = False
+    time_limit: int | None = None
 
     @property
     def member(self) -> MemberPath:
@@ -107,10 +128,39 @@ class QueuedJob:
 
 
 @dataclass(frozen=True)
+class RunningJob:
+    """A job whose attempt is open and wanted.
+
+    team      its account
+    provider  of all its machines
+    machines  that are alive, by what they are
+    rate      what they cost an hour, in micro-dollars
+    since     when its attempt began to train (µs UTC); None: not yet
+    ends_by   when its time limit ends it (µs UTC); None: it has none
+    vcpus     what they count against quotas, by `quotas.quota_id`
+    """
+
+    job: UUID
+    attempt: int
+    team: UUID
+    provider: str
+    machines: tuple[tuple[Product, int], ...]
+    rate: int
+    since: int | None
+    ends_by: int | None = None
+    vcpus: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        return sum(number for _, number in self.machines)
+
+
+@dataclass(frozen=True)
 class QueueSnapshot:
     """What a schedule is made from. `machines_in_use` counts them by provider.
 
     products    the same machines, by what they are
+    running     the jobs that have them; read only if a team has a guaranteed rate, or a queued job a time limit
     unread      members who have more queued jobs, behind those in `queue`
     unreadable  jobs that are left out of the queue because their stored spec or sizing can't be read, and why
     """
@@ -123,58 +173,90 @@ class QueueSnapshot:
     unreadable: dict[UUID, str] = field(default_factory=dict)
     refusals: tuple[RecentRefusal, ...] = ()
     products: dict[Product, int] = field(default_factory=dict)
+    running: tuple[RunningJob, ...] = ()
 
 
 _Turn: TypeAlias = tuple[tuple[float, ...], int, int, int]
-"""What a team and its member have used, when the member's next job came, its id, the member's place in the list."""
+"""Whether the team borrows for the member's next job; what both have used; when that job came, its id, the member's
+place in the list."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _MemberQueue:
-    """A member's jobs, in order. None at the end: there are more, which were not read."""
+    """A member's jobs, in order. None at the end: there are more, which were not read.
+
+    team      the place of its team in the list of teams
+    as_of     how often the balances of the team had changed when the member's turn was computed
+    """
 
     path: MemberPath
+    team: int
     jobs: deque[QueuedJob | None] = field(default_factory=deque)
+    as_of: int = 0
 
 
 class FairQueue:
     """The queued jobs of a snapshot in the order of service.
 
-    balances  by account; the caller adds what starts hold, which moves their teams and members back
+    balances  by account. The caller adds what starts hold and cost an hour, which moves their teams and members back,
+              and says so by `balances_changed`
+    rate_of   what the machines of a job would cost an hour, in micro-dollars
     """
 
-    def __init__(self, snapshot: QueueSnapshot, balances: Mapping[UUID, AccountBalance]) -> None:
-        self._balances = balances
-        members: dict[MemberPath, _MemberQueue] = {}
+    def __init__(
+        self, snapshot: QueueSnapshot, balances: Mapping[UUID, AccountBalance], rate_of: Callable[[QueuedJob], int]
+    ) -> None:
+        self._balances, self._rate_of = balances, rate_of
+        self._teams: dict[UUID, int] = {}
+        members: dict[UUID, _MemberQueue] = {}
         for job in sorted(snapshot.queue, key=lambda one: (one.queued_at, one.job)):
-            path = job.member
-            if (member := members.get(path)) is None:
-                member = members[path] = _MemberQueue(path)
+            member = members.get(job.account_path[1]) or self._add_member(members, job.member)
             member.jobs.append(job)
         for path in sorted(snapshot.unread):
-            members.setdefault(path, _MemberQueue(path)).jobs.append(None)
+            (members.get(path[0]) or self._add_member(members, path)).jobs.append(None)
         self._members = list(members.values())
+        self._changes = [0] * len(self._teams)
         self._turns = [self._turn_of(place, self._used(place)) for place in range(len(self._members))]
         heapify(self._turns)
+
+    def _add_member(self, members: dict[UUID, _MemberQueue], path: MemberPath) -> _MemberQueue:
+        team = self._teams.setdefault(path[-2], len(self._teams))
+        members[path[0]] = member = _MemberQueue(path, team)
+        return member
+
+    def balances_changed(self, team: UUID) -> None:
+        """Of the team or its members."""
+        self._changes[self._teams[team]] += 1
 
     def __iter__(self) -> Iterator[tuple[MemberPath, QueuedJob | None]]:
         """The member whose turn it is, and the job; None: it is one that was not read."""
         while self._turns:
             used, *_, place = self._turns[0]
-            if (used_now := self._used(place)) != used:  # others of the team have started: what was used only grows
-                heapreplace(self._turns, self._turn_of(place, used_now))
-                continue
             member = self._members[place]
+            if member.as_of != self._changes[member.team]:
+                member.as_of = self._changes[member.team]
+                if (used_now := self._used(place)) != used:  # others of the team have started: what was used only grows
+                    heapreplace(self._turns, self._turn_of(place, used_now))
+                    continue
             job = member.jobs.popleft()
             if member.jobs:
-                heapreplace(self._turns, self._turn_of(place, used))
+                heapreplace(self._turns, self._turn_of(place, (self._borrows(place), *used[1:])))
             else:
                 heappop(self._turns)
             yield member.path, job
 
     def _used(self, place: int) -> tuple[float, ...]:
-        """By weight: what the team has used, then its member."""
-        return tuple([self._balances[account].used_by_weight for account in self._members[place].path[-2::-1]])
+        """Whether the team borrows for its member's next job; then, by weight, what the team and the member used."""
+        path = self._members[place].path
+        return self._borrows(place), *[self._balances[account].used_by_weight for account in path[-2::-1]]
+
+    def _borrows(self, place: int) -> bool:
+        member = self._members[place]
+        team = self._balances[member.path[-2]]
+        if not team.guaranteed_rate:
+            return True
+        job = member.jobs[0]
+        return not team.guarantees(self._rate_of(job) if job else 1)
 
     def _turn_of(self, place: int, used: tuple[float, ...]) -> _Turn:
         """What orders the turns of members: the smallest is next. The team comes before the member."""

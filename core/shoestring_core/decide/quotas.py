@@ -31,18 +31,25 @@ def is_above_quota(offer: Offer, nodes: int) -> bool:
     return offer.quota is not None and vcpus_of(offer, nodes) > offer.quota.vcpus
 
 
-def vcpus_in_use(machines: Mapping[Product, int], offers: Iterable[Offer]) -> dict[str, int]:
+def offers_with_quota(offers: Iterable[Offer]) -> dict[Product, Offer]:
+    """One for each product whose machines count against a quota: all have the same."""
+    found: dict[Product, Offer] = {}
+    for offer in offers:
+        if offer.quota is not None and offer.hardware is not None:
+            found.setdefault((offer.provider, offer.region, offer.type, offer.market), offer)
+    return found
+
+
+def vcpus_in_use(machines: Mapping[Product, int], with_quota: Mapping[Product, Offer]) -> dict[str, int]:
     """vCPUs that our machines count, by quota_id. `machines`: how many are alive.
 
     What else runs in the account isn't known: the provider refuses the launch then.
     """
     used: dict[str, int] = {}
-    counted: set[Product] = set()
-    for offer in offers:
-        product = (offer.provider, offer.region, offer.type, offer.market)
-        if product not in counted and product in machines and (quota := quota_id(offer)) is not None:
-            counted.add(product)
-            used[quota] = used.get(quota, 0) + vcpus_of(offer, machines[product])
+    for product, number in machines.items():
+        offer = with_quota.get(product)
+        if offer is not None and (quota := quota_id(offer)) is not None:
+            used[quota] = used.get(quota, 0) + vcpus_of(offer, number)
     return used
 
 

@@ -66,7 +66,8 @@ def refuse_retry(
     """The end of a job whose attempt ended; None if it may be queued again.
 
     detail            why the attempt ended
-    trained_attempts  attempts in which a step ran, this one included; the first is not a retry
+    trained_attempts  attempts in which a step ran and that were interrupted, this one included; a pause, or an
+                      eviction, interrupts none
     without_step      the latest attempts in a row that launched machines and never trained a step
     same_in_a_row     those of them that ended for this reason, up to this one
     """

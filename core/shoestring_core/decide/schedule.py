@@ -2,17 +2,22 @@
 """Which queued jobs start now, on which offer, with what hold; and why the others wait.
 
 Jobs are served in the order of `queue.FairQueue`. While a job waits for slots, no later job starts on the providers
-whose slots it waits for; while it waits for a quota of the provider's account, none that counts against the same one.
+whose slots it waits for, except to fill a gap: one that its time limit ends before the limits of running jobs let the
+earlier one start. While it waits for a quota of the provider's account, none starts that counts against the same one.
 While a job waits for budget, no later job starts that would draw on the same exhausted account; jobs paid from
 elsewhere do. While a job waits for a backoff because it was refused machines, no later job that needs the same starts:
-backoffs don't change the order. Any other job that waits for a backoff, one that can never
-start, and one that is itself behind one that waits for budget, block nobody.
+backoffs don't change the order. Any other job that waits for a backoff, one that can never start, and one that is
+itself behind one that waits for budget, block nobody.
+
+The stages: whose turn it is (`queue`), which offers suit, best first (`placement`), whether the job may start on one
+(`_decide`), and if only room is missing, who makes it (`preemption`). The words are those of `wording.waits`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -21,10 +26,10 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from shoestring_core import money
-from shoestring_core.decide import funding, quotas
+from shoestring_core.decide import funding, preemption, quotas
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import Placement, is_stale, rank_offers
-from shoestring_core.decide.queue import AccountBalance, FairQueue, QueuedJob, QueueSnapshot
+from shoestring_core.decide.queue import AccountBalance, FairQueue, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
@@ -34,13 +39,21 @@ from shoestring_core.wording import waits
 
 @dataclass(frozen=True)
 class Blocker:
-    """A job that waits, whose turn was earlier. `balances`: of its accounts at its turn, its own first."""
+    """A job that waits, whose turn was earlier.
+
+    balances    of its accounts at its turn, its own first
+    guaranteed  it was its turn because its team borrows nothing for it
+    room_at     of the slots that it waits for: when the time limits of running jobs will have made enough free (µs
+                UTC); None: that isn't known
+    """
 
     job: UUID
     balances: tuple[AccountBalance, ...]
+    guaranteed: bool = False
+    room_at: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StartInputs:
     """Everything that one job's decision depends on; stored with the attempt, so that it can be recomputed.
 
@@ -76,7 +89,7 @@ class StartInputs:
         return _INPUTS.validate_python(tree)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Start:
     """Launch `nodes` machines of `offer`, each with `hold` micro-dollars reserved until `funded_until`."""
 
@@ -90,7 +103,7 @@ class Start:
     inputs: StartInputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Why a job doesn't start.
 
@@ -113,6 +126,7 @@ class Wait:
 @dataclass(frozen=True)
 class SchedulingDecision:
     """
+    evictions       running jobs that make room for some of those that wait
     short_accounts  accounts that pay for no later job, because one of these waits for their budget
     complete        False: the turn is a job's that was not read and may start; nothing is decided beyond it
     """
@@ -121,6 +135,7 @@ class SchedulingDecision:
     waits: tuple[Wait, ...]
     short_accounts: frozenset[UUID] = frozenset()
     complete: bool = True
+    evictions: tuple[preemption.Eviction, ...] = ()
 
 
 def schedule_jobs(
@@ -134,18 +149,24 @@ def schedule_jobs(
     timeouts  by provider
     """
     available, by_provider = tuple(offers), dict(timeouts)
-    placements: dict[Requirements, Placement] = {}
+    placements = _Placements(available, now, snapshot.refusals)
     starts: list[Start] = []
     waiting: list[Wait] = []
+    evictions: list[preemption.Eviction] = []
     balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
-    vcpus_in_use = quotas.vcpus_in_use(snapshot.products, available)
+    with_quota = quotas.offers_with_quota(available)
+    vcpus_in_use = quotas.vcpus_in_use(snapshot.products, with_quota)
+    running = [replace(job, vcpus=quotas.vcpus_in_use(dict(job.machines), with_quota)) for job in snapshot.running]
+    about_to_be_free = _RoomAboutToBeFree(in_use, vcpus_in_use, running)
+    time_limits = _TimeLimits(running, about_to_be_free.slots)
     waiting_for_quotas: tuple[str, ...] = ()
     waiting_for_slots: dict[str, Blocker] = {}
     waiting_for_budget: dict[UUID, tuple[Blocker, str]] = {}
     refused_until: dict[Requirements, int] = {}
     with_slots = [name for name in by_provider if not _has_only_stale_offers(available, name, now)]
     complete = True
-    for member, queued in FairQueue(snapshot, balances):
+    turns = FairQueue(snapshot, balances, placements.lowest_rate)
+    for member, queued in turns:
         if queued is None:
             exhausted = all(name in waiting_for_slots for name in with_slots)
             if exhausted or not waiting_for_budget.keys().isdisjoint(member):
@@ -162,36 +183,47 @@ def schedule_jobs(
             now=now,
             refusals=snapshot.refusals,
             timeouts=by_provider,
-            refused_until=refused_until.get(queued.requirements, 0),
+            refused_until=refused_until.get(queued.requirements, 0) if refused_until else 0,
             vcpus_in_use=vcpus_in_use,
             quotas_blocked=waiting_for_quotas,
         )
         if queued.refused:
             refused_until[queued.requirements] = max(inputs.refused_until, queued.not_before)
-        if queued.requirements not in placements:
-            placements[queued.requirements] = place(inputs)
-        decision = _decide(inputs, placements[queued.requirements])
+        placement = placements[queued.requirements]
+        decision = _decide(inputs, placement)
         if isinstance(decision, Start):
             starts.append(decision)
             in_use = in_use | {decision.offer.provider: in_use.get(decision.offer.provider, 0) + decision.nodes}
             if (quota := quotas.quota_id(decision.offer)) is not None:
                 added = quotas.vcpus_of(decision.offer, decision.nodes)
                 vcpus_in_use = vcpus_in_use | {quota: vcpus_in_use.get(quota, 0) + added}
-            hold = decision.hold * decision.nodes
-            balances |= {balance.id: balance.holding(hold) for balance in inputs.balances}
+            hold, rate = decision.hold * decision.nodes, rate_of(decision.offer, decision.nodes)
+            balances |= {balance.id: balance.holding(hold, rate) for balance in inputs.balances}
+            turns.balances_changed(member[-2])
+            time_limits.add_start(decision)
             continue
         waiting.append(decision)
         if inputs.budget_blocked_by:
             continue  # another job starts before it, so it keeps neither slots nor budget from others
-        blocker = Blocker(queued.job, inputs.balances)
+        team = inputs.balances[-2]
+        guaranteed = team.guaranteed_rate > 0 and team.guarantees(placements.lowest_rate(queued))
+        if guaranteed and isinstance(decision.detail, waits.MachinesInUse | waits.QuotaInUse):
+            room = _make_room(inputs, placement, running, balances, about_to_be_free)
+            if room is not None:
+                evictions += room.evictions
+                running = [job for job in running if job not in room.evicted]
+                balances |= room.balances
+                turns.balances_changed(team.id)
+        blocker = Blocker(queued.job, inputs.balances, guaranteed)
         if any(provider not in waiting_for_slots for provider in decision.providers):
-            waiting_for_slots = dict.fromkeys(decision.providers, blocker) | waiting_for_slots
+            waiting_for_slots = time_limits.blocked_by(blocker, inputs, decision.providers) | waiting_for_slots
         if new := [quota for quota in decision.quotas if quota not in waiting_for_quotas]:
             waiting_for_quotas = (*waiting_for_quotas, *new)
         if decision.short_account:
             account, name = decision.short_account
             waiting_for_budget.setdefault(account, (blocker, name))
-    return SchedulingDecision(tuple(starts), tuple(waiting), frozenset(waiting_for_budget), complete)
+    short = frozenset(waiting_for_budget)
+    return SchedulingDecision(tuple(starts), tuple(waiting), short, complete, tuple(evictions))
 
 
 def decide_start(inputs: StartInputs) -> Start | Wait:
@@ -213,6 +245,115 @@ def _has_only_stale_offers(offers: tuple[Offer, ...], provider: str, now: int) -
 def place(inputs: StartInputs) -> Placement:
     """The offers that suit the job, and why the others don't."""
     return rank_offers(inputs.offers, inputs.queued.requirements, inputs.now, inputs.refusals)
+
+
+class _Placements(dict[Requirements, Placement]):
+    """Of all jobs with the same requirements the same."""
+
+    def __init__(self, offers: tuple[Offer, ...], now: int, refusals: tuple[RecentRefusal, ...]) -> None:
+        super().__init__()
+        self._offers, self._now, self._refusals = offers, now, refusals
+
+    def __missing__(self, requirements: Requirements) -> Placement:
+        found = self[requirements] = rank_offers(self._offers, requirements, self._now, self._refusals)
+        return found
+
+    def lowest_rate(self, queued: QueuedJob) -> int:
+        """Micro-dollars an hour of the job's machines on the best offer; 0 if none suits it."""
+        best = self[queued.requirements].best
+        return rate_of(best, queued.requirements.nodes) if best else 0
+
+
+def rate_of(offer: Offer, nodes: int) -> int:
+    """Micro-dollars an hour that so many of its machines cost now."""
+    return nodes * _hourly_rate(offer.price)
+
+
+class _RoomAboutToBeFree:
+    """Slots by provider, and vCPUs by quota, of machines that their jobs don't want any more."""
+
+    def __init__(
+        self, slots_in_use: Mapping[str, int], vcpus_in_use: Mapping[str, int], running: Iterable[RunningJob]
+    ) -> None:
+        self.slots, self.vcpus = Counter(slots_in_use), Counter(vcpus_in_use)
+        for job in running:
+            self.slots[job.provider] -= job.slots
+            self.vcpus.subtract(job.vcpus)
+
+
+class _TimeLimits:
+    """When slots will be free at the latest, by provider, because time limits end what runs there."""
+
+    def __init__(self, running: Iterable[RunningJob], about_to_be_free: Mapping[str, int]) -> None:
+        self._ends = [(job.ends_by, job.provider, job.slots) for job in running if job.ends_by is not None]
+        self._about_to_be_free = about_to_be_free
+
+    def add_start(self, start: Start) -> None:
+        if (end := _ends_by(start.inputs, start.offer)) is not None:
+            self._ends.append((end, start.offer.provider, start.nodes))
+
+    def blocked_by(self, blocker: Blocker, inputs: StartInputs, providers: Iterable[str]) -> dict[str, Blocker]:
+        """What keeps later jobs from the slots of these providers."""
+        free = {offer.provider: _free_slots(inputs, offer) or 0 for offer in inputs.offers} if self._ends else {}
+        return {
+            provider: replace(blocker, room_at=self._room_at(provider, inputs, free[provider])) if free else blocker
+            for provider in providers
+        }
+
+    def _room_at(self, provider: str, inputs: StartInputs, free: int) -> int | None:
+        slots = free + self._about_to_be_free.get(provider, 0)
+        for end, where, number in sorted(self._ends):
+            if slots >= inputs.queued.requirements.nodes:
+                break  # the next schedule starts it
+            if where == provider:
+                slots += number
+                if slots >= inputs.queued.requirements.nodes:
+                    return end
+        return None
+
+
+def _ends_by(inputs: StartInputs, offer: Offer) -> int | None:
+    """When the job's time limit ends it if it starts now on this offer (µs UTC), with the time to start and end."""
+    if inputs.queued.time_limit is None:
+        return None
+    timeouts = inputs.timeouts[offer.provider]
+    starting = timeouts.boot + timeouts.launch_window + timeouts.forming
+    return inputs.now + starting + inputs.queued.time_limit + timeouts.drain
+
+
+def _make_room(
+    inputs: StartInputs,
+    placement: Placement,
+    running: Sequence[RunningJob],
+    balances: Mapping[UUID, AccountBalance],
+    about_to_be_free: _RoomAboutToBeFree,
+) -> preemption.Room | None:
+    """For a job with which its team borrows nothing: on the best offer where enough is about to be free, or others can
+    be evicted. Only the first that waits there has any made: what is freed is for it alone.
+    """
+    nodes = inputs.queued.requirements.nodes
+    for offer in placement.best_by_quota:
+        quota = quotas.quota_id(offer)
+        if offer.provider in inputs.slots_blocked_by or quota in inputs.quotas_blocked:
+            continue
+        slots, vcpus = _free_slots(inputs, offer), quotas.free_vcpus(offer, inputs.vcpus_in_use)
+        vcpus_coming = about_to_be_free.vcpus[quota] if quota else 0
+        there = tuple(job for job in running if job.provider == offer.provider)
+        case = preemption.EvictionInputs(
+            claimant=inputs.queued.job,
+            rate=rate_of(offer, nodes),
+            team=inputs.balances[-2],
+            provider=offer.provider,
+            slots_missing=0 if slots is None else max(0, nodes - slots - about_to_be_free.slots[offer.provider]),
+            quota=quota,
+            vcpus_missing=0 if vcpus is None else max(0, quotas.vcpus_of(offer, nodes) - vcpus - vcpus_coming),
+            running=there,
+            lenders=tuple(balances[team] for team in sorted({job.team for job in there})),
+            now=inputs.now,
+        )
+        if room := preemption.make_room(case):
+            return room
+    return None
 
 
 def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
@@ -303,10 +444,16 @@ def _has_room(inputs: StartInputs, offer: Offer) -> bool:
 
 
 def _has_free_slots(inputs: StartInputs, offer: Offer) -> bool:
-    if offer.provider in inputs.slots_blocked_by:
+    if (blocker := inputs.slots_blocked_by.get(offer.provider)) and not _ends_before(inputs, offer, blocker):
         return False
     free = _free_slots(inputs, offer)
     return free is None or inputs.queued.requirements.nodes <= free
+
+
+def _ends_before(inputs: StartInputs, offer: Offer, blocker: Blocker) -> bool:
+    """Whether the job has left the slots again when the one before it can have them: then it fills the gap."""
+    end = _ends_by(inputs, offer)
+    return end is not None and blocker.room_at is not None and end <= blocker.room_at
 
 
 def _free_slots(inputs: StartInputs, offer: Offer) -> int | None:
@@ -330,8 +477,14 @@ def _slots_in_use(inputs: StartInputs, offer: Offer) -> waits.MachinesInUse:
     return waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, blocker is not None, first)
 
 
-def _why_first(blocker: Blocker, balances: Sequence[AccountBalance]) -> waits.LessUsed | None:
+def _why_first(
+    blocker: Blocker, balances: Sequence[AccountBalance]
+) -> waits.LessUsed | waits.WithinGuaranteedRate | None:
     """Why the blocker's team, or its member in the same team, goes first; None: its job came first."""
+    team = blocker.balances[-2]
+    if blocker.guaranteed and team.id != balances[-2].id:
+        rates = money.to_decimal(team.rate), money.to_decimal(team.guaranteed_rate)
+        return waits.WithinGuaranteedRate(team.name, *rates)
     for theirs, own in zip(blocker.balances[-2:0:-1], balances[-2:0:-1], strict=False):
         if theirs.id != own.id:
             if theirs.used_by_weight >= own.used_by_weight:
@@ -344,6 +497,12 @@ def _why_first(blocker: Blocker, balances: Sequence[AccountBalance]) -> waits.Le
 def _quota_in_use(inputs: StartInputs, offer: Offer) -> waits.QuotaInUse:
     behind = quotas.quota_id(offer) in inputs.quotas_blocked
     return quotas.in_use(offer, inputs.queued.requirements.nodes, inputs.vcpus_in_use, behind)
+
+
+@lru_cache(maxsize=4096)
+def _hourly_rate(price: str) -> int:
+    """Micro-dollars."""
+    return money.cost(price, money.HOUR)
 
 
 @lru_cache(maxsize=4096)

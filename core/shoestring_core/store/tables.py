@@ -205,7 +205,7 @@ class JobRow(Base):
     state: Mapped[str]
     desired_state: Mapped[str] = mapped_column(default="run")
     stop_reason: Mapped[str] = mapped_column(default="")
-    """Why `desired_state` is pause or stop: user | budget | time_limit | goal."""
+    """Why `desired_state` is pause or stop: user | budget | time_limit | goal; why it stops to be queued: eviction."""
     wait_reason: Mapped[str | None]
     """None in the queue: no schedule has looked at it yet, because none behind those that it looked at could start."""
     wait_detail: Mapped[dict[str, Any] | None]
@@ -258,10 +258,12 @@ class AttemptRow(Base):
     state: Mapped[str]
     reason: Mapped[str | None]
     trained: Mapped[bool] = mapped_column(default=False)
-    """A step ran in it: only such attempts count against retry.max."""
+    """A step ran in it: only such attempts count against retry.max, if they were interrupted."""
     plan: Mapped[dict[str, Any]]
     plan_version: Mapped[int]
     """The scheduler's, of the plan that opened it."""
+    eviction: Mapped[dict[str, Any] | None]
+    """decide.preemption.EvictionInputs, if it ended to make room."""
     opened_at: Mapped[int]
     closed_at: Mapped[int | None]
     __table_args__ = (
@@ -495,6 +497,8 @@ class AccountRow(Base):
     overdraft: Mapped[int] = mapped_column(default=0)
     weight: Mapped[int] = mapped_column(default=1)
     """Of a team or member: how its share of the dollars compares with that of the others."""
+    guaranteed_rate: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Of a team: micro-dollars an hour that its machines may cost before it borrows from other teams."""
     recent: Mapped[int] = mapped_column(default=0)
     """Of a team or member: what it had spent at `recent_at`, each amount halved with every half-life since."""
     recent_at: Mapped[int] = mapped_column(default=0)

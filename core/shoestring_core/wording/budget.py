@@ -435,6 +435,21 @@ class WeightChanged(Reason):
 
 
 @dataclass(frozen=True)
+class GuaranteedRateChanged(Reason):
+    """Dollars an hour. `note`: the reason that the admin gave."""
+
+    code = "guaranteed_rate_changed"
+    account_title: str
+    rate: str
+    before: str
+    note: str
+
+    def text(self) -> str:
+        note = f" {self.note}" if self.note else ""
+        return f"Guaranteed rate of {self.account_title}: ${self.rate} an hour, before: ${self.before}.{note}"
+
+
+@dataclass(frozen=True)
 class PeriodChanged(Reason):
     """`kind`: one_off | month | term. `ends`: the next border, in its time zone. `note`: the reason that was given."""
 

@@ -51,6 +51,7 @@ _STOPS = {
     StopReason.BUDGET: "Stopping: budget exhausted",
     StopReason.TIME_LIMIT: "Stopping: time limit reached",
     StopReason.GOAL: "Stopping: goal reached",
+    StopReason.EVICTION: "Making room for a team that is below its guaranteed rate",
 }
 
 
@@ -269,6 +270,28 @@ class TimeLimitReached(Reason):
 
     def text(self) -> str:
         return f"It has trained for {format_duration(self.limit_s)}, its limits.time."
+
+
+@dataclass(frozen=True)
+class Evicted(Reason):
+    """It makes room for a job of `team`, which is guaranteed so many dollars an hour and used fewer; `lender`: its own
+    team."""
+
+    code = "evicted"
+    team: str
+    guaranteed: str
+    used: str
+    lender: str
+    lender_guaranteed: str
+    lender_used: str
+
+    def text(self) -> str:
+        own = f", of which ${self.lender_guaranteed} are guaranteed" if self.lender_guaranteed != "0.00" else ""
+        return (
+            f"It makes room for a job of {self.team}, which is guaranteed ${self.guaranteed} an hour and used "
+            f"${self.used}; {self.lender} used ${self.lender_used}{own}. It goes on from its checkpoint when machines "
+            "are free."
+        )
 
 
 # Moves that are not possible

@@ -225,6 +225,22 @@ class LessUsed(Reason):
 
 
 @dataclass(frozen=True)
+class WithinGuaranteedRate(Reason):
+    """Why a job goes before those of other teams: its team stays with it within the rate that it is guaranteed.
+
+    `rate` and `guaranteed` are dollars an hour.
+    """
+
+    code = "within_guaranteed_rate"
+    team: str
+    rate: str
+    guaranteed: str
+
+    def text(self) -> str:
+        return f"{self.team} uses ${self.rate} an hour of the ${self.guaranteed} that it is guaranteed"
+
+
+@dataclass(frozen=True)
 class BehindJobShortOfBudget(WaitDetail):
     """`first`: why that job goes first; None: it came first."""
 

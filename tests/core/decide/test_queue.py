@@ -49,8 +49,10 @@ def snapshot(*queue: QueuedJob, machines_in_use: int = 0, **balances: AccountBal
     return QueueSnapshot(1, queue, known, {"sim": machines_in_use})
 
 
-def balance(account: UUID, *, limit: int | None = None, held: int = 0, recent: int = 0, weight: int = 1):
-    return AccountBalance(account, f"account {account.int}", limit, 0, held, 0, recent, weight)
+def balance(
+    account: UUID, *, limit: int | None = None, held: int = 0, recent: int = 0, weight: int = 1, guaranteed: int = 0
+):
+    return AccountBalance(account, f"account {account.int}", limit, 0, held, 0, recent, weight, 0, guaranteed)
 
 
 def decide(snap: QueueSnapshot, slots: int | None) -> SchedulingDecision:
@@ -191,9 +193,12 @@ def test_a_queue_that_is_read_as_far_as_needed_starts_what_the_whole_queue_start
             for number in range(1, 25)
         ]  # fmt: skip
         accounts = [
-            balance(one, limit=rng.choice((None, None, 50_000)), recent=rng.randrange(4), weight=rng.choice((1, 2)))
+            balance(
+                one, limit=rng.choice((None, None, 50_000)), recent=rng.randrange(4), weight=rng.choice((1, 2)),
+                guaranteed=rng.choice((0, 0, 2 * DOLLAR)),
+            )
             for one in (ORG, *teams)
-        ]
+        ]  # fmt: skip
         snap = snapshot(*queue, **{str(one.id): one for one in accounts}, machines_in_use=rng.randrange(3))
         slots = rng.choice((2, 6, None))
         whole, depth = decide(snap, slots), 1

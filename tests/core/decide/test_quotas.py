@@ -30,7 +30,7 @@ RENTED: Product = ("cloud", "east", "g.small", "spot")
 
 def queued(number: int, nodes: int = 1, **required: object) -> QueuedJob:
     needed = Requirements(nodes, **{"spot": "only"} | required)
-    return QueuedJob(UUID(int=number), needed, (UUID(int=100 + number), UUID(int=1)), 1, number)
+    return QueuedJob(UUID(int=number), needed, (UUID(int=100 + number), UUID(int=1), UUID(int=2)), 1, number)
 
 
 def decide(*queue: QueuedJob, offers: tuple[Offer, ...] = (G,), rented: int = 0) -> dict[int, Start | Wait]:

@@ -10,7 +10,7 @@ from uuid import UUID
 from shoestring_core import money
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import MAX_OFFER_AGE
-from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
+from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start, StartInputs, Wait, decide_start, schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
@@ -229,3 +229,47 @@ def test_a_schedule_never_holds_more_than_a_limit_nor_launches_more_than_the_slo
             assert len(decided.starts) + len(decided.waits) == len(queue)
             started.add(sum(start.nodes for start in decided.starts))
     assert started == {0, 2, 3}
+
+
+# Gaps that a gang leaves while it waits
+
+
+MINUTE, STARTING = 60 * S, TIMEOUTS["local"].boot + TIMEOUTS["local"].launch_window + TIMEOUTS["local"].forming
+LONGEST = 60 * MINUTE - STARTING - TIMEOUTS["local"].drain
+"""The time limit of a job that is over within an hour, with its start and its end."""
+
+
+def running(number: int, slots: int, ends_by: int | None) -> RunningJob:
+    machines = ((("local", "local", "cpu", "spot"), slots),)
+    return RunningJob(UUID(int=900 + number), 1, TEAM_A, "local", machines, 1, NOW, ends_by)
+
+
+def beside_a_gang(job: QueuedJob, *others: RunningJob) -> Start | Wait:
+    """The decision about a job behind one that waits for three machines of four, of which three are in use."""
+    snap = replace(snapshot(queued(1, 3), job, machines_in_use=3), running=others)
+    decided = decide(snap)
+    assert decided[1].reason == "slots"
+    return decided[2]
+
+
+def test_a_job_fills_a_gap_if_its_time_limit_ends_it_before_the_gang_can_have_the_machines():
+    hour = running(1, 3, NOW + 60 * MINUTE)
+    start = beside_a_gang(queued(2, time_limit=LONGEST), hour)
+    assert isinstance(start, Start)
+    assert decide_start(StartInputs.from_json(json.loads(json.dumps(start.inputs.as_json())))) == start
+    for too_long in (LONGEST + 1, None):
+        assert isinstance(beside_a_gang(queued(2, time_limit=too_long), hour), Wait)
+    assert isinstance(beside_a_gang(queued(2, 2, time_limit=LONGEST), hour), Wait), "one machine is free"
+
+
+def test_no_gap_is_filled_while_nobody_knows_when_the_gang_can_start():
+    short = queued(2, time_limit=MINUTE)
+    for others in ((), (running(1, 3, None),), (running(1, 1, NOW + 60 * MINUTE), running(2, 2, None))):
+        assert isinstance(beside_a_gang(short, *others), Wait)
+    earlier = running(1, 1, NOW + 5 * MINUTE), running(2, 2, NOW + 10 * MINUTE)
+    assert isinstance(beside_a_gang(replace(short, time_limit=5 * MINUTE), *earlier), Start)
+    assert isinstance(beside_a_gang(replace(short, time_limit=8 * MINUTE), *earlier), Wait)
+
+
+def test_a_gang_that_waits_for_machines_that_are_about_to_be_free_has_no_gap_filled():
+    assert isinstance(beside_a_gang(queued(2, time_limit=MINUTE), running(1, 1, NOW + 60 * MINUTE)), Wait)

@@ -407,6 +407,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budgets/{budget_id}/guaranteed-rate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Set Guaranteed Rate
+         * @description Set the dollars an hour that a team may use before it borrows from others (admin).
+         *
+         *     Jobs that stay within it start first. If no machine is free for one, a job of a team that borrows saves a
+         *     checkpoint and goes back to the queue. All teams of the organization see the change.
+         */
+        put: operations["set_guaranteed_rate"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/budgets/{budget_id}/period": {
         parameters: {
             query?: never;
@@ -1496,6 +1519,7 @@ export interface components {
             left: components["schemas"]["Money"] | null;
             /** Weight */
             weight: number | null;
+            guaranteed_rate: components["schemas"]["Money"] | null;
             recent: components["schemas"]["Money"] | null;
             /**
              * Soft Lines
@@ -2033,7 +2057,7 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["ForecastEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["GuaranteedRateEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["ForecastEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
@@ -2163,6 +2187,46 @@ export interface components {
              * @default
              */
             reason: string;
+        };
+        /**
+         * GuaranteedRateChange
+         * @description What a team may use before it borrows from others changed: dollars an hour.
+         */
+        GuaranteedRateChange: {
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Rate */
+            rate: string;
+            /** Before */
+            before: string;
+        };
+        /** GuaranteedRateEvent */
+        GuaranteedRateEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "guaranteed_rate";
+            data: components["schemas"]["GuaranteedRateChange"];
         };
         /** Hardware */
         Hardware: {
@@ -3372,6 +3436,16 @@ export interface components {
         SetBudgetRequest: {
             /** Limit */
             limit: string;
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+        };
+        /** SetGuaranteedRateRequest */
+        SetGuaranteedRateRequest: {
+            /** Rate */
+            rate: string;
             /**
              * Reason
              * @default
@@ -4598,6 +4672,41 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["SetWeightRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    set_guaranteed_rate: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetGuaranteedRateRequest"];
             };
         };
         responses: {

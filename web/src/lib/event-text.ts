@@ -60,6 +60,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
     case "budget_request":
     case "soft_lines":
     case "weight":
+    case "guaranteed_rate":
       return eventText("Budget", sentence);
     case "forecast":
     case "soft_line":

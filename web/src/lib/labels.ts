@@ -24,6 +24,7 @@ export function machineStateLabel(state: string): string {
 /** Why an attempt ended. */
 const ATTEMPT_REASONS: Record<string, string> = {
   stop: "stopped",
+  eviction: "made room",
   data: "data error",
   nan: "NaN/Inf",
   capacity: "no capacity",

@@ -11,7 +11,7 @@ from sqlalchemy import exists, insert, or_, select, update
 
 from shoestring_core.decide import failures, funding, nan_recovery, rendezvous, retries
 from shoestring_core.spec import JobSpec
-from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, WaitReason
+from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, StopReason, WaitReason
 from shoestring_core.store import checkpoints, jobs, ledger, metrics, transitions
 from shoestring_core.store.fleet import active_attempts, observations, rows
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
@@ -155,7 +155,7 @@ def begin_stopping(db: Write, job_id: UUID) -> bool:
     job = rows.lock_job(db, job_id)
     if job.state != JobState.STOPPING:
         return False
-    return close_attempt(db, job_id, job.attempt, "stop")
+    return close_attempt(db, job_id, job.attempt, "eviction" if job.stop_reason == StopReason.EVICTION else "stop")
 
 
 def finish_attempt(db: Write, job_id: UUID, attempt_number: int) -> bool:
@@ -202,7 +202,8 @@ def _after_stopping(db: Write, job: JobRow) -> None:
     elif job.desired_state == DesiredState.PAUSE:
         jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason=job_reasons.MachinesTerminated())
     else:
-        jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=job_reasons.MachinesTerminated())
+        columns = {"stop_reason": "", "queued_at": job.queued_at if job.stop_reason == StopReason.EVICTION else db.now}
+        jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=job_reasons.MachinesTerminated(), **columns)
 
 
 def _end_job(db: Write, job: JobRow, end: failures.EndJob) -> None:
@@ -221,8 +222,8 @@ def _end_job(db: Write, job: JobRow, end: failures.EndJob) -> None:
 
 
 def _count_attempts(db: Read, job_id: UUID, attempt_number: int, reason: str) -> tuple[int, int, int]:
-    """How many attempts trained; how many in a row, up to this one, launched machines without a step; and how many of
-    these, up to this one, ended for this reason."""
+    """How many attempts trained and were interrupted; how many in a row, up to this one, launched machines without a
+    step; and how many of these, up to this one, ended for this reason."""
     trained = set(
         db.sql.scalars(
             select(GenerationRow.attempt).where(
@@ -243,7 +244,8 @@ def _count_attempts(db: Read, job_id: UUID, attempt_number: int, reason: str) ->
             without_step += 1
             others = others or (number != attempt_number and reasons.get(number) != reason)
             same += not others
-    return len(trained), without_step, same
+    interrupted = [number for number in trained if number == attempt_number or reasons.get(number) in retries.RULES]
+    return len(interrupted), without_step, same
 
 
 def _end_generation(db: Write, job_id: UUID, reason: Reason) -> None:

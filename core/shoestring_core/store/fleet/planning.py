@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decisions to rent machines, recorded: attempts opened, with a launch intent and a hold for each machine."""
+"""Decisions of the scheduler, recorded: attempts opened, with a launch intent and a hold for each machine; or ended, to
+make room."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from uuid import UUID
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import rank_offers, require_enough_slots
+from shoestring_core.decide.preemption import Eviction
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start, hold_for
@@ -18,7 +20,7 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.spec import JobSpec, reserved_time_of_stored
-from shoestring_core.states import AttemptState, JobState, MachineState
+from shoestring_core.states import AttemptState, JobState, MachineState, StopReason
 from shoestring_core.store import jobs, ledger, transitions
 from shoestring_core.store.fleet import queue, rows
 from shoestring_core.store.fleet.offers import load_known
@@ -63,6 +65,24 @@ def record_start(
     for slot, machine in enumerate(machines):
         _record_planned(db, job, start.attempt, machine, slot, start.offer)
     return machines
+
+
+def record_eviction(db: Write, eviction: Eviction, plan_version: int) -> bool:
+    """End the job's attempt after a checkpoint; then it is queued again. False: another plan came first.
+
+    Raises StaleTransition if the job does not run in this attempt any more.
+    """
+    if not queue.advance_plan_version(db, plan_version):
+        return False
+    job = rows.lock_job(db, eviction.job)
+    if job.state != JobState.RUNNING or not rows.is_wanted(job, rows.load_attempt(db, job.id, eviction.attempt)):
+        raise StaleTransition(ScheduleOutdated(str(job.id)))
+    jobs.transition(
+        db, job, JobState.STOPPING, actor="scheduler", reason=eviction.reason, stop_reason=StopReason.EVICTION
+    )
+    attempt = update(AttemptRow).where(AttemptRow.job == job.id, AttemptRow.number == eviction.attempt)
+    db.execute(attempt.values(eviction=eviction.inputs.as_json()))
+    return True
 
 
 def refill_slot(

@@ -23,7 +23,7 @@ from shoestring_core.events import WaitChange
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState
 from shoestring_core.store import ledger
-from shoestring_core.store.fleet import rows
+from shoestring_core.store.fleet import rows, running_jobs
 from shoestring_core.store.fleet.launches import load_refusals
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow, TeamRow
 from shoestring_core.store.transactions import Read, Write
@@ -120,12 +120,21 @@ def load_queue(
     paths = {_member_of(row): rows.ancestor_ids(row, accounts) for row in accounts.values() if row.kind == "member"}
     titles, half_life = ledger.titles(db, list(accounts.values())), ledger.load_half_life(db)
     balances = {
-        row.id: _balance(row, titles[row.id], recent=ledger.recent_spending(db, row, half_life), weight=row.weight)
+        row.id: _balance(
+            row, titles[row.id], recent=ledger.recent_spending(db, row, half_life), weight=row.weight,
+            guaranteed_rate=row.guaranteed_rate,
+        )
         for row in accounts.values()
-    }
+    }  # fmt: skip
     leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
     for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
         balances[row.id] = _balance(row, "this job")
+    guaranteed, limited = (
+        any(row.guaranteed_rate for row in accounts.values()), any(job.time_limit is not None for job in queue)
+    )  # fmt: skip
+    running = running_jobs.load_running_jobs(db) if guaranteed or limited else []
+    for job in running:
+        balances[job.team] = balances[job.team].holding(0, job.rate)
     products = rows.count_alive(db)
     machines_in_use: Counter[str] = Counter()
     for (provider, *_), count in products.items():
@@ -139,6 +148,7 @@ def load_queue(
         (so_far.snapshot.unreadable if so_far else {}) | unreadable,
         load_refusals(db),
         products,
+        tuple(running),
     )
     return LoadedQueue(snapshot, mark, _load_waits(db), depth, read)
 
@@ -236,7 +246,8 @@ def _update_known(
 def _first_attempt(job: Any, account_path: tuple[UUID, ...]) -> QueuedJob:
     spec = JobSpec.from_stored(job.spec)
     requirements = Requirements.of(spec.resources, chosen_type(job.sizing), spec.reserved_time)
-    return QueuedJob(job=job.id, requirements=requirements, account_path=account_path, attempt=1)
+    limit = None if spec.limits.time is None else round(spec.limits.time * 1e6)
+    return QueuedJob(job=job.id, requirements=requirements, account_path=account_path, attempt=1, time_limit=limit)
 
 
 def _load_tried(db: Read, jobs: dict[UUID, QueuedJob], timeouts: Timeouts) -> dict[UUID, QueuedJob]:

@@ -60,7 +60,14 @@ from shoestring_core.store.ledger.periods import (
     set_period,
 )
 from shoestring_core.store.ledger.settlement import settle, transfers_of
-from shoestring_core.store.ledger.shares import SHARING, load_half_life, recent_spending, set_half_life, set_weight
+from shoestring_core.store.ledger.shares import (
+    SHARING,
+    load_half_life,
+    recent_spending,
+    set_guaranteed_rate,
+    set_half_life,
+    set_weight,
+)
 from shoestring_core.store.ledger.soft_lines import BUDGETS, lines_of, set_soft_lines
 
 __all__ = [
@@ -94,6 +101,7 @@ __all__ = [
     "recent_spending",
     "release_hold",
     "roll_over",
+    "set_guaranteed_rate",
     "set_half_life",
     "set_limit",
     "set_period",

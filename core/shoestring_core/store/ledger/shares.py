@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shares: what teams and members spent lately, and their weights, which together order the queue.
+"""Shares: what teams and members spent lately, their weights and guaranteed rates, which together order the queue.
 
 A total is kept for each, and decays when it is read: no history is summed. It is no part of the ledger: it moves no
 money, and nothing is limited by it.
@@ -12,8 +12,9 @@ from uuid import UUID
 
 from sqlalchemy import select, update
 
+from shoestring_core import money
 from shoestring_core.decide.queue import decayed
-from shoestring_core.events import WeightChange
+from shoestring_core.events import GuaranteedRateChange, WeightChange
 from shoestring_core.store.ledger.accounts import load_account, teams_below, title
 from shoestring_core.store.tables import AccountRow, SchedulerRow
 from shoestring_core.store.transactions import Read, Write
@@ -60,6 +61,23 @@ def set_weight(db: Write, account_id: UUID, weight: int, *, actor: str, reason: 
     data = WeightChange(account=account_id, weight=weight, before=before.weight)
     changed = budget.WeightChanged(title(db, before), weight, before.weight, reason)
     db.execute(update(AccountRow).where(AccountRow.id == account_id).values(weight=weight))
+    for team in teams_below(db, load_account(db, before.parent)):
+        db.event(data, team=team, actor=actor, reason=changed)
+    db.request_tick()
+    return load_account(db, account_id)
+
+
+def set_guaranteed_rate(db: Write, account_id: UUID, rate: int, *, actor: str, reason: str) -> AccountRow:
+    """Change what a team may use before it borrows from others, in micro-dollars an hour. All teams are told.
+
+    reason  in the words of who changes it
+    """
+    before = load_account(db, account_id)
+    assert before.parent is not None
+    dollars = money.to_decimal(rate), money.to_decimal(before.guaranteed_rate)
+    data = GuaranteedRateChange(account=account_id, rate=dollars[0], before=dollars[1])
+    changed = budget.GuaranteedRateChanged(title(db, before), *dollars, reason)
+    db.execute(update(AccountRow).where(AccountRow.id == account_id).values(guaranteed_rate=rate))
     for team in teams_below(db, load_account(db, before.parent)):
         db.event(data, team=team, actor=actor, reason=changed)
     db.request_tick()

@@ -137,6 +137,33 @@ export function WeightForm({ budget, done }: { budget: Budget; done: () => void 
   );
 }
 
+export function GuaranteeForm({ budget, done }: { budget: Budget; done: () => void }) {
+  const [rate, setRate] = useState(budget.guaranteed_rate?.amount ?? "");
+  const dollars = rate.trim().replace(/^\$/, "");
+  return (
+    <BudgetForm
+      name="guaranteed rate"
+      label="Dollars an hour"
+      value={rate}
+      setValue={setRate}
+      problem={DOLLARS.test(dollars) ? "" : "Enter dollars an hour as a decimal number such as 2.50; 0 guarantees nothing."}
+      save={async (reason) =>
+        body(
+          await api.PUT("/v1/budgets/{budget_id}/guaranteed-rate", {
+            params: { path: { budget_id: budget.id } },
+            body: { rate: dollars, reason },
+          }),
+        )
+      }
+      done={done}
+    >
+      <p className="muted">
+        For a job that stays within it, a job of a team that uses more than it is guaranteed saves a checkpoint and goes back to the queue.
+      </p>
+    </BudgetForm>
+  );
+}
+
 export function LinesForm({ budget, done }: { budget: Budget; done: () => void }) {
   const [lines, setLines] = useState(budget.soft_lines.map(({ percent }) => percent).join(", ") || "none");
   const parts = lines.trim() === "none" ? [] : lines.split(/[\s,%]+/).filter((part) => part !== "");

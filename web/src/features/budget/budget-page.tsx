@@ -14,7 +14,7 @@ import { Link } from "../../router";
 import { WastePanel } from "./waste-panel";
 import { BurnDown } from "./burn-down";
 import { RequestsPanel } from "./requests-panel";
-import { GrantForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
+import { GrantForm, GuaranteeForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
 export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
@@ -49,7 +49,8 @@ export function BudgetPage() {
       <WastePanel />
       <Unbudgeted />
       <p className="muted">
-        Next in the queue is the team, and in it the member, that has the fewest dollars spent lately or held now for its weight.
+        Next in the queue is the team, and in it the member, that has the fewest dollars spent lately or held now for its weight;
+        before all others, a team that stays within its guaranteed rate.
       </p>
       <p className="muted">
         Every line of the ledger: <a href="/v1/ledger?format=csv">CSV</a>, <a href="/v1/ledger?format=json">JSON</a>.
@@ -110,12 +111,13 @@ function transferTargets(budget: Budget, all: readonly Budget[]): Budget[] {
   return all.filter((one) => one.kind === "member" && one.limit && one.id !== budget.id);
 }
 
-type Editing = "limit" | "grant" | "transfer" | "weight" | "lines" | "period";
+type Editing = "limit" | "grant" | "transfer" | "weight" | "guarantee" | "lines" | "period";
 const BUTTONS: Record<Editing, string> = {
   limit: "Set limit",
   grant: "Grant",
   transfer: "Transfer",
   weight: "Set weight",
+  guarantee: "Guarantee a rate",
   lines: "Set soft lines",
   period: "Set period",
 };
@@ -134,6 +136,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
     grant: budget.limit !== null,
     transfer: others.length > 0,
     weight: budget.weight !== null,
+    guarantee: budget.guaranteed_rate !== null,
     lines: true,
     period: budget.limit !== null,
   };
@@ -178,6 +181,9 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
         <Figure name="Held" value={formatDollars(budget.held)} title={formatExact(budget.held)} mark="held" />
         <Figure name="Left" value={budget.left ? formatDollars(budget.left) : "–"} strong />
         {budget.weight !== null && <Figure name="Weight" value={String(budget.weight)} />}
+        {budget.guaranteed_rate && toMicro(budget.guaranteed_rate.amount) > 0n && (
+          <Figure name="Guaranteed" value={`${formatDollars(budget.guaranteed_rate)}/h`} />
+        )}
         {budget.recent && <Figure name="Spent lately" value={formatDollars(budget.recent)} title={formatExact(budget.recent)} />}
       </dl>
       {budget.limit && budget.kind !== "member" && <BurnDown budget={budget} />}
@@ -193,6 +199,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
       {editing === "period" && <PeriodForm budget={budget} done={close} />}
       {editing === "lines" && <LinesForm budget={budget} done={close} />}
       {editing === "weight" && <WeightForm budget={budget} done={close} />}
+      {editing === "guarantee" && <GuaranteeForm budget={budget} done={close} />}
     </section>
   );
 }

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs that run now, as far as guaranteed rates depend on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy import select
+
+from shoestring_core import money
+from shoestring_core.decide.queue import RunningJob
+from shoestring_core.decide.quotas import Product
+from shoestring_core.states import AttemptState, DesiredState, JobState
+from shoestring_core.store.fleet import rows
+from shoestring_core.store.tables import AccountRow, AttemptRow, GenerationRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Read
+
+
+def load_running_jobs(db: Read) -> list[RunningJob]:
+    """Those whose attempt is open and wanted, with their machines that are alive."""
+    wanted = (
+        AttemptRow.state == AttemptState.OPEN,
+        AttemptRow.number == JobRow.attempt,
+        JobRow.state.in_((JobState.LAUNCHING, JobState.RUNNING)),
+        JobRow.desired_state == DesiredState.RUN,
+    )
+    machine = (MachineRow.provider, MachineRow.region, MachineRow.type, MachineRow.market, MachineRow.price)
+    alive = (
+        select(JobRow.id, JobRow.team_id, JobRow.attempt, JobRow.spec["limits"]["time"].as_float(), *machine)
+        .join(AttemptRow, AttemptRow.job == JobRow.id)
+        .join(MachineRow, (MachineRow.job == JobRow.id) & (MachineRow.attempt == JobRow.attempt))
+        .where(*wanted, MachineRow.state.in_(rows.ALIVE))
+        .order_by(JobRow.id)
+    )
+    generations = rows.group_by_job(
+        db.sql.execute(
+            select(
+                GenerationRow.job,
+                GenerationRow.attempt,
+                GenerationRow.formed_at,
+                GenerationRow.ended_at,
+                GenerationRow.first_step_at,
+            )
+            .join(JobRow, GenerationRow.job == JobRow.id)
+            .where(JobRow.state.in_((JobState.LAUNCHING, JobState.RUNNING)))
+        )
+    )
+    teams = {UUID(row.owner): row.id for row in db.sql.execute(_TEAMS)}
+    machines: dict[tuple[UUID, UUID, int, float | None], Counter[Product]] = {}
+    rates: Counter[UUID] = Counter()
+    for job, team, attempt, limit, provider, region, type_, market, price in db.sql.execute(alive):
+        machines.setdefault((job, team, attempt, limit), Counter())[provider, region, type_, market] += 1
+        rates[job] += money.cost(price, money.HOUR)
+    return [
+        RunningJob(
+            job, attempt, teams[team], next(iter(its))[0], tuple(sorted(its.items())), rates[job],
+            _began(generations[job], attempt), _ends_by(generations[job], limit, db.now),
+        )
+        for (job, team, attempt, limit), its in machines.items()
+    ]  # fmt: skip
+
+
+def _began(generations: Iterable[GenerationRow], attempt: int) -> int | None:
+    """When the first step of an attempt was done."""
+    steps = [row.first_step_at for row in generations if row.attempt == attempt and row.first_step_at is not None]
+    return min(steps, default=None)
+
+
+def _ends_by(generations: Iterable[GenerationRow], limit_s: float | None, now: int) -> int | None:
+    """When the time limit of a job ends it, if it goes on training."""
+    if limit_s is None:
+        return None
+    trained = sum((row.ended_at or now) - row.formed_at for row in generations if row.formed_at is not None)
+    return max(now, now + round(limit_s * 1e6) - trained)
+
+
+_TEAMS = select(AccountRow.owner, AccountRow.id).where(AccountRow.kind == "team")
