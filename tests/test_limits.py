@@ -28,7 +28,7 @@ DOCUMENTED = {
     "core/shoestring_core/money.py": {"MAX_MICRO": "a billion dollars"},
     "core/shoestring_core/spec/model.py": {"MAX_PARAMS": "200; 64"},
     "core/shoestring_core/spec/field_types.py": {
-        "MAX_NODES": "200; 64", "MAX_SHARDS": "100,000", "_MAX_DURATION_S": "365 days",
+        "MAX_NODES": "200; 64", "MAX_GPU_CHOICES": "16 alternatives", "MAX_SHARDS": "100,000", "_MAX_DURATION_S": "365 days",
     },
     "core/shoestring_core/spec/messages.py": {"MAX_PROBLEMS": "100"},
     "core/shoestring_core/wording/agents.py": {"MAX_MESSAGE": "1,000 characters"},
@@ -40,6 +40,7 @@ DOCUMENTED = {
     "core/shoestring_core/decide/quotes.py": {
         "MAX_MACHINE_COUNTS": "8; the best 50", "MAX_OFFERS": "50", "MAX_COMPARED_TYPES": "8 types",
     },
+    "core/shoestring_core/decide/unmet.py": {"_MAX_KNOWN": "40 names"},
     "core/shoestring_core/decide/nan_recovery.py": {"MAX_RECOVERIES": "3"},
     "core/shoestring_core/store/events.py": {"MAX_BEHIND": "10,000"},
     "core/shoestring_core/store/budget_requests.py": {"MAX_OPEN": "20"},

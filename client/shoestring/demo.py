@@ -108,7 +108,7 @@ def train(
             "name": f"demo-{seed}",
             "recipe": RECIPE,
             "params": PARAMS | {"seed": seed},
-            "resources": {"provider": options.provider, "nodes": 2, "procs": 1, "spot": "only"},
+            "resources": {"provider": options.provider, "nodes": 2, "spot": "only"} | ({"gpu": "any"} if ec2 else {}),
             "limits": {"cost": "0.50", "time": "15m"},
         }
     )

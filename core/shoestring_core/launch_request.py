@@ -12,8 +12,20 @@ from shoestring_core import wire
 
 
 @dataclass(frozen=True)
+class LaunchDisk:
+    """GiB, operations per second, and throughput."""
+
+    gib: int
+    iops: int
+    mib_per_s: int
+
+
+@dataclass(frozen=True)
 class LaunchRequest:
-    """Repeated with the same content. The idempotency token launches at most one machine, however often it is sent."""
+    """Repeated with the same content. The idempotency token launches at most one machine, however often it is sent.
+
+    disk  None: what the provider gives without being asked
+    """
 
     token: str
     region: str
@@ -23,6 +35,7 @@ class LaunchRequest:
     market: Literal["spot", "on_demand"]
     price: str
     user_data: wire.BootData
+    disk: LaunchDisk | None = None
 
     def with_boot_token(self, token: str) -> LaunchRequest:
         """The request as it is sent: the token is derived for each call, so that it is stored nowhere."""

@@ -850,6 +850,8 @@ class NotOffered(Resource):
 class OfferList(Resource):
     offers: list[Offer]
     """The cheapest first."""
+    no_offer: Reason | None
+    """Why there are none such."""
     not_offered: list[NotOffered]
     quotas: list[Reason]
     """Of the providers' accounts: what may run at once of these offers."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # agents read tasks; they have no use for the spec's parser
 AUTO_CHECKPOINT_S = 15.0
 """`checkpoint.every: auto`. Young's rule would wait longer; what is lost with a machine weighs more on short jobs."""
 
+Device = Literal["auto", "cuda", "cpu"]
+"""What a rank trains on. auto: a CUDA device if there is one; cuda: its machine is paid for its GPUs, so that a rank
+that finds none fails instead of training on the CPU."""
 Precision = Literal["auto", "fp16", "fp16-true", "bf16", "fp32"]
 
 
@@ -72,6 +75,7 @@ class RecipeTask(TaskPart):
     resume           the checkpoint to continue from; what is started starts from it, not from `init`
     init             weights to initialize with: `job/ID` or a bucket's URL until they are on the machine
     skip             spans of steps, [first, last], whose batches are skipped: the loss was not finite there before
+    device           see Device
     scratch          folder for decoded images that later generations on the machine use; None: the run's folder
     """
 
@@ -90,6 +94,7 @@ class RecipeTask(TaskPart):
     goal: TaskGoal | None = None
     export: tuple[Literal["safetensors", "onnx"], ...] = ()
     skip: tuple[tuple[int, int], ...] = ()
+    device: Device = "auto"
     scratch: Path | None = None
 
 
@@ -97,7 +102,9 @@ Task = RecipeTask
 """What a rank can be started with: the union of all kinds, told apart by `kind`. The next is a user's own script."""
 
 
-def from_spec(spec: JobSpec, *, job: str, generation: int, skip: Sequence[Sequence[int]] = ()) -> Task:
+def from_spec(
+    spec: JobSpec, *, job: str, generation: int, skip: Sequence[Sequence[int]] = (), device: Device = "auto"
+) -> Task:
     """The task without local paths: whoever has a checkpoint fills in `resume`, and `init` where that names a job."""
     every, goal, data = spec.checkpoint.every, spec.goal, spec.data
     assert spec.recipe is not None
@@ -115,4 +122,5 @@ def from_spec(spec: JobSpec, *, job: str, generation: int, skip: Sequence[Sequen
         goal=TaskGoal(metric=goal.metric, reach=goal.reach) if goal and goal.reach is not None else None,
         export=spec.outputs.export if spec.outputs else (),
         skip=tuple((first, last) for first, last in skip),
+        device=device,
     )

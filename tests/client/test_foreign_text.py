@@ -173,7 +173,8 @@ def answer(request: httpx.Request) -> httpx.Response:
     if path.startswith("/v1/sessions/"):
         return httpx.Response(204)
     if path == "/v1/offers":
-        return httpx.Response(200, json={"offers": [OFFER], "not_offered": [NOT_OFFERED], "quotas": [REASON]})
+        offers = {"offers": [OFFER], "no_offer": None, "not_offered": [NOT_OFFERED], "quotas": [REASON]}
+        return httpx.Response(200, json=offers)
     if path == "/v1/me":
         return httpx.Response(
             200, json={"user": HOSTILE, "team": HOSTILE, "role": "admin", "version": "0", "cursor": ""}

@@ -35,7 +35,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[httpx.URL]:
     def answer(request: httpx.Request) -> httpx.Response:
         requests.append(request.url)
         found = [] if request.url.params.get("gpu") == "none" else [SPOT, LISTED]
-        return httpx.Response(200, json={"offers": found, "not_offered": [LEFT_OUT], "quotas": [QUOTA]})
+        none = None if found else {"code": "no_offer", "facts": {}, "text": "No such GPU."}
+        answered = {"offers": found, "no_offer": none, "not_offered": [LEFT_OUT], "quotas": [QUOTA]}
+        return httpx.Response(200, json=answered)
 
     client = Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
     monkeypatch.setattr(offers, "open_client", lambda _: client)
@@ -65,4 +67,4 @@ def test_options_become_the_query_and_json_is_what_the_service_says(asked: list[
 
 
 def test_where_there_is_no_such_machine_the_command_says_how_to_see_all(asked: list[httpx.URL]) -> None:
-    assert "No such machine. List all: shoestring offers" in run("--gpu", "none")
+    assert "No such GPU. List all: shoestring offers" in run("--gpu", "none")

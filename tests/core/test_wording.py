@@ -58,7 +58,12 @@ EXAMPLES: list[Reason] = [
     audit.SealForged(4),
     audit.SealDiffers(4),
     # waits
-    waits.NoOffer("local", None, "only"),
+    waits.NoOffer(
+        ("gpu: H100", "zones: us-east-1a"),
+        ("gpu: H100",),
+        offers.ListedOnly("ec2", "p5.48xlarge", "8 × H100 with 80 GB", "55.04", served=True),
+        waits.NearestOffer("g6e.xlarge", "ec2", "us-east-1a", "1 × L40S with 48 GB", "spot", "0.78", ("gpu",)),
+    ),
     waits.ProviderUnanswered("ec2"),
     waits.QuotaExhausted("ec2", "g5.xlarge", "spot"),
     waits.QuotaBelowNeed(
@@ -201,6 +206,11 @@ EXAMPLES: list[Reason] = [
     offers.GpuTooOld("7.0"),
     offers.SizeUnknown(),
     offers.PricesUnknown("us-east-1"),
+    offers.UnknownName("GPU", "A10", "A10G", ("A100", "A10G")),
+    offers.LeftOutOffer("V100", offers.GpuTooOld("7.0")),
+    offers.ListedOnly("ec2", "g5.xlarge", "1 × A10G with 24 GB", "1.006", served=False),
+    offers.NoDiskChoice("local"),
+    offers.DiskBounds("ec2", "gp3", (16_384, 16_000, 1_000), 500, "0.25"),
     # sizing
     sizing.Sized(sizing.MachinesChosen(ONE, None, None), sizing.WillBeMeasured()),
     sizing.MachinesChosen(TWO, 60.0, 91),

@@ -25,7 +25,7 @@ from shoestring_core.errors import (
 from shoestring_core.states import DesiredState, StopReason
 from shoestring_core.store import checkpoints, jobs
 from shoestring_core.store.db import Store
-from shoestring_core.store.fleet import billing, gangs, launches, planning, queue
+from shoestring_core.store.fleet import billing, gangs, launches, planning, queue, rows
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_offers
@@ -115,6 +115,8 @@ class AttemptSteps:
             provider=latest.provider,
             regions=(latest.region,),
         )
+        if others := active.living_machines:
+            wanted = wanted.beside(rows.offered_hardware(others[0]))
         with self.store.read() as db:
             offer = rank_offers(load_offers(db), wanted, now, launches.load_refusals(db)).best
         if offer is None:

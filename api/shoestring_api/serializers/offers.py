@@ -8,28 +8,29 @@ from collections.abc import Collection
 from shoestring_core import catalog, money, rest
 from shoestring_core.decide.billing import BillingRules
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import rank_offers
+from shoestring_core.decide.placement import Placement, rank_offers
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.errors import InvalidRequest
+from shoestring_core.spec.gpus import parse_gpus
 
 from shoestring_api.serializers.times import to_datetime
 
 
 def select_offers(
     stored: Collection[Offer], served: Collection[str], gpu: str | None, region: str | None
-) -> list[Offer]:
-    """The cheapest first. `gpu`: its model, in any case; `served`: the providers that workers serve."""
+) -> Placement:
+    """The cheapest first. `gpu`: as in a spec; `served`: the providers that workers serve. Raises InvalidRequest."""
+    try:
+        gpus = parse_gpus(gpu or "none")
+    except ValueError as error:
+        raise InvalidRequest(f"{error}. Such are L4, A100:8, A100:80GB, 24GB.., any.") from None
     listed = [
         offer
         for prices in catalog.price_lists()
         if prices.provider not in served
         for offer in prices.offers({prices.on_demand_region: [""]}, None, BillingRules())
     ]
-    required = Requirements(regions=(region,) if region else ())
-    return [
-        offer
-        for offer in rank_offers([*stored, *listed], required).ranked
-        if gpu is None or (offer.hardware is not None and (offer.hardware.gpu or "").lower() == gpu.lower())
-    ]
+    return rank_offers([*stored, *listed], Requirements(regions=(region,) if region else (), gpus=gpus))
 
 
 def serialize_not_offered() -> list[rest.NotOffered]:

@@ -14,7 +14,7 @@ COLUMNS = ("TYPE", "PROVIDER", "REGION", "GPU", "VCPUS", "MEMORY", "MARKET", "PE
 
 
 def list_offers(
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Only machines with this GPU, such as L4.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only with such GPUs: L4, A100:8, 24GB.., any.")] = None,
     region: Annotated[str | None, typer.Option("--region", help="Only this region of a provider.")] = None,
     url: Url = None,
     as_json: Json = False,
@@ -34,7 +34,7 @@ def _print(offered: rest.OfferList) -> None:
     print_table(
         COLUMNS,
         [_row(offer) for offer in offered.offers],
-        "No such machine. List all: shoestring offers",
+        f"{offered.no_offer.text if offered.no_offer else 'No such machine.'} List all: shoestring offers",
         drop=("INTERRUPTED", "ON DEMAND", "MEMORY", "VCPUS", "PROVIDER"),
     )
     for quota in offered.quotas:

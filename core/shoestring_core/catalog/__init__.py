@@ -27,9 +27,10 @@ class _Frozen(BaseModel):
 
 
 class LeftOut(_Frozen):
-    """Types of machines that are not offered, or regions in which none is."""
+    """Types of machines that are not offered, with the GPUs that only they have, or regions in which none is."""
 
     types: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     reason: NestedReason
 
@@ -107,6 +108,12 @@ def price_lists() -> tuple[PriceList, ...]:
     folder = resources.files(__package__)
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
     return tuple(_LIST.validate_json(file.read_bytes()) for file in files)
+
+
+@functools.cache
+def gpu_models() -> Mapping[str, int]:
+    """The GPUs in all lists, with the memory of each in GB, as makers give it."""
+    return {machine.gpu: machine.gpu_memory_gib for prices in price_lists() for machine in prices.types}
 
 
 def price_list_of(provider: str) -> PriceList:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from shoestring_core.decide.billing import BillingRules, hourly
+from shoestring_core.task import Device
 
 InterruptionBand = Literal["<5%", "5-10%", "10-15%", "15-20%", ">20%"]
 """How often spot machines of a type were interrupted in the last month, as the EC2 Spot Instance Advisor has it."""
@@ -15,7 +16,11 @@ InterruptionBand = Literal["<5%", "5-10%", "10-15%", "15-20%", ">20%"]
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a machine has. `network_mbps`: its bandwidth in Mbit/s; None: not known."""
+    """What a machine has.
+
+    network_mbps    its bandwidth in Mbit/s; None: not known
+    simulated_gpus  it stands in for one with these GPUs and has none: its ranks train on CPUs
+    """
 
     vcpus: int
     memory_mib: int
@@ -23,6 +28,23 @@ class Hardware:
     gpus: int = 0
     gpu_memory_mib: int = 0
     network_mbps: int | None = None
+    simulated_gpus: bool = False
+
+    @property
+    def gpu_memory_gb(self) -> int:
+        """Of each GPU, as makers give it: their GB are GiB."""
+        return self.gpu_memory_mib // 1024
+
+    @property
+    def device(self) -> Device:
+        """What its ranks train on."""
+        if not self.gpus:
+            return "auto"
+        return "cpu" if self.simulated_gpus else "cuda"
+
+    @property
+    def gpu_text(self) -> str:
+        return f"{self.gpus} × {self.gpu} with {self.gpu_memory_gb} GB" if self.gpu else "no GPU"
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,30 @@ class Quota:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """A machine's disk, and between which bounds a job may choose another. Dollars are decimals, for 30 days.
+
+    kind               as users read it, such as gp3
+    gib                its size; `iops`: operations per second; `mib_per_s`: throughput
+    smallest, largest  what a job may have, in the order (GiB, IOPS, MiB/s)
+    iops_per_gib       no more IOPS than so many times the size; `mib_per_s_per_iops`: nor throughput than IOPS
+    per_gib, per_iops, per_mib_per_s  what each costs, of IOPS and throughput what is above the smallest
+    """
+
+    kind: str
+    gib: int
+    iops: int
+    mib_per_s: int
+    smallest: tuple[int, int, int]
+    largest: tuple[int, int, int]
+    iops_per_gib: int
+    mib_per_s_per_iops: str
+    per_gib: str
+    per_iops: str
+    per_mib_per_s: str
+
+
+@dataclass(frozen=True)
 class Offer:
     """One type of machine in one zone and market. Prices are decimal dollars per hour.
 
@@ -49,6 +95,7 @@ class Offer:
     interruption  of spot machines; None: not known
     billing       how the provider bills the time
     quota         of the account, that its machines count against; None: none, or not known
+    disk          of its machines, whose price is in `billing`; None: a job can't choose it
     fetched_at    when the provider answered last (µs UTC); None: just now
     """
 
@@ -66,6 +113,7 @@ class Offer:
     interruption: InterruptionBand | None = None
     billing: BillingRules = field(default_factory=BillingRules)
     quota: Quota | None = None
+    disk: Disk | None = None
     fetched_at: int | None = field(default=None, compare=False)
 
     @cached_property

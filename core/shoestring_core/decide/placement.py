@@ -7,29 +7,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
+from shoestring_core.decide.conditions import Condition, unmet_conditions
+from shoestring_core.decide.disks import with_disk
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.quotas import is_above_quota, quota_id, vcpus_of
 from shoestring_core.decide.refusals import RecentRefusal, RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
+from shoestring_core.decide.unmet import explain
 from shoestring_core.errors import InvalidSpec, Problem
-from shoestring_core.wording.waits import TooFewSlots
+from shoestring_core.wording.offers import UnknownName
+from shoestring_core.wording.waits import NoOffer, TooFewSlots
 
 MAX_OFFER_AGE = 60 * S
 """A provider that has not answered for this long gets no new machines."""
 
-Mismatch = Literal[
-    "provider", "region", "zone", "type", "market", "slots", "above_quota", "quota", "unanswered", "interrupted"
-]
+Mismatch = Condition | Literal["slots", "above_quota", "quota", "unanswered", "interrupted"]
 
 
 @dataclass(frozen=True)
 class PassedOver:
     """An offer that does not suit a job.
 
-    reason  provider | region | zone | type | market: the job's requirements name another
+    reason  a Condition: the job's requirements name another
             slots: the provider never has as many machines as the job needs
             above_quota: the account may never have as many as the job needs, as long as nobody raises its quota
             quota: it was refused for the account's quota within its memory
@@ -45,12 +47,18 @@ class PassedOver:
 class Placement:
     """The offers for a job: those that suit it, best first, and all others."""
 
+    requirements: Requirements
     ranked: tuple[Offer, ...]
     passed_over: tuple[PassedOver, ...]
 
     @property
     def best(self) -> Offer | None:
         return self.ranked[0] if self.ranked else None
+
+    @cached_property
+    def no_offer(self) -> NoOffer:
+        """Why none suits it, where none does."""
+        return explain(self.requirements, [one.offer for one in self.passed_over])
 
     @cached_property
     def best_by_provider(self) -> Mapping[str, Offer]:
@@ -78,15 +86,20 @@ def rank_offers(
 ) -> Placement:
     """The cheapest offer first, of equally cheap ones spot; those that were refused for capacity or price come last.
 
+    Where a disk is required, the ranked offers have it, and its price.
+
     now  µs UTC; None: the age of offers, refusals and quotas don't matter, because nothing is to be launched
     """
     recent = [refusal for refusal in refusals if now is not None and now < refusal.at + refusal.kind.memory]
     suitable: list[tuple[bool, Offer]] = []
     interrupted: list[tuple[bool, Offer]] = []
     passed_over: list[PassedOver] = []
-    for offer in offers:
+    for offered in offers:
+        offer = offered
         refused_for = {refusal.kind for refusal in recent if refusal.concerns(offer)}
         reason = _mismatch(offer, requirements, now) or ("quota" if RefusalKind.QUOTA in refused_for else None)
+        if reason is None and requirements.disk is not None:
+            offer = with_disk(offer, requirements.disk) or offer
         if reason is not None:
             passed_over.append(PassedOver(offer, reason))
         elif RefusalKind.INTERRUPTED in refused_for:
@@ -98,31 +111,38 @@ def rank_offers(
     else:  # they are better than none, and cheaper than on-demand
         suitable += interrupted
     suitable.sort(key=lambda pair: (pair[0], _by_price(pair[1])))
-    return Placement(tuple(offer for _, offer in suitable), tuple(passed_over))
+    return Placement(requirements, tuple(offer for _, offer in suitable), tuple(passed_over))
 
 
-def require_enough_slots(placement: Placement, requirements: Requirements) -> None:
-    """Raise InvalidSpec for a job that could only wait for ever: what would suit it never has as many machines."""
+def require_machines(placement: Placement) -> None:
+    """Raise InvalidSpec for a job that could only wait for ever: there are no such machines, or never as many.
+
+    One that a price, a quota or a provider's silence keeps from starting may wait: that may change by itself.
+    """
+    _require_enough_slots(placement)
+    provider = placement.requirements.provider
+    known = [one for one in placement.passed_over if provider in (None, one.offer.provider)]
+    if placement.ranked or not known or any(one.reason not in _LASTING for one in known):
+        return
+    reason = placement.no_offer
+    first = next(iter(reason.unmet or (reason.nearest.missed if reason.nearest else ())), "")
+    meant = reason.why.nearest if isinstance(reason.why, UnknownName) else None
+    raise InvalidSpec([Problem(f"/resources/{first.partition(':')[0]}", reason.text(), "no-such-machine", meant)])
+
+
+def _require_enough_slots(placement: Placement) -> None:
     too_small = [one.offer for one in placement.passed_over if one.reason == "slots"]
     if placement.ranked or not too_small:
         return
     largest = max(too_small, key=lambda offer: offer.slots or 0)
-    reason = TooFewSlots(requirements.nodes, largest.provider, largest.slots or 0)
+    reason = TooFewSlots(placement.requirements.nodes, largest.provider, largest.slots or 0)
     raise InvalidSpec([Problem("/resources/nodes", reason.text(), "too-few-slots")])
 
 
 def _mismatch(offer: Offer, requirements: Requirements, now: int | None) -> Mismatch | None:
     """The first reason, from the most general to the one that may pass by itself."""
-    if requirements.provider not in (None, offer.provider):
-        return "provider"
-    if requirements.regions and offer.region not in requirements.regions:
-        return "region"
-    if requirements.zones and offer.zone not in requirements.zones:
-        return "zone"
-    if requirements.type not in (None, offer.type):
-        return "type"
-    if offer.market not in _MARKETS[requirements.spot]:
-        return "market"
+    if unmet := next(unmet_conditions(offer, requirements), None):
+        return unmet
     if offer.slots is not None and requirements.nodes > offer.slots:
         return "slots"
     if now is not None and is_stale(offer, now):
@@ -137,8 +157,9 @@ def is_stale(offer: Offer, now: int) -> bool:
     return offer.fetched_at is not None and now > offer.fetched_at + MAX_OFFER_AGE
 
 
+_LASTING = frozenset(get_args(Condition)) - {"market"}
+"""Reasons that last as long as providers offer the same machines."""
 _SCARCE = {RefusalKind.CAPACITY, RefusalKind.PRICE}
-_MARKETS = {"only": ("spot",), "never": ("on_demand",), "prefer": ("spot", "on_demand")}
 
 
 def _by_price(offer: Offer) -> tuple[Decimal, bool, str, str, str, str]:

@@ -3,10 +3,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from shoestring_core.spec.model import Resources
+from shoestring_core.decide.offers import Hardware
+from shoestring_core.spec.gpus import GpuChoice
+from shoestring_core.spec.model import Disk, Resources
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """The disk that a job wants; None: what the provider gives without being asked."""
+
+    gib: int | None = None
+    iops: int | None = None
+    mib_per_s: int | None = None
+
+    @classmethod
+    def of(cls, disk: Disk) -> Self:
+        size = disk.size_bytes
+        return cls(None if size is None else -(-size // GIB), disk.iops, disk.throughput)
 
 
 @dataclass(frozen=True)
@@ -16,6 +34,8 @@ class Requirements:
     provider  the only provider that will do; None: any
     regions   and `zones`, as the provider names them; empty: any
     type      the only type of machine that will do; None: any
+    gpus      alternatives, one of which each machine must have; empty: none is needed
+    disk      of each machine; None: any
     reserved_time  µs for which money is held before a machine starts, so that the job can finish; 0: a lease at a time
     """
 
@@ -26,6 +46,8 @@ class Requirements:
     spot: Literal["only", "prefer", "never"] = "prefer"
     type: str | None = None
     reserved_time: int = 0
+    gpus: tuple[GpuChoice, ...] = ()
+    disk: DiskNeed | None = None
 
     @classmethod
     def of(cls, resources: Resources, chosen_type: str | None = None, reserved_time: int = 0) -> Self:
@@ -38,4 +60,12 @@ class Requirements:
             spot=resources.spot,
             type=resources.instance or chosen_type,
             reserved_time=reserved_time,
+            gpus=resources.gpu_choices,
+            disk=DiskNeed.of(resources.disk) if resources.disk else None,
         )
+
+    def beside(self, other: Hardware) -> Self:
+        """Those of a machine that trains together with another: with as many GPUs, so that they run as many ranks."""
+        if not other.gpus:
+            return self
+        return replace(self, gpus=tuple(replace(gpu, count=other.gpus) for gpu in self.gpus or (GpuChoice(),)))

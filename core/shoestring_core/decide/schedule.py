@@ -388,7 +388,7 @@ def why_no_offer(requirements: Requirements, placement: Placement) -> waits.Wait
         return quotas.below_need(above, requirements.nodes)
     if small := passed_over.get("slots"):
         return waits.TooFewSlots(requirements.nodes, small.provider, small.slots or 0)
-    return waits.NoOffer(requirements.provider, requirements.type, requirements.spot)
+    return placement.no_offer
 
 
 def _closest_to_quota(placement: Placement) -> Offer | None:

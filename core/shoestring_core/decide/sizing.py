@@ -39,7 +39,7 @@ class SizingInputs:
     requested_nodes  the node count that the user requested
     epochs           how many the job trains
     evaluations      how often it is evaluated before it ends
-    processes        training processes on each machine
+    processes        training processes on each machine; 1 where there are as many as the batch allows
     min_batch        its smallest batch: every process needs a sample of it
     budget_left      micro-dollars left of its tightest budget, which is `budget_name`
     measurements     of the same work, newest first

@@ -47,6 +47,12 @@ def evaluations(spec: JobSpec) -> int:
     return max(0, ceil(epochs(spec) / int(spec.params.get("eval_every_epochs") or 1)) - 1)
 
 
+def processes_per_machine(spec: JobSpec, nodes: int, gpus: int) -> int:
+    """Ranks on each of so many machines, which have so many GPUs each: without `procs`, no more than there are samples
+    for."""
+    return spec.resources.procs or max(1, min(gpus, min_batch(spec) // nodes))
+
+
 def min_batch(spec: JobSpec) -> int:
     """Samples in a step, at the smallest batch of its schedule."""
     return smallest_batch(spec.params)

@@ -29,8 +29,11 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from shoestring_core import document, money, recipes
 from shoestring_core.document import format_value
 from shoestring_core.durations import parse_duration
+from shoestring_core.spec.gpus import parse_gpu
 
 MAX_NODES = 64
+MAX_GPU_CHOICES = 16
+"""Alternatives in `resources.gpu`."""
 S3_SCHEME = "s3://"
 """Prefix of a location in S3."""
 MAX_SHARDS = 100_000
@@ -171,17 +174,25 @@ def parse_node_range(resources: Any) -> tuple[int, int] | None:
     return int(bounds[1]), int(bounds[2])
 
 
-_GPU = re.compile(r"any|[A-Za-z][A-Za-z0-9_-]{0,30}(:[1-9][0-9]?)?|[1-9][0-9]{0,3}GB(\.\.([1-9][0-9]{0,3}GB)?)?")
-
-
 def _check_gpu(value: Any) -> str:
-    if value in (None, "none"):
+    """Alternatives as one text, each in its usual form, so that equal choices are equal."""
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return "none"
-    alternatives = value if isinstance(value, list) else [value]
-    if not alternatives or not all(isinstance(gpu, str) and _GPU.fullmatch(gpu) for gpu in alternatives):
-        given = format_value(value)
-        raise invalid_value(f"must be none, or GPUs such as L4, A100:8, 24GB.. or a list of them, not {given}")
-    return ", ".join(alternatives)
+    given = format_value(value)
+    alternatives = value.split(",") if isinstance(value, str) else value
+    if not isinstance(alternatives, list) or not 1 <= len(alternatives) <= MAX_GPU_CHOICES:
+        alternatives = [None]
+    try:
+        choices = [parse_gpu(gpu.strip()).text for gpu in alternatives]
+    except (ValueError, AttributeError):
+        examples = "L4, A100:8, A100:80GB, 24GB.., any"
+        raise invalid_value(f"must be none, or GPUs such as {examples}, or a list of them, not {given}") from None
+    return ", ".join(_check_unique(tuple(choices)))
+
+
+def _to_list(value: Any) -> Any:
+    """A single text is a list of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 def _check_param(value: Any) -> recipes.ParamValue:
@@ -315,3 +326,5 @@ InitSource = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidato
 
 Item = TypeVar("Item")
 UniqueTuple = Annotated[tuple[Item, ...], Field(strict=False, max_length=64), AfterValidator(_check_unique)]
+Places = Annotated[UniqueTuple[Slug], BeforeValidator(_to_list), _any_of(_STRING, _STRINGS)]
+"""Regions or zones, as the provider names them."""

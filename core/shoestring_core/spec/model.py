@@ -29,6 +29,7 @@ from shoestring_core.spec.field_types import (
     Number,
     ParamValue,
     Percentage,
+    Places,
     Script,
     Seconds,
     Slug,
@@ -40,6 +41,7 @@ from shoestring_core.spec.field_types import (
     disk_bytes,
     split_node_range,
 )
+from shoestring_core.spec.gpus import GpuChoice, parse_gpus
 from shoestring_core.spec.messages import problems_of
 
 MAX_PARAMS = 200
@@ -102,38 +104,42 @@ class DataSource(_Section):
 
 class Disk(_Section):
     size: DiskSize | None = None
-    """Such as 200GB."""
+    """Such as 200GB. Default: what the provider's settings say, and so for the others."""
     iops: Annotated[int, Field(ge=100, le=256_000)] | None = None
     """Operations per second."""
     throughput: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """MiB per second."""
 
-
-_ONE_KIND = "each provider has only one kind of machine so far; leave it out"
+    @property
+    def size_bytes(self) -> int | None:
+        return None if self.size is None else disk_bytes(self.size)
 
 
 class Resources(_Section):
-    gpu: Annotated[Gpu, NotSupportedYet("only CPU machines are offered so far; use none", ("none",))] = "none"
-    """A GPU such as `L4` or `A100:8`, a memory size such as `24GB..`, `any`, `none`, or a list of alternatives."""
+    gpu: Gpu = "none"
+    """GPUs of each machine: a model such as `L4`, with a number (`A100:8`) or a memory size (`A100:80GB`); a memory
+    size such as `24GB..` or `24GB..48GB`; `any`; or a list of alternatives, of which the cheapest is rented. Without a
+    number, at least one. `none`: none is needed, so the cheapest machine is rented, with or without."""
     nodes: NodeCount = 1
     """Number of nodes (distributed training). A range such as `2..4` is short for `nodes: 4` with `min: 2`. If left out
     beside `limits.time`: the cheapest number that meets the limit, estimated from earlier runs; 1 if there are none."""
     min: Annotated[int, Field(ge=1, le=MAX_NODES)] | None = None
     """Elastic training: continue with at least this many nodes, and add replacements for lost ones. Default: all
     nodes are required."""
-    procs: Annotated[int, Field(ge=1, le=64)] = 1
-    """Training processes per node."""
+    procs: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Training processes per node. Default: one for each GPU of the machine, as far as there are samples in a batch for
+    them; one without GPUs."""
     spot: Literal["only", "prefer", "never"] = "prefer"
     """Whether to use spot machines: only, if available (`prefer`), or never."""
     provider: Slug | None = None
     """Cloud provider. Default: the one that offers suitable machines at the lowest price."""
-    regions: Annotated[UniqueTuple[Slug], NotSupportedYet(_ONE_KIND, ((),))] = ()
+    regions: Places = ()
     """Regions to choose from; leave empty for any."""
-    zones: Annotated[UniqueTuple[Slug], NotSupportedYet(_ONE_KIND, ((),))] = ()
+    zones: Places = ()
     """Zones to choose from; leave empty for any."""
-    instance: Annotated[Slug | None, NotSupportedYet(_ONE_KIND)] = None
+    instance: Slug | None = None
     """Machine type, as the provider names it."""
-    disk: Annotated[Disk | None, NotSupportedYet(_ONE_KIND)] = None
+    disk: Disk | None = None
     """Disk of each node."""
 
     _range = model_validator(mode="before")(split_node_range)
@@ -147,6 +153,11 @@ class Resources(_Section):
     def min_nodes(self) -> int:
         """The smallest number of nodes that may train."""
         return self.nodes if self.min is None else self.min
+
+    @property
+    def gpu_choices(self) -> tuple[GpuChoice, ...]:
+        """The alternatives of `gpu`; empty: none is needed."""
+        return parse_gpus(self.gpu)
 
     @property
     def requested_nodes(self) -> int | None:

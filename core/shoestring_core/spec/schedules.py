@@ -36,7 +36,7 @@ def smallest_batch(params: Mapping[str, Any]) -> int:
 
 
 def _batch_problems(spec: JobSpec) -> list[Problem]:
-    nodes, procs = spec.resources.nodes, spec.resources.procs
+    nodes, procs = spec.resources.nodes, spec.resources.procs or 1
     if "batch_size" not in spec.params or (batch := smallest_batch(spec.params)) >= nodes * procs:
         return []
     at_its_smallest = " at its smallest" if spec.params.get("batch_size_schedule") else ""

@@ -46,7 +46,7 @@ def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec) -> sizin
         requested_nodes=spec.resources.requested_nodes,
         epochs=workload.epochs(spec),
         evaluations=workload.evaluations(spec),
-        processes=spec.resources.procs,
+        processes=spec.resources.procs or 1,
         min_batch=workload.min_batch(spec),
         offers=known.offers,
         budget_left=left,

@@ -297,6 +297,8 @@ class MachineRow(Base):
     """Nobody is charged these prices."""
     billing: Mapped[dict[str, Any]]
     """decide.billing.BillingRules at launch."""
+    offered_hardware: Mapped[dict[str, Any] | None]
+    """decide.offers.Hardware of its type; None: not known."""
     launch_request: Mapped[dict[str, Any]]
     """The exact request: a repeated launch sends the same bytes."""
     provider_id: Mapped[str | None]
@@ -729,6 +731,7 @@ class OfferRow(Base):
     interruption: Mapped[str | None]
     billing: Mapped[dict[str, Any]]
     quota: Mapped[dict[str, Any] | None]
+    disk: Mapped[dict[str, Any] | None]
 
 
 # --- the service itself -----------------------------------------------------------------------------------

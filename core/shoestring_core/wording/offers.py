@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.reason import NestedReason, Reason
 from shoestring_core.wording.units import counted
 
 
@@ -55,6 +55,81 @@ class PricesUnknown(Reason):
 
     def text(self) -> str:
         return f"On-demand prices are known in {self.region} only, and what a machine may cost must be known before."
+
+
+@dataclass(frozen=True)
+class UnknownName(Reason):
+    """Nobody has something of this name. `what`: GPU | machine type | region | zone; `nearest`: probably meant."""
+
+    code = "unknown_name"
+    what: str
+    given: str
+    nearest: str | None
+    among: tuple[str, ...]
+
+    def text(self) -> str:
+        unknown = f"No {self.what} called {self.given} is known"
+        if self.nearest:
+            return f"{unknown}. Did you mean {self.nearest}?"
+        return f"{unknown}; there are {', '.join(self.among)}." if self.among else f"{unknown}."
+
+
+@dataclass(frozen=True)
+class LeftOutOffer(Reason):
+    """`reason`: why the machines of this name are not offered by any provider."""
+
+    code = "left_out_offer"
+    name: str
+    reason: NestedReason
+
+    def text(self) -> str:
+        return f"{self.name} is left out. {self.reason.text()}"
+
+
+@dataclass(frozen=True)
+class ListedOnly(Reason):
+    """A provider's price list has it, and it can't be rented here. `served`: workers serve that provider."""
+
+    code = "listed_only"
+    provider: str
+    type: str
+    gpus: str
+    price: str
+    served: bool
+
+    def text(self) -> str:
+        listed = f"{self.provider} has {self.type} ({self.gpus}) for ${self.price} per hour on demand"
+        if self.served:
+            return f"{listed}, which the settings of this service leave out: by its price, region or zone."
+        return f"{listed}, but no worker of this service serves {self.provider}."
+
+
+@dataclass(frozen=True)
+class NoDiskChoice(Reason):
+    code = "no_disk_choice"
+    provider: str
+
+    def text(self) -> str:
+        return f"Machines of {self.provider} have no disk that a job could choose."
+
+
+@dataclass(frozen=True)
+class DiskBounds(Reason):
+    """GiB, operations per second, MiB per second."""
+
+    code = "disk_bounds"
+    provider: str
+    kind: str
+    largest: tuple[int, int, int]
+    iops_per_gib: int
+    mib_per_s_per_iops: str
+
+    def text(self) -> str:
+        gib, iops, mib_per_s = self.largest
+        return (
+            f"Disks of {self.provider} ({self.kind}) have at most {gib:,} GiB, {iops:,} IOPS ({self.iops_per_gib} for "
+            f"each GiB) and {mib_per_s:,} MiB/s ({self.mib_per_s_per_iops} for each IOPS)."
+        )
 
 
 @dataclass(frozen=True)

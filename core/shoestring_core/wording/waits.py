@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoestring_core.states import WaitReason
+from shoestring_core.wording.offers import UnknownName
 from shoestring_core.wording.reason import NestedReason, Reason
 from shoestring_core.wording.units import counted
 
@@ -19,19 +20,53 @@ class WaitDetail(Reason):
 
 
 @dataclass(frozen=True)
+class NearestOffer:
+    """The offer that comes nearest to what a job requires, and the fields of `resources` that it doesn't meet."""
+
+    type: str
+    provider: str
+    place: str
+    gpus: str
+    market: str
+    price: str
+    missed: tuple[str, ...]
+
+    def text(self) -> str:
+        where = f"of {self.provider}" if self.place == self.provider else f"of {self.provider} in {self.place}"
+        what = f"{self.gpus}, {self.market.replace('_', ' ')}, ${self.price} per hour"
+        return f"The nearest is {self.type} {where} ({what}): change resources.{_joined(self.missed)} to get it."
+
+
+@dataclass(frozen=True)
 class NoOffer(WaitDetail):
-    """`provider` and `type` that the job requires; None: any would do."""
+    """No offer meets what the job requires.
+
+    wanted   the conditions as they stand in `resources`, such as "gpu: H100"
+    unmet    those of them that no offer meets even by itself
+    why      more about the first of these
+    nearest  None: nothing is offered
+    """
 
     code = "no_offer"
     waits_for = WaitReason.CAPACITY
-    provider: str | None
-    type: str | None
-    spot: str
+    wanted: tuple[str, ...]
+    unmet: tuple[str, ...] = ()
+    why: NestedReason | None = None
+    nearest: NearestOffer | None = None
 
     def text(self) -> str:
-        what = f"{self.type} machine" if self.type else "machine that this job allows"
-        again = "again" if self.type else "with another resources.spot"
-        return f"No {what} is offered by {self.provider or 'any provider'} (spot: {self.spot}). Submit it {again}."
+        wanted, unmet = ([f"`{condition}`" for condition in some] for some in (self.wanted, self.unmet))
+        if unmet:
+            sentences = [f"No machine is offered with {', and none with '.join(unmet)}."]
+        elif len(wanted) > 1:
+            sentences = [f"Machines are offered with {', or with '.join(wanted)}, but none with all of it."]
+        else:
+            sentences = [f"No machine is offered{' with ' * bool(wanted)}{''.join(wanted)}."]
+        if self.why:
+            sentences.append(self.why.text())
+        if self.nearest and not (isinstance(self.why, UnknownName) and self.why.nearest):
+            sentences.append(self.nearest.text())
+        return " ".join(sentences)
 
 
 @dataclass(frozen=True)
@@ -277,6 +312,10 @@ class MachinesInUse(WaitDetail):
         elif self.behind:
             text += "; an earlier job waits for them too"
         return text + ". It starts automatically when machines become free."
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _raise_command(own: bool) -> str:

@@ -30,6 +30,12 @@ class DataError(TrainerError):
     kind: Kind = "data"
 
 
+class MissingGpuError(TrainerError):
+    """The machine should have a GPU for this rank, and PyTorch can't use it."""
+
+    kind: Kind = "hardware"
+
+
 class NonFiniteError(TrainerError):
     """The loss or the weights are no longer finite. `since`: the first step with numbers that are not finite."""
 

@@ -77,7 +77,7 @@ def set_up(task: LocalTask) -> Setup:
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)
     settings = Settings.from_params(params)
-    distributed = find_place()
+    distributed = find_place(task.device)
     shards = open_shards(recipe.data.kind, task, settings, distributed)
     join_process_group(distributed)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed

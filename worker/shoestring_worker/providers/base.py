@@ -41,7 +41,8 @@ class Provider(Protocol):
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:
         """Return what can be rented now, with prices. Called in every tick in which jobs wait, else every few seconds.
 
-        requirements  those of the jobs that wait; a provider with a large catalogue returns only what suits one of them
+        requirements  those of the jobs that wait. A provider with a large catalogue returns all that suits one of them,
+                      and one offer of each other type: a job is refused that requires what nobody offers
         """
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:

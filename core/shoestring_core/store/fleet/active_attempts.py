@@ -56,8 +56,12 @@ class ActiveAttempt:
         return {machine.slot: machine for machine in self.machines if machine.state != MachineState.NEVER_LAUNCHED}
 
     @property
+    def living_machines(self) -> list[MachineRow]:
+        return [machine for machine in self.machines if machine.state in rows.ALIVE]
+
+    @property
     def alive(self) -> bool:
-        return any(machine.state in rows.ALIVE for machine in self.machines)
+        return bool(self.living_machines)
 
     @property
     def elastic(self) -> bool:

@@ -198,7 +198,8 @@ def current_order(
     )
     run = None
     if directive.kind == "run" and mine and generation:
-        run = _launch_config(db, job, generation, mine, len(members), get_url)
+        device = rows.offered_hardware(machine).device
+        run = _launch_config(db, job, generation, mine, len(members), device, get_url)
     tag = f"{machine_id}:{machine.attempt}:{directive.kind}:{directive.generation}"
     etag = hashlib.sha256(tag.encode()).hexdigest()[:16]
     return wire.Order(kind=directive.kind, generation=directive.generation, reason=directive.reason, run=run), etag
@@ -246,7 +247,13 @@ def _form_generation(
 
 
 def _launch_config(
-    db: Read, job: JobRow, generation: GenerationRow, mine: MemberRow, nodes: int, get_url: Callable[[str], str]
+    db: Read,
+    job: JobRow,
+    generation: GenerationRow,
+    mine: MemberRow,
+    nodes: int,
+    device: task.Device,
+    get_url: Callable[[str], str],
 ) -> wire.LaunchConfig:
     address, _, port = (generation.master or ":0").rpartition(":")
     resume = _checkpoint(db, generation.start_checkpoint, get_url)
@@ -261,6 +268,7 @@ def _launch_config(
             job=str(job.id),
             generation=generation.number,
             skip=job.skipped_step_spans or (),
+            device=device,
         ),
         resume=resume,
         init=None if resume else _checkpoint(db, job.init_checkpoint, get_url),

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import exists, insert, or_, select, update
 
 from shoestring_core.decide import failures, funding, nan_recovery, rendezvous, retries
+from shoestring_core.decide.workload import processes_per_machine
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, DesiredState, GenerationState, JobState, StopReason, WaitReason
 from shoestring_core.store import checkpoints, jobs, ledger, metrics, transitions
@@ -36,6 +37,8 @@ def open_generation(
     spec = JobSpec.from_stored(job.spec)
     number = job.generation + 1
     gang = [row for row in rows.load_gang(db, job_id, attempt_number) if slots is None or row.slot in slots]
+    fewest_gpus = min((rows.offered_hardware(row).gpus for row in gang), default=0)
+    processes = processes_per_machine(spec, len(gang), fewest_gpus)
     start = db.sql.get(CheckpointRow, job.checkpoint) if job.checkpoint else None
     course: dict[str, Any] = {"generation": number}
     if skip:
@@ -53,7 +56,7 @@ def open_generation(
             number=number,
             attempt=attempt_number,
             state=GenerationState.FORMING,
-            world_size=len(gang) * spec.resources.procs,
+            world_size=len(gang) * processes,
             start_checkpoint=start.id if start else None,
             start_step=start.step if start else 0,
             opened_at=db.now,
@@ -62,7 +65,7 @@ def open_generation(
     db.sql.execute(
         insert(MemberRow),
         [
-            {"job": job_id, "generation": number, "node_rank": rank, "machine": row.id, "nproc": spec.resources.procs}
+            {"job": job_id, "generation": number, "node_rank": rank, "machine": row.id, "nproc": processes}
             for rank, row in enumerate(gang)
         ],
     )

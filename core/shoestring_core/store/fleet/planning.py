@@ -11,14 +11,14 @@ from sqlalchemy import func, insert, select, update
 
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import rank_offers, require_enough_slots
+from shoestring_core.decide.placement import rank_offers, require_machines
 from shoestring_core.decide.preemption import Eviction
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start, hold_for
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
-from shoestring_core.launch_request import LaunchRequest
+from shoestring_core.launch_request import LaunchDisk, LaunchRequest
 from shoestring_core.spec import JobSpec, reserved_time_of_stored
 from shoestring_core.states import AttemptState, JobState, MachineState, StopReason
 from shoestring_core.store import jobs, ledger, transitions
@@ -121,11 +121,11 @@ def refill_slot(
 def min_hold(db: Read, spec: JobSpec) -> int:
     """The least micro-dollars that a job's first machines hold, on the offers known now; 0 if none suits it.
 
-    Raises InvalidSpec for more machines than there ever are.
+    Raises InvalidSpec for more machines than there ever are, and for such as nobody has.
     """
     needed, known = Requirements.of(spec.resources, reserved_time=spec.reserved_time), db.once(load_known)
     placement = rank_offers(known.offers, needed)
-    require_enough_slots(placement, needed)
+    require_machines(placement)
     return min((hold_for(offer, needed, known.timeouts) for offer in placement.ranked), default=0)
 
 
@@ -182,6 +182,7 @@ def _insert_machine(
         market=offer.market,
         price=offer.price,
         user_data=BootData(server_url=agent_url, machine=machine, ca=ca),
+        disk=offer.disk and LaunchDisk(offer.disk.gib, offer.disk.iops, offer.disk.mib_per_s),
     )
     db.sql.execute(
         insert(MachineRow).values(
@@ -199,6 +200,7 @@ def _insert_machine(
             on_demand_price=offer.on_demand_price,
             simulated=offer.simulated,
             billing=asdict(offer.billing),
+            offered_hardware=offer.hardware and asdict(offer.hardware),
             launch_request=request.as_json(),
             state=MachineState.PLANNED,
             funded_until=funded_until,

@@ -10,6 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import Update, func, select, update
 
+from shoestring_core import wire
+from shoestring_core.decide.offers import Hardware
 from shoestring_core.decide.quotas import Product
 from shoestring_core.errors import AgentRefused
 from shoestring_core.events import GenerationChange, MachineChange
@@ -57,6 +59,12 @@ def load_machine(db: Read, machine_id: UUID) -> MachineRow:
     if row is None:
         raise AgentRefused("No such machine.")
     return row
+
+
+def offered_hardware(machine: MachineRow) -> Hardware:
+    """What the machine's type has, as its provider said; no GPU where it said nothing."""
+    stored = machine.offered_hardware
+    return Hardware(0, 0) if stored is None else wire.from_stored(Hardware, stored)
 
 
 def load_gang(db: Read, job_id: UUID, attempt_number: int) -> list[MachineRow]:

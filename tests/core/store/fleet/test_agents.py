@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from uuid import UUID
 
 import pytest
 from shoestring_core import wire
+from shoestring_core.decide.offers import Hardware
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused
 from shoestring_core.events import GenerationChange
@@ -359,6 +361,25 @@ def test_ranks_run_as_their_generation_was_formed(fleet: Fleet) -> None:
         step=7, data_url=f"http://objects/{stored.object_key}/data",
         manifest_url=f"http://objects/{stored.object_key}/manifest.json", manifest_sha256=stored.manifest_sha,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hardware", "device"),
+    [
+        (None, "auto"),
+        (Hardware(4, 16384), "auto"),
+        (Hardware(4, 16384, "T4", 1, 16384), "cuda"),
+        (Hardware(4, 16384, "T4", 1, 16384, simulated_gpus=True), "cpu"),
+    ],
+)
+def test_ranks_must_find_the_gpus_that_their_machine_is_paid_for(
+    fleet: Fleet, hardware: Hardware | None, device: str
+) -> None:
+    _, (machine,) = fleet.running()
+    fleet.alter(MachineRow, MachineRow.id == machine, offered_hardware=hardware and asdict(hardware))
+    run = order(fleet, machine)[0].run
+    assert run is not None
+    assert run.task.device == device
 
 
 def test_weights_are_initialized_from_another_job_only_without_an_own_checkpoint(fleet: Fleet) -> None:

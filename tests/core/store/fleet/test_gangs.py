@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import product
+from typing import Any
 from uuid import UUID
 
 import pytest
 from shoestring_core.decide import failures
+from shoestring_core.decide.offers import Hardware
 from shoestring_core.decide.timeouts import S
 from shoestring_core.states import EndReason
 from shoestring_core.store import jobs
@@ -84,6 +87,33 @@ def test_ranks_restart_in_the_next_generation_on_the_same_machines(fleet: Fleet)
     told = [(one.generation, one.attempt, one.data["state"], one.reason) for one in fleet.events("generation")]
     assert told[-1] == (2, 1, "forming", RESTART.reason.as_json())
     assert fleet.generation_row(bystander).state == "formed"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "params", "procs", "ranks"),
+    [
+        ([None, None], {}, None, 1),  # nothing is known of the machines' hardware
+        ([0, 0], {}, None, 1),
+        ([4, 4], {}, None, 4),
+        ([4, 4], {}, 2, 2),
+        ([8, 4], {}, None, 4),  # as many on each
+        ([8, 8], {"batch_size": 6}, None, 3),  # no more than there are samples for
+        ([8, 8], {"batch_size": 16, "batch_size_schedule": "0:0.5"}, None, 4),
+    ],
+)
+def test_each_machine_runs_a_rank_for_each_of_its_gpus(
+    fleet: Fleet, gpus: list[int | None], params: dict[str, Any], procs: int | None, ranks: int
+) -> None:
+    job, machines = fleet.running(2)
+    stored = fleet.job_row(job).spec
+    changed = {"resources": stored["resources"] | {"procs": procs}, "params": stored["params"] | params}
+    fleet.alter(JobRow, JobRow.id == job, spec=stored | changed)
+    for machine, count in zip(machines, gpus, strict=True):
+        hardware = None if count is None else asdict(Hardware(4, 16384, "T4", count, 16384))
+        fleet.alter(MachineRow, MachineRow.id == machine, offered_hardware=hardware)
+    fleet.restart(job)
+    assert [member.nproc for member in fleet.member_rows(job, 2)] == [ranks, ranks]
+    assert fleet.generation_row(job, 2).world_size == 2 * ranks
 
 
 def test_the_error_of_a_running_job_ends_it(fleet: Fleet) -> None:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 from uuid import UUID
 
 import pytest
 from shoestring_core import spec
 from shoestring_core.decide import funding
-from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.offers import Disk, Hardware, Offer
 from shoestring_core.decide.queue import QueueSnapshot
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
@@ -18,6 +18,7 @@ from shoestring_core.decide.retries import retry_delay
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded, InvalidSpec, StaleTransition
+from shoestring_core.launch_request import LaunchDisk, LaunchRequest
 from shoestring_core.states import JobState
 from shoestring_core.store import jobs
 from shoestring_core.store.db import Store
@@ -302,6 +303,32 @@ def test_the_least_that_a_job_holds_is_for_all_its_machines_on_the_cheapest_offe
     four = spec.parse({"recipe": "digits/quickstart", "resources": {"nodes": 4}})
     with pytest.raises(InvalidSpec):
         fleet.read(planning.min_hold, four)
+
+
+def test_an_intent_has_the_disk_and_the_hardware_that_were_chosen(fleet: Fleet) -> None:
+    disk = Disk("gp3", 100, 3_000, 250, (8, 3_000, 125), (16_384, 16_000, 1_000), 500, "0.25", "0.08", "0.005", "0.04")
+    hardware = Hardware(4, 16384, "A10G", 1, 24576, simulated_gpus=True)
+    cloud = replace(OFFER, type="g5.xlarge", hardware=hardware, disk=disk)
+    fleet.write(offers.save_offers, "local", [OFFER, cloud], fleet.timeouts)
+    job = fleet.job(resources={"gpu": "A10G", "disk": {"size": "200GB"}}).id
+    before = snapshot(fleet)
+    (start,) = schedule_jobs(before, fleet.read(offers.load_offers), fleet.clock.now, {"local": fleet.timeouts}).starts
+    (machine,) = fleet.write(
+        planning.record_start, start, before.plan_version, agent_url="http://api", deployment="test"
+    )
+    row = fleet.machine_row(machine)
+    assert (row.job, row.type, row.offered_hardware) == (job, "g5.xlarge", asdict(hardware))
+    assert LaunchRequest.from_json(row.launch_request).disk == LaunchDisk(187, 3_000, 250)
+    assert [extra["what"] for extra in row.billing["extras"]] == ["187 GiB of gp3 with 3000 IOPS and 250 MiB/s"]
+    assert fleet.hold_row(machine).rate_cap == start.offer.rate_cap > cloud.rate_cap
+
+
+def test_a_job_that_nobody_has_machines_for_is_refused_once_it_is_known_what_there_is(fleet: Fleet) -> None:
+    wanted = spec.parse({"recipe": "digits/quickstart", "resources": {"gpu": "A10"}})
+    assert fleet.read(planning.min_hold, wanted) == 0
+    fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
+    with pytest.raises(InvalidSpec, match="Did you mean A10G"):
+        fleet.read(planning.min_hold, wanted)
 
 
 def test_a_job_that_no_offer_suits_holds_nothing_yet(fleet: Fleet) -> None:

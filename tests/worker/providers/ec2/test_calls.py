@@ -13,10 +13,12 @@ from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, MachineRef
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
+from shoestring_core.launch_request import LaunchDisk
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2 import provider as ec2_provider
 from shoestring_worker.providers.ec2 import user_data
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
+from shoestring_worker.providers.ec2.run_instances import RootDisk
 
 from tests.servers import FaultProxy, until
 from tests.worker.conftest import World
@@ -59,6 +61,31 @@ def test_a_machine_is_launched_as_its_request_says(aws: FakeAws):
     assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
     image = user_data.render(launch_request().user_data, "/opt/shoestring/bin/python")
     assert base64.b64decode(asked["UserData"]).decode() == image
+
+
+def test_a_machine_has_the_encrypted_disk_of_its_request(aws: FakeAws):
+    aws.provider().launch(launch_request(disk=LaunchDisk(187, 6_000, 500)))
+    (volume,) = aws.ec2().describe_volumes()["Volumes"]
+    assert (volume["Encrypted"], volume["VolumeType"], volume["Size"]) == (True, "gp3", 187)
+    asked = aws.calls("RunInstances")[0]["parameters"]  # moto gives every volume the same performance
+    disk = {name: asked[f"BlockDeviceMapping.1.Ebs.{name}"] for name in ("Iops", "Throughput", "DeleteOnTermination")}
+    assert disk == {"Iops": "6000", "Throughput": "500", "DeleteOnTermination": "true"}
+
+
+def test_an_image_that_does_not_fit_on_the_disk_refuses_launches_before_they_are_sent(aws: FakeAws):
+    (instance,) = aws.ec2().run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)["Instances"]
+    large = aws.ec2().create_image(InstanceId=instance["InstanceId"], Name="large")["ImageId"]
+    (image,) = aws.ec2().describe_images(ImageIds=[large])["Images"]
+    needs = RootDisk.of(image).gib
+    settings = aws.settings()
+    region = settings.regions[REGION].model_copy(update={"image": large})
+    provider = ec2_provider.Ec2Provider("ec2", settings.model_copy(update={"regions": {REGION: region}}))
+    sent = len(aws.calls("RunInstances"))
+    with pytest.raises(
+        LaunchRefused, match=f"needs a disk of {needs} GiB, and this is one of {needs - 1} GiB"
+    ) as refused:
+        provider.launch(launch_request(disk=LaunchDisk(needs - 1, 3_000, 125)))
+    assert (refused.value.kind, len(aws.calls("RunInstances"))) == (RefusalKind.INVALID, sent)
 
 
 def test_an_on_demand_machine_has_no_spot_options(aws: FakeAws):

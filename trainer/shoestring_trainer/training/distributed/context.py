@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from shoestring_core.task import Device
 from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
+from shoestring_trainer.training.errors import MissingGpuError
 from shoestring_trainer.training.settings import Settings
 
 PEER_POLL_S, NOTE_INTERVAL_S = 0.005, 60.0
@@ -137,18 +139,31 @@ class DistributedContext:
             dist.destroy_process_group()
 
 
-def find_place() -> DistributedContext:
-    """Return the place that torchrun's environment describes; without RANK, that of a single process."""
+def find_place(device: Device = "auto") -> DistributedContext:
+    """Return the place that torchrun's environment describes; without RANK, that of a single process.
+
+    Raises MissingGpuError if `device` is cuda and there is none for this rank.
+    """
     rank, world_size, local_rank = 0, 1, 0
     if "RANK" in os.environ:
         rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     elif "WORLD_SIZE" in os.environ:
         sys.stderr.write("WORLD_SIZE is set without RANK, so not by torchrun: training in a single process\n")
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return DistributedContext(rank, world_size, local_rank, device)
+    return DistributedContext(rank, world_size, local_rank, _choose_device(device, local_rank))
+
+
+def _choose_device(wanted: Device, local_rank: int) -> torch.device:
+    found = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+    if wanted == "cuda" and local_rank >= found:
+        raise MissingGpuError(
+            f"PyTorch finds no GPU for rank {local_rank} of this machine, which is rented for its GPUs: it finds "
+            f"{found} in all. Its driver, or PyTorch's build, may not fit them"
+        )
+    if found == 0:
+        return torch.device("cpu")
+    torch.cuda.set_device(device := torch.device("cuda", local_rank))
+    return device
 
 
 def join_process_group(place: DistributedContext) -> None:

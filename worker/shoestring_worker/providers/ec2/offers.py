@@ -10,10 +10,11 @@ from typing import Any
 
 from shoestring_core import catalog
 from shoestring_core.decide.billing import BillingRules, PriceChange
-from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.disks import billed_as
+from shoestring_core.decide.offers import Disk, Offer
 from shoestring_core.decide.timeouts import S
 
-from shoestring_worker.providers.ec2.extras import gp3_disk, public_ipv4
+from shoestring_worker.providers.ec2.extras import gp3, public_ipv4
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 SPOT_SOURCE = "EC2 DescribeSpotPriceHistory"
@@ -29,15 +30,25 @@ def billing_rules(settings: Ec2Settings) -> BillingRules:
         pending_is_free=True,
         free_if_interrupted_within=3600 * S,
         spot_price_moves=True,
-        extras=(gp3_disk(settings.disk_gib, settings.disk_iops, settings.disk_mib_per_s), public_ipv4()),
+        extras=(billed_as(default_disk(settings)), public_ipv4()),
     )
+
+
+def default_disk(settings: Ec2Settings) -> Disk:
+    """Of machines whose job doesn't choose one."""
+    return gp3(settings.disk_gib, settings.disk_iops, settings.disk_mib_per_s)
 
 
 def make_offers(provider: str, settings: Ec2Settings) -> list[Offer]:
     zones = {region: list(of_region.subnets) for region, of_region in settings.regions.items()}
     offers = catalog.price_list_of(provider).offers(zones, settings.max_machines, billing_rules(settings))
     affordable = [offer for offer in offers if Decimal(offer.on_demand_price) <= Decimal(settings.max_price)]
-    return [replace(offer, simulated=settings.simulated) for offer in affordable]
+    return [_with_settings(offer, settings) for offer in affordable]
+
+
+def _with_settings(offer: Offer, settings: Ec2Settings) -> Offer:
+    hardware = offer.hardware and replace(offer.hardware, simulated_gpus=settings.simulated)
+    return replace(offer, simulated=settings.simulated, hardware=hardware, disk=default_disk(settings))
 
 
 def read_spot_prices(history: Iterable[Mapping[str, Any]]) -> SpotPrices:

@@ -41,7 +41,7 @@ from shoestring_worker.providers.ec2.offers import (
 )  # fmt: skip
 from shoestring_worker.providers.ec2.quotas import read_quotas, with_quotas
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
-from shoestring_worker.providers.ec2.run_instances import run_instances
+from shoestring_worker.providers.ec2.run_instances import RootDisk, disk_of, run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 from shoestring_worker.settings import WorkerSettings
 
@@ -101,7 +101,7 @@ class Ec2Provider:
         self._priced_ends: dict[str, set[str]] = {}
         """By region: spot instances that have ended, whose last price is known."""
         self._rate_caps = {offer.type: offer.rate_cap for offer in self._listed}
-        self._root_devices: dict[str, str] = {}
+        self._root_disks: dict[str, RootDisk] = {}
         self._unsent_terminations: dict[str, dict[str, None]] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(min(2 * len(settings.regions), 16), thread_name_prefix=f"list-{name}")
@@ -117,8 +117,11 @@ class Ec2Provider:
     def launch(self, request: LaunchRequest) -> ProviderMachine:
         if request.zone not in getattr(self._settings.regions.get(request.region), "subnets", {}):
             raise LaunchRefused(RefusalKind.CAPACITY, f"SHOESTRING_EC2_REGIONS has no subnet in {request.zone}")
-        root_device = self._root_device(request.region)
-        arguments = run_instances(request, self._settings, root_device)
+        root_disk, disk = self._root_disk(request.region), disk_of(request, self._settings)
+        if disk.gib < root_disk.gib:
+            message = f"the image needs a disk of {root_disk.gib} GiB, and this is one of {disk.gib} GiB; raise it in"
+            raise LaunchRefused(RefusalKind.INVALID, f"{message} resources.disk.size, or in SHOESTRING_EC2_DISK_GIB")
+        arguments = run_instances(request, self._settings, root_disk.device)
         reply = self._calls.for_launch(request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments))
         return read_instance(self._name, request.region, reply["Instances"][0])
 
@@ -269,14 +272,14 @@ class Ec2Provider:
             more = {"NextToken": page["NextToken"]}
         return found
 
-    def _root_device(self, region: str) -> str:
-        """The name of the root device of the region's image: settings under another name would add a second disk."""
-        if (known := self._root_devices.get(region)) is None:
+    def _root_disk(self, region: str) -> RootDisk:
+        """Of the region's image."""
+        if (known := self._root_disks.get(region)) is None:
             image = self._settings.regions[region].image
             reply = self._calls.for_launch(region, "DescribeImages", lambda ec2: ec2.describe_images(ImageIds=[image]))
             if not reply["Images"]:
                 raise LaunchRefused(RefusalKind.IMAGE, f"{image} is not in {region}, or this account may not use it")
-            known = self._root_devices[region] = reply["Images"][0]["RootDeviceName"]
+            known = self._root_disks[region] = RootDisk.of(reply["Images"][0])
         return known
 
 

@@ -3,15 +3,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
-from shoestring_core.launch_request import LaunchRequest
+from shoestring_core.launch_request import LaunchDisk, LaunchRequest
 
 from shoestring_worker.providers.ec2 import user_data
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 
 TAGGED_AT_BIRTH = ("instance", "volume", "network-interface")
 """And the spot request, where there is one. RunInstances creates all of them with their tags, or nothing."""
+
+
+@dataclass(frozen=True)
+class RootDisk:
+    """Of an image: settings under another device's name would add a second disk. `gib`: what it needs at least."""
+
+    device: str
+    gib: int
+
+    @classmethod
+    def of(cls, image: Mapping[str, Any]) -> Self:
+        disks = {each["DeviceName"]: each.get("Ebs") or {} for each in image.get("BlockDeviceMappings", [])}
+        device = image["RootDeviceName"]
+        return cls(device, int(disks.get(device, {}).get("VolumeSize") or 0))
+
+
+def disk_of(request: LaunchRequest, settings: Ec2Settings) -> LaunchDisk:
+    """The root disk of the machine."""
+    return request.disk or LaunchDisk(settings.disk_gib, settings.disk_iops, settings.disk_mib_per_s)
 
 
 def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: str) -> dict[str, Any]:
@@ -30,7 +51,7 @@ def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: st
         "InstanceInitiatedShutdownBehavior": "terminate",
         # a hop limit of 1: what runs in a container on the machine can't reach the metadata service
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
-        "BlockDeviceMappings": [{"DeviceName": root_device, "Ebs": _root_volume(settings)}],
+        "BlockDeviceMappings": [{"DeviceName": root_device, "Ebs": _root_volume(disk_of(request, settings))}],
         "NetworkInterfaces": [_network_interface(region, request.zone)],
         "TagSpecifications": _tag_specifications(request),
     }
@@ -41,12 +62,12 @@ def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: st
     return arguments
 
 
-def _root_volume(settings: Ec2Settings) -> dict[str, Any]:
+def _root_volume(disk: LaunchDisk) -> dict[str, Any]:
     return {
         "VolumeType": "gp3",
-        "VolumeSize": settings.disk_gib,
-        "Iops": settings.disk_iops,
-        "Throughput": settings.disk_mib_per_s,
+        "VolumeSize": disk.gib,
+        "Iops": disk.iops,
+        "Throughput": disk.mib_per_s,
         "Encrypted": True,
         "DeleteOnTermination": True,
     }

@@ -13,6 +13,7 @@ from shoestring_worker.providers.ec2 import service_boot
 from shoestring_worker.providers.ec2.account.aws import AwsError
 from shoestring_worker.providers.ec2.account.ownership import SERVICE, service_tags
 from shoestring_worker.providers.ec2.extras import gp3_disk, public_ipv4
+from shoestring_worker.providers.ec2.run_instances import RootDisk
 from shoestring_worker.providers.ec2.service_boot import ServiceBoot
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
@@ -101,8 +102,7 @@ def _user_data(
 
 def _root_gib(image: Mapping[str, Any]) -> int:
     """As large as the image needs it."""
-    disks = {each["DeviceName"]: each.get("Ebs", {}) for each in image.get("BlockDeviceMappings", [])}
-    return int(disks.get(image["RootDeviceName"], {}).get("VolumeSize") or MIN_ROOT_GIB)
+    return RootDisk.of(image).gib or MIN_ROOT_GIB
 
 
 def _hourly_usd(image: Mapping[str, Any]) -> str:
