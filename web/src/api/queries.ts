@@ -198,6 +198,12 @@ export const quote = (spec: string) =>
     gcTime: 0,
   });
 
+export const offers = queryOptions({
+  queryKey: ["offers"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/offers", { signal })).offers,
+  staleTime: 300_000,
+});
+
 /** Put a batch of stream messages where the pages read. */
 export function receive(messages: readonly Message[]): void {
   const jobs = new Map<string, Job>();

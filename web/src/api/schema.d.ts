@@ -630,7 +630,7 @@ export interface paths {
         };
         /**
          * List Offers
-         * @description List what providers offer, the cheapest first, and what the price lists of others say.
+         * @description List what providers offer, the cheapest first, and what the price lists of others say. `gpu`: as in a spec.
          */
         get: operations["list_offers"];
         put?: never;
@@ -2937,6 +2937,7 @@ export interface components {
         OfferList: {
             /** Offers */
             offers: components["schemas"]["Offer"][];
+            no_offer: components["schemas"]["Reason"] | null;
             /** Not Offered */
             not_offered: components["schemas"]["NotOffered"][];
             /** Quotas */
@@ -3251,6 +3252,7 @@ export interface components {
          *     resume           the checkpoint to continue from; what is started starts from it, not from `init`
          *     init             weights to initialize with: `job/ID` or a bucket's URL until they are on the machine
          *     skip             spans of steps, [first, last], whose batches are skipped: the loss was not finite there before
+         *     device           see Device
          *     scratch          folder for decoded images that later generations on the machine use; None: the run's folder
          */
         RecipeTask: {
@@ -3302,6 +3304,12 @@ export interface components {
                 number,
                 number
             ][];
+            /**
+             * Device
+             * @default auto
+             * @enum {string}
+             */
+            device: "auto" | "cuda" | "cpu";
             /** Scratch */
             scratch?: string | null;
         };

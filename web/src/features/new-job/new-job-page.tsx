@@ -1,13 +1,14 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, type ReactNode, useId, useState } from "react";
 import { api, body, newIdempotencyKey, Problem, type Schemas } from "../../api/client";
-import { budgets, job as jobQuery, type Job, queries, recipes } from "../../api/queries";
+import { budgets, job as jobQuery, type Job, offers, queries, recipes } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
 import { Async } from "../../components/async";
 import { Page } from "../../components/page";
 import { Panel } from "../../components/panel";
 import { ProblemNote } from "../../components/problem-note";
 import { navigate, useLocation } from "../../router";
+import { gpuChoices, gpuHelp } from "./gpu-choices";
 import { QuotePanel } from "./quote-panel";
 import { parseValue, yamlError, type Path, readField, writeField, specToYaml } from "./spec-yaml";
 import { tightestBudget } from "../budget/budget-page";
@@ -60,6 +61,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   const syntaxError = yamlError(text);
   const recipe = all.find(({ name }) => name === readField(validText, ["recipe"]).replace(/@\d+$/, ""));
   const dataField = recipe && DATA_FIELDS[recipe.data];
+  const gpus = useQuery({ ...offers, select: gpuChoices }).data;
 
   const validation = useMutation({ mutationFn: async () => submitSpec(text, true) });
   const submit = useMutation({
@@ -129,6 +131,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
         <Panel title="Resources and limits">
           <div className="fields">
             <Field label="Machines" help="Number of nodes (distributed training). Leave blank for one, or for as many as the time limit requires." type="number" min={1} placeholder="1" {...field(["resources", "nodes"])} set={(typed) => set(["resources", "nodes"], parseValue(typed, "int"))} />
+            <Field label="GPUs" help={gpuHelp(gpus)} placeholder="none needed" suggestions={gpus ?? []} {...field(["resources", "gpu"])} set={(typed) => set(["resources", "gpu"], typed.trim() || undefined)} />
             <Choice label="Spot instances" help="Cheaper; they may be preempted, and the job then resumes from a checkpoint." options={["prefer", "only", "never"]} {...field(["resources", "spot"])} set={(typed) => set(["resources", "spot"], typed || undefined)} />
             <Field label="Cost limit, dollars" help="The most that the job may cost. Leave blank for the limits of the budgets." inputMode="decimal" placeholder="none" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Training time, e.g. 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
@@ -194,7 +197,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   );
 }
 
-const FORM_PATHS: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "spot"], ["limits", "cost"], ["limits", "time"], ["on_budget"], ["init"], ["name"]];
+const FORM_PATHS: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "gpu"], ["resources", "spot"], ["limits", "cost"], ["limits", "time"], ["on_budget"], ["init"], ["name"]];
 
 async function submitSpec(text: string, dry: boolean, key?: string): Promise<Job> {
   return body(
@@ -221,9 +224,10 @@ function Parameter({ param, ...rest }: { param: Schemas["RecipeParameter"] } & F
   return <Field label={param.name} help={help} placeholder={defaultText} inputMode={param.type === "str" ? "text" : "decimal"} {...rest} />;
 }
 
-function Field({ label, help, value, errors, disabled, set, wide = false, ...input }: {
+function Field({ label, help, value, errors, disabled, set, suggestions = [], wide = false, ...input }: {
   label: string;
   help: string;
+  suggestions?: { value: string; label: string }[];
   wide?: boolean;
   type?: string;
   min?: number;
@@ -235,18 +239,28 @@ function Field({ label, help, value, errors, disabled, set, wide = false, ...inp
   return (
     <Labelled label={label} help={help} errors={errors} wide={wide}>
       {(ids) => (
-        <input
-          {...ids}
-          {...input}
-          autoComplete="off"
-          disabled={disabled}
-          value={draft ?? value}
-          onBlur={() => setDraft(null)}
-          onChange={(event) => {
-            setDraft(event.target.value);
-            set(event.target.value);
-          }}
-        />
+        <>
+          <input
+            {...ids}
+            {...input}
+            autoComplete="off"
+            disabled={disabled}
+            list={suggestions.length > 0 ? `${ids.id}-suggestions` : undefined}
+            value={draft ?? value}
+            onBlur={() => setDraft(null)}
+            onChange={(event) => {
+              setDraft(event.target.value);
+              set(event.target.value);
+            }}
+          />
+          {suggestions.length > 0 && (
+            <datalist id={`${ids.id}-suggestions`}>
+              {suggestions.map((one) => (
+                <option key={one.value} value={one.value} label={one.label} />
+              ))}
+            </datalist>
+          )}
+        </>
       )}
     </Labelled>
   );

@@ -5,7 +5,7 @@ import { TableScroll } from "../../components/table-scroll";
 import { formatDollars } from "../../lib/money";
 import { formatAgo } from "../../lib/time";
 import { useDebounced } from "../../lib/use-debounced";
-import { basisText, budgetText, costText, interruptionText, machinesText, notPossibleText, placeText, quoteErrorText, timeText } from "./quote-text";
+import { basisText, budgetText, costText, gpuText, interruptionText, machinesText, notPossibleText, placeText, quoteErrorText, timeText } from "./quote-text";
 
 type QuotedOffer = Schemas["QuotedOffer"];
 
@@ -62,7 +62,7 @@ function BestOffer({ best }: { best: QuotedOffer }) {
         <dd>{basisText(best)}</dd>
         <dt>On</dt>
         <dd>
-          {machinesText(best)}, {offer.market.replace("_", " ")}, {placeText(best)}; {interruptionText(best)}
+          {machinesText(best)} ({gpuText(best)}), {offer.market.replace("_", " ")}, {placeText(best)}; {interruptionText(best)}
         </dd>
         <dt>Price</dt>
         <dd>

@@ -17,6 +17,11 @@ export function machinesText({ nodes, offer }: QuotedOffer): string {
   return `${nodes} × ${offer.type}`;
 }
 
+/** The GPUs of each machine, or that it has none. */
+export function gpuText({ offer }: QuotedOffer): string {
+  return offer.gpu ? `${offer.gpus} × ${offer.gpu} each` : "no GPU";
+}
+
 /** Provider and zone, or region where there are no zones; each once. */
 export function placeText({ offer }: QuotedOffer): string {
   return [...new Set([offer.provider, offer.zone || offer.region])].join(" ");
