@@ -206,6 +206,7 @@ EXAMPLES: list[Reason] = [
     offers.GpuTooOld("7.0"),
     offers.SizeUnknown(),
     offers.PricesUnknown("us-east-1"),
+    offers.RegionNotOffered("ec2", "eu-west-1", served=False),
     offers.UnknownName("GPU", "A10", "A10G", ("A100", "A10G")),
     offers.LeftOutOffer("V100", offers.GpuTooOld("7.0")),
     offers.ListedOnly("ec2", "g5.xlarge", "1 × A10G with 24 GB", "1.006", served=False),

@@ -22,11 +22,12 @@ Name = Annotated[str | None, Query(max_length=100)]
 def list_offers(db: ReadDep, _: Caller, gpu: Name = None, region: Name = None) -> rest.OfferList:
     """List what providers offer, the cheapest first, and what the price lists of others say. `gpu`: as in a spec."""
     served = load_timeouts(db)
-    placement = select_offers(load_offers(db), served, gpu, region)
+    stored = load_offers(db)
+    placement = select_offers(stored, served, gpu, region)
     offers = placement.ranked
     return rest.OfferList(
         offers=[serialize_offer(offer, available=offer.provider in served) for offer in offers],
         no_offer=None if offers else rest.Reason.of(placement.no_offer),
-        not_offered=serialize_not_offered(),
+        not_offered=serialize_not_offered({offer.region for offer in stored}),
         quotas=[rest.Reason.of(quota) for quota in account_quotas(offers)],
     )

@@ -33,12 +33,13 @@ def select_offers(
     return rank_offers([*stored, *listed], Requirements(regions=(region,) if region else (), gpus=gpus))
 
 
-def serialize_not_offered() -> list[rest.NotOffered]:
+def serialize_not_offered(regions: Collection[str]) -> list[rest.NotOffered]:
+    """`regions`: in which machines are offered."""
     return [
         rest.NotOffered(
             provider=prices.provider,
             types=list(left_out.types),
-            regions=list(left_out.regions),
+            regions=[region for region in left_out.regions if region not in regions],
             reason=rest.Reason.of(left_out.reason),
         )
         for prices in catalog.price_lists()

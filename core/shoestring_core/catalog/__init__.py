@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from importlib import resources
 from typing import get_args
@@ -48,6 +49,17 @@ class MachineType(_Frozen):
     spot: dict[str, tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class LivePrices:
+    """On-demand prices in dollars per hour, by region and type, and where they come from.
+
+    In these regions they take the place of the list's: a type without one isn't there.
+    """
+
+    by_region: Mapping[str, Mapping[str, str]]
+    source: str
+
+
 class PriceList(_Frozen):
     """The facts that a provider's file states."""
 
@@ -69,19 +81,42 @@ class PriceList(_Frozen):
             LeftOut(regions=tuple(sorted(regions)), reason=offers.PricesUnknown(self.on_demand_region)),
         )
 
-    def offers(self, zones: Mapping[str, Collection[str]], slots: int | None, rules: BillingRules) -> list[Offer]:
+    def offers(
+        self,
+        zones: Mapping[str, Collection[str]],
+        slots: int | None,
+        rules: BillingRules,
+        live: LivePrices | None = None,
+    ) -> list[Offer]:
         """The offers in these zones, by region. `slots`: machines that may run at once; None: no limit."""
         return [
             offer
+            for region, of_region in zones.items()
             for machine in self.types
-            for zone in zones.get(self.on_demand_region, ())
-            for offer in self._offers_of(machine, zone, slots, rules)
+            if (on_demand := self.on_demand(machine, region, live)) is not None
+            for zone in of_region
+            for offer in self._offers_of(machine, region, zone, *on_demand, slots, rules)
         ]
 
-    def _offers_of(self, machine: MachineType, zone: str, slots: int | None, rules: BillingRules) -> Iterable[Offer]:
+    def on_demand(self, machine: MachineType, region: str, live: LivePrices | None) -> tuple[str, str] | None:
+        """Its price there, and where that comes from; None: it isn't known."""
+        if live is not None and region in live.by_region:
+            price = live.by_region[region].get(machine.type)
+            return None if price is None else (price, live.source)
+        return (machine.on_demand, self.on_demand_source) if region == self.on_demand_region else None
+
+    def _offers_of(
+        self,
+        machine: MachineType,
+        region: str,
+        zone: str,
+        on_demand: str,
+        source: str,
+        slots: int | None,
+        rules: BillingRules,
+    ) -> Iterable[Offer]:
         if machine.vcpus is None or machine.memory_gib is None:
             return
-        region, on_demand = self.on_demand_region, machine.on_demand
         hardware = Hardware(
             vcpus=machine.vcpus,
             memory_mib=machine.memory_gib * MIB_PER_GIB,
@@ -91,7 +126,7 @@ class PriceList(_Frozen):
         )
         common = (on_demand, slots)
         yield Offer(
-            self.provider, region, zone, machine.type, "on_demand", on_demand, *common, self.on_demand_source, False,
+            self.provider, region, zone, machine.type, "on_demand", on_demand, *common, source, False,
             hardware, billing=rules,
         )  # fmt: skip
         if (advice := machine.spot.get(region)) is not None:

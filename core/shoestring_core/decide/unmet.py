@@ -21,7 +21,7 @@ from shoestring_core.wording.offers import (
     LeftOutOffer,
     ListedOnly,
     NoDiskChoice,
-    PricesUnknown,
+    RegionNotOffered,
     UnknownName,
 )
 from shoestring_core.wording.waits import NearestOffer, NoOffer
@@ -159,12 +159,16 @@ def _why_no_type(type_: str, offers: Iterable[Offer]) -> Reason | None:
     return _unknown("machine type", type_, [*listed, *(offer.type for offer in offers)])
 
 
-def _why_no_region(region: str, offers: Iterable[Offer]) -> Reason | None:
-    listed = [name for prices in catalog.price_lists() for machine in prices.types for name in machine.spot]
-    if unknown := _unknown("region", region, [*listed, *(offer.region for offer in offers)]):
+def _why_no_region(region: str, offers: Collection[Offer]) -> Reason | None:
+    by_provider = {
+        prices.provider: {name for machine in prices.types for name in machine.spot} for prices in catalog.price_lists()
+    }
+    known = {name for names in by_provider.values() for name in names} | {offer.region for offer in offers}
+    if unknown := _unknown("region", region, sorted(known)):
         return unknown
-    unpriced = (left_out.reason for left_out in _left_out() if region in left_out.regions)
-    return next((reason for reason in unpriced if isinstance(reason, PricesUnknown)), None)
+    served = {offer.provider for offer in offers}
+    having = (provider for provider, names in by_provider.items() if region in names)
+    return next((RegionNotOffered(provider, region, provider in served) for provider in having), None)
 
 
 def _why_no_disk(requirements: Requirements, offers: Iterable[Offer]) -> Reason | None:

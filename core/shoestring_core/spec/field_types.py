@@ -313,7 +313,13 @@ EnvValue = Annotated[str, BeforeValidator(_to_text), Field(max_length=32_768), _
 TagName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_printable)]
 TagValue = Annotated[str, BeforeValidator(_to_text), Field(max_length=256), AfterValidator(_check_printable), _SCALAR]
 Percentage = Annotated[str, Pattern(r"(100|[0-9]{1,2})%", "a percentage such as 10%")]
-DiskSize = Annotated[str, Pattern(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")]
+_DISK_SIZE = Pattern(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")
+DiskSize = Annotated[str, _DISK_SIZE]
+
+
+def is_disk_size(value: Any) -> TypeGuard[str]:
+    """Whether a value in a tree is a valid `DiskSize`."""
+    return isinstance(value, str) and re.fullmatch(_DISK_SIZE.pattern, value) is not None
 
 
 def disk_bytes(size: str) -> int:

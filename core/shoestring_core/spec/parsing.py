@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from shoestring_core import document, recipes
 from shoestring_core.document import format_value
 from shoestring_core.errors import InvalidSpec, Problem
-from shoestring_core.spec.field_types import S3_SCHEME, is_number, parse_node_range
+from shoestring_core.spec.field_types import S3_SCHEME, disk_bytes, is_disk_size, is_number, parse_node_range
 from shoestring_core.spec.messages import problems_of, suggest_field
 from shoestring_core.spec.model import MAX_PARAMS, JobSpec
 from shoestring_core.spec.schedules import schedule_problems
@@ -86,6 +86,7 @@ def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> l
         problems += _goal_problems(goal, recipe)
     if isinstance(resources := tree.get("resources"), dict):
         problems += _node_problems(resources)
+        problems += _disk_problems(resources.get("disk"), tree.get("data"))
     limits = tree.get("limits")
     if tree.get("on_budget") == "finish" and not (isinstance(limits, dict) and limits.get("time") is not None):
         message = "To finish, a job reserves the cost of its longest run. Set limits.time, or use pause or stop."
@@ -101,6 +102,16 @@ def _node_problems(resources: Mapping[str, Any]) -> list[Problem]:
         message = f"min is {minimum}, but nodes is {nodes}. Set min to at most {nodes}."
         return [Problem("/resources/min", message, "contradiction")]
     return []
+
+
+def _disk_problems(disk: Any, data: Any) -> list[Problem]:
+    """That the cache of streamed data doesn't fit on the disk."""
+    size = disk.get("size") if isinstance(disk, dict) else None
+    cache = data.get("cache") if isinstance(data, dict) else None
+    if not (is_disk_size(size) and is_disk_size(cache)) or disk_bytes(cache) < disk_bytes(size):
+        return []
+    message = f"A cache of {cache} doesn't fit on a disk of {size}. Raise resources.disk.size, or lower data.cache."
+    return [Problem("/resources/disk/size", message, "contradiction")]
 
 
 def _data_problems(data: Any, recipe: recipes.Recipe) -> list[Problem]:

@@ -48,13 +48,32 @@ class SizeUnknown(Reason):
 
 @dataclass(frozen=True)
 class PricesUnknown(Reason):
-    """`region`: the only one whose prices are known."""
+    """`region`: the only one whose prices a built-in list has."""
 
     code = "prices_unknown"
     region: str
 
     def text(self) -> str:
-        return f"On-demand prices are known in {self.region} only, and what a machine may cost must be known before."
+        return (
+            f"The built-in list has on-demand prices of {self.region} only; a worker that serves the provider reads those "
+            "of its regions."
+        )
+
+
+@dataclass(frozen=True)
+class RegionNotOffered(Reason):
+    """`served`: workers serve the provider."""
+
+    code = "region_not_offered"
+    provider: str
+    region: str
+    served: bool
+
+    def text(self) -> str:
+        has = f"{self.provider} has machines in {self.region}"
+        if self.served:
+            return f"{has}, but this service isn't set up for it, or can't read its prices."
+        return f"{has}, but no worker of this service serves {self.provider}."
 
 
 @dataclass(frozen=True)

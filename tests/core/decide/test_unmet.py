@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "region without offers": (
         {"regions": "eu-west-1"}, "/resources/regions", None,
-        "On-demand prices are known in us-east-1 only, and what a machine may cost must be known before.",
+        "ec2 has machines in eu-west-1, but this service isn't set up for it, or can't read its prices.",
     ),
     "misspelt region": ({"regions": "us-est-1"}, "/resources/regions", "us-east-1", "Did you mean us-east-1?"),
     "misspelt zone": ({"zones": ["us-east-1x"]}, "/resources/zones", "us-east-1b", "Did you mean us-east-1b?"),

@@ -286,6 +286,16 @@ def test_only_a_folder_in_a_bucket_is_streamed_and_only_streamed_data_have_a_cac
     assert "a size such as 200GB" in problems(data(stream=True, cache="200"))["/data/cache"]
 
 
+def test_a_cache_fits_on_the_disk():
+    def tree(cache, size):
+        data = {"train": "s3://abc/shards", "stream": True, "cache": cache}
+        return {"recipe": "imagefolder/resnet9", "data": data, "resources": {"disk": {"size": size}}}
+
+    assert spec.parse(tree("200GB", "1TB")).resources.disk.size_bytes == 10**12
+    assert "Raise resources.disk.size" in problems(tree("200GB", "200GB"))["/resources/disk/size"]
+    assert "a size such as 200GB" in problems(tree("200GB", "1"))["/resources/disk/size"]
+
+
 def test_the_list_of_what_is_not_built_is_complete():
     def later(model, prefix=""):
         for name, field in model.model_fields.items():

@@ -198,7 +198,7 @@ def _check_disk_space(url: str, folder: Path, missing: Sequence[RemoteFile]) -> 
     if needed > free:
         raise DataUnavailable(
             f"{url} needs another {size_text(needed)}, and the disk of {folder} has {size_text(free)} free; "
-            "use less data, or rent machines with a larger disk"
+            "use less data, stream them (data.stream), or rent machines with a larger disk (resources.disk.size)"
         )
 
 

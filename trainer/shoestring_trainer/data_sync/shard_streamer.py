@@ -155,7 +155,7 @@ def _limit(url: str, folder: Path, index: ShardIndex, cache_bytes: int | None) -
     if limit > free:
         raise DataUnavailable(
             f"data.cache is {size_text(limit)}, and the disk of {folder} has {size_text(free)} free; lower it, or rent "
-            "machines with a larger disk"
+            "machines with a larger disk (resources.disk.size)"
         )
     return limit
 

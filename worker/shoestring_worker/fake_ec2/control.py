@@ -5,6 +5,7 @@ POST /_fake/faults       {"action": "RunInstances", "kind": "lost_reply", …}  
 POST /_fake/limits       {"RunInstances": {"size": 5, "per_s": 2}, …}          {}: no limits
 POST /_fake/listing-lag  {"listings": 3}                                       of instances launched from now on
 POST /_fake/prices       {"us-east-1a": {"g5.xlarge": "0.41"}, …}              spot prices from now on; {}: none
+POST /_fake/on-demand    {"eu-west-1": {"g5.xlarge": "1.123"}, …}      on-demand prices of other regions; {}: none
 POST /_fake/past-prices  {"at": 1800000000, "prices": {…}}                     that held since then (s UTC)
 POST /_fake/quotas       {"us-east-1": {"All G and VT Spot Instance Requests": 8}, …}  vCPUs; {}: none
 POST /_fake/end          {"region": …, "instance": …, "code": …, "message": …, "life": [launch, end]}  (s UTC)
@@ -97,6 +98,8 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
             fake.listings.lag = LagRequest.model_validate_json(body).listings
         case "POST ", "prices":
             fake.spot_market.set(_PRICES.validate_json(body))
+        case "POST ", "on-demand":
+            fake.on_demand_market.set(_PRICES.validate_json(body))
         case "POST ", "past-prices":
             past = PastPrices.model_validate_json(body)
             fake.spot_market.set(past.prices, datetime.fromtimestamp(past.at, UTC))

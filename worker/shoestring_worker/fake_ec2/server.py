@@ -17,6 +17,7 @@ from shoestring_worker.fake_ec2 import moto_backend, regions, s3
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
 from shoestring_worker.fake_ec2.machines import Machines
+from shoestring_worker.fake_ec2.price_list import OnDemandMarket
 from shoestring_worker.fake_ec2.quotas import Quotas
 from shoestring_worker.fake_ec2.spot_prices import SpotMarket
 from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests
@@ -57,6 +58,7 @@ class FakeEc2:
         self.calls: deque[Call] = deque(maxlen=REMEMBERED_CALLS)
         self.faults, self.throttle, self.tokens, self.listings = FaultPlan(), Throttle(), LaunchTokens(), ListingLag()
         self.spot_market, self.spot_requests, self.quotas = SpotMarket(), SpotRequests(), Quotas()
+        self.on_demand_market = OnDemandMarket()
         self._one_at_a_time = threading.RLock()  # moto's memory isn't made for threads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -89,6 +91,7 @@ class FakeEc2:
             self.spot_requests.clear()
             self.spot_market.set({})
             self.quotas.set({})
+            self.on_demand_market.set({})
             moto_backend.reset()
 
     def end_instance(
@@ -168,6 +171,8 @@ class FakeEc2:
                 return self.spot_requests.describe(call, has_ended)
             case "ListServiceQuotas":
                 return self.quotas.describe(call)
+            case "GetProducts":
+                return self.on_demand_market.describe(call)
             case "RunInstances":
                 answer = self.tokens.launch(call, lambda: self._launch(call, run), has_ended)
                 return self._note_launch(call, fault, answer)

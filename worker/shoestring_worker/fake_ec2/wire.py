@@ -42,8 +42,10 @@ def read_call(environ: Environ) -> Call:
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
     if target := environ.get("HTTP_X_AMZ_TARGET"):  # a service that speaks JSON
-        given = {name: value for name, value in json.loads(body or b"{}").items() if isinstance(value, str)}
-        return Call(region(environ), target.rpartition(".")[2], given)
+        document = json.loads(body or b"{}")
+        given = {name: value for name, value in document.items() if isinstance(value, str)}
+        filters = {f"Filter.{one['Field']}": one["Value"] for one in document.get("Filters", ())}
+        return Call(region(environ), target.rpartition(".")[2], given | filters)
     parameters = dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
     return Call(region(environ), parameters.pop("Action", ""), parameters)
 

@@ -306,6 +306,41 @@ def test_spot_prices_are_asked_for_again_after_five_minutes(aws: FakeAws):
     assert spot_offers(provider) == [("us-east-1a", "g5.xlarge", "0.39")]
 
 
+def test_on_demand_prices_are_those_of_the_price_list_in_each_region_and_read_again_after_five_minutes(aws: FakeAws):
+    now = [0.0]
+    provider = aws.provider("us-east-1a", OTHER_ZONE, monotonic=lambda: now[0])
+
+    def prices() -> dict[tuple[str, str], str]:
+        offers = [offer for offer in provider.offers(()) if offer.type == "g5.xlarge"]
+        for offer in offers:
+            assert (offer.market == "on_demand") == offer.source.startswith("AWS Price List API, 20")
+        return {(offer.zone, offer.market): offer.price for offer in offers}
+
+    home = {("us-east-1a", "on_demand"): "1.006"}
+    assert prices() == home, "nothing is offered where it has no price"
+    abroad = {"g5.xlarge": "1.123", "g6.xlarge": "0.9", "g9.huge": "0.1"} | {f"x{n}.large": "1" for n in range(12)}
+    aws.control("on-demand", **{OTHER_REGION: abroad})
+    aws.control("prices", **{OTHER_ZONE: {"g5.xlarge": "0.3"}})
+    assert prices() == home
+    now[0] = 300
+    known = home | {(OTHER_ZONE, "on_demand"): "1.123", (OTHER_ZONE, "spot"): "0.3"}
+    assert prices() == known
+    assert {call["region"] for call in aws.calls("GetProducts")} == {"us-east-1"}
+    now[0] = 600
+    aws.fault("error", "GetProducts", code="AccessDeniedException", status=400, times=2)
+    assert prices() == known, "the last that were read"
+    now[0] = 900
+    prices()
+    assert aws.calls("GetProducts")[-1]["region"] == "ap-south-1", "the next of three regions in which it answers"
+
+
+def test_the_built_in_prices_hold_while_the_price_list_can_not_be_read(aws: FakeAws):
+    aws.fault("lost_request", "GetProducts", times=2)
+    offers = aws.provider("us-east-1a", OTHER_ZONE).offers(())
+    assert {offer.region for offer in offers} == {REGION}
+    assert all("price list of 2026-01-19" in offer.source for offer in offers)
+
+
 def test_quotas_are_read_by_name_every_five_minutes_and_kept_while_they_can_not_be_read(aws: FakeAws):
     now = [0.0]
     provider = aws.provider(monotonic=lambda: now[0])

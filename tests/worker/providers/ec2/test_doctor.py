@@ -50,7 +50,18 @@ class Quotas:
 
 @pytest.fixture
 def open_client(aws: FakeAws) -> Callable[[str, str], Any]:
-    return lambda service, region: Quotas() if service == "service-quotas" else aws.ec2(region)
+    account = command.Account()
+    account.endpoint = aws.url
+
+    def open_one(service: str, region: str) -> Any:
+        match service:
+            case "service-quotas":
+                return Quotas()
+            case "pricing":
+                return account.open_client(service, region)
+        return aws.ec2(region)
+
+    return open_one
 
 
 def told(aws: FakeAws, open_client: Callable[[str, str], Any], **changed: Any) -> dict[str, list[str]]:
@@ -97,12 +108,14 @@ def test_a_missing_permission_is_told(aws: FakeAws, open_client: Callable[[str, 
     assert any(says in text and "UnauthorizedOperation" in text for text in texts), texts
 
 
-def test_quotas_that_can_not_be_read_are_a_warning(aws: FakeAws):
+def test_quotas_that_can_not_be_read_are_a_warning(aws: FakeAws, open_client: Callable[[str, str], Any]):
     class Refuses(Quotas):
         def paginate(self, **_arguments: str) -> list[dict[str, Any]]:
             raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "ListServiceQuotas")
 
-    found = told(aws, lambda service, region: Refuses() if service == "service-quotas" else aws.ec2(region))
+    found = told(
+        aws, lambda service, region: Refuses() if service == "service-quotas" else open_client(service, region)
+    )
     assert found["warning"] == ["The quotas can't be read: AccessDeniedException: no"]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offers in the configured zones: on demand at the prices of the built-in list, spot at what EC2 says now."""
+"""Offers in the configured zones: on demand by AWS's price list, or else the built-in one, spot at EC2's prices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from shoestring_core import catalog
+from shoestring_core.catalog import LivePrices
 from shoestring_core.decide.billing import BillingRules, PriceChange
 from shoestring_core.decide.disks import billed_as
 from shoestring_core.decide.offers import Disk, Offer
@@ -39,11 +40,22 @@ def default_disk(settings: Ec2Settings) -> Disk:
     return gp3(settings.disk_gib, settings.disk_iops, settings.disk_mib_per_s)
 
 
-def make_offers(provider: str, settings: Ec2Settings) -> list[Offer]:
+def make_offers(provider: str, settings: Ec2Settings, live: LivePrices | None = None) -> list[Offer]:
+    """In the configured zones. Where the list has no saving of spot, spot is offered as well: EC2 has its price."""
     zones = {region: list(of_region.subnets) for region, of_region in settings.regions.items()}
-    offers = catalog.price_list_of(provider).offers(zones, settings.max_machines, billing_rules(settings))
+    offers = catalog.price_list_of(provider).offers(zones, settings.max_machines, billing_rules(settings), live)
     affordable = [offer for offer in offers if Decimal(offer.on_demand_price) <= Decimal(settings.max_price)]
-    return [_with_settings(offer, settings) for offer in affordable]
+    spot = {(offer.zone, offer.type) for offer in affordable if offer.market == "spot"}
+    unlisted = [replace(offer, market="spot") for offer in affordable if (offer.zone, offer.type) not in spot]
+    return [_with_settings(offer, settings) for offer in (*affordable, *unlisted)]
+
+
+def spot_types(provider: str, settings: Ec2Settings, region: str, live: LivePrices | None) -> list[str]:
+    """The types that may be offered in a region, also those whose on-demand price there isn't known yet."""
+    known = catalog.price_list_of(provider)
+    prices = {machine.type: known.on_demand(machine, region, live) for machine in known.types}
+    most = Decimal(settings.max_price)
+    return sorted(type_ for type_, price in prices.items() if price is None or Decimal(price[0]) <= most)
 
 
 def _with_settings(offer: Offer, settings: Ec2Settings) -> Offer:

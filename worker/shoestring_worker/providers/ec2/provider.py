@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from botocore.exceptions import ClientError
 from pydantic import ValidationError
+from shoestring_core.catalog import LivePrices
 from shoestring_core.decide.billing import PriceChange
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
@@ -37,8 +38,10 @@ from shoestring_worker.providers.ec2.offers import (
     merge,
     price_changes,
     read_spot_prices,
+    spot_types,
     with_spot_prices,
 )  # fmt: skip
+from shoestring_worker.providers.ec2.on_demand_prices import ENDPOINT_REGIONS, SOURCE, read_on_demand_prices
 from shoestring_worker.providers.ec2.quotas import read_quotas, with_quotas
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 from shoestring_worker.providers.ec2.run_instances import RootDisk, disk_of, run_instances
@@ -51,7 +54,7 @@ PAGE_SIZE = 1_000
 TERMINATED_AT_ONCE = 100
 """EC2 takes 1,000 and recommends fewer: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html"""
 PRICE_AGE_S = 300.0
-"""How old spot prices and quotas get before they are asked for again."""
+"""How old prices and quotas get before they are asked for again."""
 PRICE_HISTORY = timedelta(days=7)
 """How far back they are asked for at first: machines may have ended while no worker ran."""
 TIMEOUTS = {
@@ -96,22 +99,31 @@ class Ec2Provider:
         self._listed = self._offers = make_offers(name, settings)
         self._quotas: dict[str, dict[str, float]] = {}
         """By region and name, as they were last read."""
+        self._live: LivePrices | None = None
+        """On-demand prices as they were last read; None: never."""
+        self._price_list_failures = 0
         self._prices: SpotPrices = {}
+        self._latest_prices: SpotPrices = {}
         self._priced_at, self._priced_until = float("-inf"), datetime.now(UTC) - PRICE_HISTORY
         self._priced_ends: dict[str, set[str]] = {}
         """By region: spot instances that have ended, whose last price is known."""
-        self._rate_caps = {offer.type: offer.rate_cap for offer in self._listed}
         self._root_disks: dict[str, RootDisk] = {}
         self._unsent_terminations: dict[str, dict[str, None]] = {}
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(min(2 * len(settings.regions), 16), thread_name_prefix=f"list-{name}")
+        self._threads = ThreadPoolExecutor(min(3 * len(settings.regions), 24), thread_name_prefix=f"list-{name}")
 
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - few enough
         if self._monotonic() >= self._priced_at + PRICE_AGE_S:
-            quotas = self._threads.map(self._read_quotas, self._settings.regions)  # while prices are asked for
+            regions = self._settings.regions
+            quotas = self._threads.map(self._read_quotas, regions)  # while spot prices are asked for
+            on_demand = self._threads.map(self._read_on_demand_prices, regions)
             self._refresh_prices()
-            self._quotas = dict(zip(self._settings.regions, quotas, strict=True))
-            self._offers = with_quotas(self._offers, self._quotas)
+            self._quotas = dict(zip(regions, quotas, strict=True))
+            if read := {region: prices for region, prices in zip(regions, on_demand, strict=True) if prices}:
+                known = self._live.by_region if self._live else {}
+                self._live = LivePrices({**known, **read}, f"{SOURCE}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+                self._listed = make_offers(self._name, self._settings, self._live)
+            self._offers = with_quotas(with_spot_prices(self._listed, self._latest_prices), self._quotas)
         return self._offers
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:
@@ -192,7 +204,7 @@ class Ec2Provider:
         asked_at, now = datetime.now(UTC), self._monotonic()
         histories = self._threads.map(self._spot_price_history, self._settings.regions)
         latest = read_spot_prices(price for history in histories for price in history)
-        self._prices = merge(self._prices, latest)
+        self._prices, self._latest_prices = merge(self._prices, latest), latest
         self._offers = with_quotas(with_spot_prices(self._listed, latest), self._quotas)
         self._priced_at, self._priced_until = now, asked_at
 
@@ -203,6 +215,16 @@ class Ec2Provider:
         except OutcomeUnknown as unknown:
             log.warning("%s: the quotas of %s can't be read: %s", self._name, region, unknown)
             return self._quotas.get(region, {})
+
+    def _read_on_demand_prices(self, region: str) -> dict[str, str]:
+        """By type; empty where they can't be read: those that are known stay, and the next time another endpoint is asked."""
+        endpoint = ENDPOINT_REGIONS[self._price_list_failures % len(ENDPOINT_REGIONS)]
+        try:
+            return self._calls.read(endpoint, "GetProducts", lambda api: read_on_demand_prices(api, region), "pricing")
+        except OutcomeUnknown as unknown:
+            self._price_list_failures += 1
+            log.warning("%s: the on-demand prices of %s can't be read: %s", self._name, region, unknown)
+            return {}
 
     def _priced(
         self, region: str, listed: builtins.list[tuple[ProviderMachine, dict[str, Any]]]
@@ -216,11 +238,12 @@ class Ec2Provider:
             except OutcomeUnknown as unknown:  # its end is known, and its bill is an estimate anyhow
                 log.warning("%s: %d ended machines are billed at older prices: %s", self._name, len(ended), unknown)
         self._priced_ends[region] = ended
+        rate_caps = {offer.type: offer.rate_cap for offer in self._listed if offer.region == region}
         return [
             replace(
                 machine,
                 price_changes=self._price_changes(machine, instance) if machine.id in spot else (),
-                rate_cap=self._rate_caps.get(instance["InstanceType"], "0"),
+                rate_cap=rate_caps.get(instance["InstanceType"], "0"),
             )
             for machine, instance in listed
         ]
@@ -255,7 +278,7 @@ class Ec2Provider:
 
     def _spot_price_history(self, region: str) -> builtins.list[dict[str, Any]]:
         """The changes since the last time, and the price in force then: AWS returns the last change before it too."""
-        types = sorted({offer.type for offer in self._listed if (offer.region, offer.market) == (region, "spot")})
+        types = spot_types(self._name, self._settings, region, self._live)
         wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": self._priced_until}
         found: builtins.list[dict[str, Any]] = []
         more: dict[str, str] = {}

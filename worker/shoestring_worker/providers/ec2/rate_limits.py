@@ -38,6 +38,8 @@ LIMITS = {
     "CancelSpotInstanceRequests": RequestLimit(50, 5),
     # of Service Quotas: docs.aws.amazon.com/servicequotas/latest/userguide/reference_limits.html
     "ListServiceQuotas": RequestLimit(10, 10),
+    # the Price List API's isn't published; one call for each page of each region in five minutes stays below any
+    "GetProducts": RequestLimit(10, 5),
 }
 
 

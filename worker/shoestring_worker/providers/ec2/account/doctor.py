@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from botocore.exceptions import BotoCoreError, ClientError
+from shoestring_core.catalog import LivePrices
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
@@ -29,8 +30,9 @@ from shoestring_core.wording.units import counted
 from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_ROLE_PATH
 from shoestring_worker.providers.ec2.errors import meaning_of, read_error
 from shoestring_worker.providers.ec2.offers import make_offers
+from shoestring_worker.providers.ec2.on_demand_prices import ENDPOINT_REGIONS, SOURCE, read_on_demand_prices
 from shoestring_worker.providers.ec2.quotas import quota_of, read_quotas
-from shoestring_worker.providers.ec2.run_instances import run_instances
+from shoestring_worker.providers.ec2.run_instances import RootDisk, run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 
 CLOCK_OFF_S = 240
@@ -157,7 +159,8 @@ def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) ->
     except (ClientError, BotoCoreError) as error:
         yield Finding("error", region, f"EC2 can't be asked: {_text(error)}", "Look at the permissions in docs/aws.md.")
         return
-    offers = [offer for offer in make_offers("ec2", settings) if offer.region == region]
+    live = yield from _read_prices(open_client, region)
+    offers = [offer for offer in make_offers("ec2", settings, live) if offer.region == region]
     if not offers:
         yield Finding(
             "warning", region, f"No type costs at most ${settings.max_price}/h there, or its prices aren't known.",
@@ -169,6 +172,18 @@ def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) ->
         for offer in cheapest.values():
             yield _dry_run(ec2, settings, offer, root_device)
     yield from _check_quotas(open_client("service-quotas", region), region, offers)
+
+
+def _read_prices(open_client: OpenClient, region: str) -> Generator[Finding, None, LivePrices | None]:
+    """The on-demand prices of the region; None: those of the built-in list hold."""
+    try:
+        prices = read_on_demand_prices(open_client("pricing", ENDPOINT_REGIONS[0]), region)
+    except (ClientError, BotoCoreError) as error:
+        text = f"The price list can't be read: {_text(error)}"
+        advice = "Allow pricing:GetProducts. Until then only us-east-1 is offered, at built-in prices."
+        yield Finding("warning", region, text, advice)
+        return None
+    return LivePrices({region: prices}, SOURCE) if prices else None
 
 
 def _clock(ahead_s: float) -> Finding:
@@ -198,14 +213,13 @@ def _check_image(ec2: Any, region: str, chosen: Ec2Region, disk_gib: int) -> Gen
         text = f"{chosen.image} is {state}; it has to be available, for x86_64."
         yield Finding("error", region, text, advice)
         return ""
-    root = str(image["RootDeviceName"])
-    disks = {each["DeviceName"]: each.get("Ebs", {}) for each in image.get("BlockDeviceMappings", [])}
-    if (needed := disks.get(root, {}).get("VolumeSize") or 0) > disk_gib:
-        text = f"{chosen.image} alone needs a disk of {needed} GiB; SHOESTRING_EC2_DISK_GIB is {disk_gib}."
-        yield Finding("error", region, text, f"Set it to more than {needed}.")
+    root = RootDisk.of(image)
+    if root.gib > disk_gib:
+        text = f"{chosen.image} alone needs a disk of {root.gib} GiB; SHOESTRING_EC2_DISK_GIB is {disk_gib}."
+        yield Finding("error", region, text, f"Set it to more than {root.gib}.")
         return ""
     yield Finding("ok", region, f"image {chosen.image}: {image.get('Name', 'without a name')}")
-    return root
+    return root.device
 
 
 def _check_subnets(ec2: Any, region: str, chosen: Ec2Region) -> Iterator[Finding]:

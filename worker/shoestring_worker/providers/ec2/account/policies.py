@@ -20,7 +20,7 @@ def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, An
     created = [*swept, f"arn:aws:ec2:*:{account}:network-interface/*"]
     used = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in ("subnet", "security-group", "key-pair")]
     return _policy(
-        _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas"], ["*"]),
+        _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas", "pricing:GetProducts"], ["*"]),
         _allow(["ec2:RunInstances"], [*used, "arn:aws:ec2:*::image/*"], in_regions),
         _allow(["ec2:RunInstances"], created, {"Null": {f"aws:RequestTag/{DEPLOYMENT_TAG}": "false"}, **in_regions}),
         _allow(["ec2:CreateTags"], created, {"StringEquals": {"ec2:CreateAction": "RunInstances"}}),
@@ -60,7 +60,15 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
     ]  # fmt: skip
     return _policy(
         _allow([*made, *more], ["*"], {"StringEquals": {"aws:RequestedRegion": regions}}),
-        _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas", "servicequotas:GetServiceQuota"], ["*"]),
+        _allow(
+            [
+                "ec2:Describe*",
+                "servicequotas:ListServiceQuotas",
+                "servicequotas:GetServiceQuota",
+                "pricing:GetProducts",
+            ],
+            ["*"],
+        ),
         _allow(["iam:ListRoles", "iam:ListInstanceProfiles", "s3:ListAllMyBuckets"], ["*"]),
         _allow(roles, service),
         _allow(["iam:CreateServiceLinkedRole", "iam:DeleteServiceLinkedRole"], [role]),
