@@ -28,7 +28,8 @@ DOCUMENTED = {
     "core/shoestring_core/money.py": {"MAX_MICRO": "a billion dollars"},
     "core/shoestring_core/spec/model.py": {"MAX_PARAMS": "200; 64"},
     "core/shoestring_core/spec/field_types.py": {
-        "MAX_NODES": "200; 64", "MAX_GPU_CHOICES": "16 alternatives", "MAX_SHARDS": "100,000", "_MAX_DURATION_S": "365 days",
+        "MAX_NODES": "200; 64", "MAX_GPU_CHOICES": "16 alternatives", "MAX_SHARDS": "100,000",
+        "_MAX_DURATION_S": "365 days",
     },
     "core/shoestring_core/spec/messages.py": {"MAX_PROBLEMS": "100"},
     "core/shoestring_core/wording/agents.py": {"MAX_MESSAGE": "1,000 characters"},

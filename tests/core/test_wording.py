@@ -62,7 +62,7 @@ EXAMPLES: list[Reason] = [
         ("gpu: H100", "zones: us-east-1a"),
         ("gpu: H100",),
         offers.ListedOnly("ec2", "p5.48xlarge", "8 × H100 with 80 GB", "55.04", served=True),
-        waits.NearestOffer("g6e.xlarge", "ec2", "us-east-1a", "1 × L40S with 48 GB", "spot", "0.78", ("gpu",)),
+        offers.NearestOffer("g6e.xlarge", "ec2", "us-east-1a", "1 × L40S with 48 GB", "spot", "0.78", ("gpu",)),
     ),
     waits.ProviderUnanswered("ec2"),
     waits.QuotaExhausted("ec2", "g5.xlarge", "spot"),

@@ -6,11 +6,13 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import GenerationRow, MachineRow
 from shoestring_core.wording.attempts import MachineLost
+from shoestring_worker.providers.sim import REGION
 from sqlalchemy import select
 
 from tests.worker.conftest import World
@@ -165,3 +167,25 @@ def test_generations_record_how_the_gang_changed(world: World):
         ).all()
     assert [(one.world_size, one.state) for one in rows] == [(4, "ended"), (3, "forming")]
     assert rows[0].end_reason == MachineLost(1, "crashed").as_json()
+
+
+def test_a_replacement_has_as_many_gpus_as_the_machines_that_it_joins(world: World, monkeypatch: pytest.MonkeyPatch):
+    def offer(type_: str, price: str, gpus: int) -> Offer:
+        hardware = Hardware(8, 32_768, "T4", gpus, 16_384)
+        return Offer(world.provider.name, REGION, "", type_, "spot", price, "9", 9, "sim", True, hardware)
+
+    four, eight, one = offer("four", "3", 4), offer("eight", "2", 8), offer("one", "1", 1)
+    monkeypatch.setattr(world.provider, "offers", lambda _: [four])
+    job = world.submit(resources={"nodes": "1..2", "gpu": "T4"})
+    world.tick()
+    world.form(job)
+    world.train(job, 10)
+    monkeypatch.setattr(world.provider, "offers", lambda _: [four, eight, one])
+    lose(world, job, 1)
+    world.tick(3)
+    world.tick(3)
+    assert [machine.type for machine in world.alive(job)] == ["four", "four"]
+    assert world.order(world.alive(job)[0].id).kind == "prepare"
+    world.form(job)
+    run = world.order(world.alive(job)[0].id).run
+    assert (run.nproc_per_node, run.task.device) == (4, "cuda")

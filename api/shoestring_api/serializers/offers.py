@@ -16,9 +16,7 @@ from shoestring_core.spec.gpus import parse_gpus
 from shoestring_api.serializers.times import to_datetime
 
 
-def select_offers(
-    stored: Collection[Offer], served: Collection[str], gpu: str | None, region: str | None
-) -> Placement:
+def select_offers(stored: Collection[Offer], served: Collection[str], gpu: str | None, region: str | None) -> Placement:
     """The cheapest first. `gpu`: as in a spec; `served`: the providers that workers serve. Raises InvalidRequest."""
     try:
         gpus = parse_gpus(gpu or "none")

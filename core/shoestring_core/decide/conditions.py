@@ -11,7 +11,7 @@ from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.spec.gpus import GpuChoice
 
-Condition = Literal["provider", "region", "zone", "type", "gpu", "disk", "market"]
+Condition = Literal["provider", "region", "zone", "type", "gpu", "procs", "disk", "market"]
 """From the most general to the one that may be met later without anybody's doing: prices move."""
 
 
@@ -27,6 +27,8 @@ def unmet_conditions(offer: Offer, requirements: Requirements) -> Iterator[Condi
         yield "type"
     if requirements.gpus and not has_gpus(offer.hardware, requirements.gpus):
         yield "gpu"
+    if requirements.procs and offer.hardware and 0 < offer.hardware.gpus < requirements.procs:
+        yield "procs"
     if requirements.disk is not None and with_disk(offer, requirements.disk) is None:
         yield "disk"
     if offer.market not in _MARKETS[requirements.spot]:

@@ -35,6 +35,7 @@ class Requirements:
     regions   and `zones`, as the provider names them; empty: any
     type      the only type of machine that will do; None: any
     gpus      alternatives, one of which each machine must have; empty: none is needed
+    procs     ranks that each machine runs, if the job says so: with GPUs it has one for each
     disk      of each machine; None: any
     reserved_time  µs for which money is held before a machine starts, so that the job can finish; 0: a lease at a time
     """
@@ -47,6 +48,7 @@ class Requirements:
     type: str | None = None
     reserved_time: int = 0
     gpus: tuple[GpuChoice, ...] = ()
+    procs: int | None = None
     disk: DiskNeed | None = None
 
     @classmethod
@@ -61,6 +63,7 @@ class Requirements:
             type=resources.instance or chosen_type,
             reserved_time=reserved_time,
             gpus=resources.gpu_choices,
+            procs=resources.procs,
             disk=DiskNeed.of(resources.disk) if resources.disk else None,
         )
 

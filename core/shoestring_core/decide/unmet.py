@@ -20,19 +20,20 @@ from shoestring_core.wording.offers import (
     DiskBounds,
     LeftOutOffer,
     ListedOnly,
+    NearestOffer,
     NoDiskChoice,
     RegionNotOffered,
     UnknownName,
 )
-from shoestring_core.wording.waits import NearestOffer, NoOffer
+from shoestring_core.wording.waits import NoOffer
 
 FIELDS: Mapping[Condition, str] = {
-    "provider": "provider", "region": "regions", "zone": "zones", "type": "instance", "gpu": "gpu", "disk": "disk",
-    "market": "spot",
+    "provider": "provider", "region": "regions", "zone": "zones", "type": "instance", "gpu": "gpu",
+    "procs": "procs", "disk": "disk", "market": "spot",
 }  # fmt: skip
 """Of `resources` in a job spec."""
 _SEVERITY: Mapping[Condition, int] = {
-    "market": 0, "zone": 1, "region": 2, "provider": 3, "disk": 4, "type": 5, "gpu": 6,
+    "market": 0, "zone": 1, "region": 2, "provider": 3, "procs": 4, "disk": 5, "type": 6, "gpu": 7,
 }  # fmt: skip
 """How far an offer is from what is required that misses this condition: the least severe can be changed at no loss."""
 
@@ -55,8 +56,8 @@ def explain(requirements: Requirements, offers: Collection[Offer]) -> NoOffer:
 def _required(requirements: Requirements) -> Iterator[Condition]:
     given: Mapping[Condition, object] = {
         "provider": requirements.provider, "region": requirements.regions, "zone": requirements.zones,
-        "type": requirements.type, "gpu": requirements.gpus, "disk": requirements.disk,
-        "market": requirements.spot != "prefer",
+        "type": requirements.type, "gpu": requirements.gpus, "procs": requirements.procs,
+        "disk": requirements.disk, "market": requirements.spot != "prefer",
     }  # fmt: skip
     return (condition for condition, value in given.items() if value)
 
@@ -74,6 +75,8 @@ def _written(condition: Condition, requirements: Requirements) -> str:
             value = requirements.type or ""
         case "gpu":
             value = ", ".join(gpu.text for gpu in requirements.gpus)
+        case "procs":
+            value = str(requirements.procs)
         case "disk":
             value = _disk_text(requirements.disk or DiskNeed())
         case "market":

@@ -127,8 +127,8 @@ class Resources(_Section):
     """Elastic training: continue with at least this many nodes, and add replacements for lost ones. Default: all
     nodes are required."""
     procs: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Training processes per node. Default: one for each GPU of the machine, as far as there are samples in a batch for
-    them; one without GPUs."""
+    """Training processes per node, on machines with GPUs no more than they have. Default: one for each GPU, as far as
+    there are samples in a batch for them; one without GPUs."""
     spot: Literal["only", "prefer", "never"] = "prefer"
     """Whether to use spot machines: only, if available (`prefer`), or never."""
     provider: Slug | None = None

@@ -55,8 +55,8 @@ class PricesUnknown(Reason):
 
     def text(self) -> str:
         return (
-            f"The built-in list has on-demand prices of {self.region} only; a worker that serves the provider reads those "
-            "of its regions."
+            f"The built-in list has on-demand prices of {self.region} only; a worker that serves the provider reads "
+            "those of its regions."
         )
 
 
@@ -172,3 +172,25 @@ class AccountQuota(Reason):
             f"{quota}, so no machine can be launched: {self.type} needs {self.each}. "
             f"Ask for more at {self.raised_at}; jobs wait for it."
         )
+
+
+@dataclass(frozen=True)
+class NearestOffer:
+    """The offer that comes nearest to what a job requires, and the fields of `resources` that it doesn't meet."""
+
+    type: str
+    provider: str
+    place: str
+    gpus: str
+    market: str
+    price: str
+    missed: tuple[str, ...]
+
+    def text(self) -> str:
+        where = f"of {self.provider}" if self.place == self.provider else f"of {self.provider} in {self.place}"
+        what = f"{self.gpus}, {self.market.replace('_', ' ')}, ${self.price} per hour"
+        return f"The nearest is {self.type} {where} ({what}): change resources.{_joined(self.missed)} to get it."
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoestring_core.states import WaitReason
-from shoestring_core.wording.offers import UnknownName
+from shoestring_core.wording.offers import NearestOffer, UnknownName
 from shoestring_core.wording.reason import NestedReason, Reason
 from shoestring_core.wording.units import counted
 
@@ -17,24 +17,6 @@ class WaitDetail(Reason):
     """What exactly a job waits for. `waits_for` is the kind of thing, which a job's `wait_reason` records."""
 
     waits_for: ClassVar[WaitReason]
-
-
-@dataclass(frozen=True)
-class NearestOffer:
-    """The offer that comes nearest to what a job requires, and the fields of `resources` that it doesn't meet."""
-
-    type: str
-    provider: str
-    place: str
-    gpus: str
-    market: str
-    price: str
-    missed: tuple[str, ...]
-
-    def text(self) -> str:
-        where = f"of {self.provider}" if self.place == self.provider else f"of {self.provider} in {self.place}"
-        what = f"{self.gpus}, {self.market.replace('_', ' ')}, ${self.price} per hour"
-        return f"The nearest is {self.type} {where} ({what}): change resources.{_joined(self.missed)} to get it."
 
 
 @dataclass(frozen=True)
@@ -312,10 +294,6 @@ class MachinesInUse(WaitDetail):
         elif self.behind:
             text += "; an earlier job waits for them too"
         return text + ". It starts automatically when machines become free."
-
-
-def _joined(names: tuple[str, ...]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _raise_command(own: bool) -> str:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 from shoestring_core import spec
-from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.placement import MAX_OFFER_AGE, rank_offers
 from shoestring_core.decide.refusals import RecentRefusal, RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
+from shoestring_core.spec.gpus import GpuChoice
 
 NOW = 1_800_000_000 * S
 SPOT = Offer("cloud", "east", "east-1", "small", "spot", "0.10", "0.50", 8, "test", False, fetched_at=NOW)
@@ -72,6 +73,14 @@ def test_requirements_are_made_from_the_spec_and_the_chosen_type():
     ).resources
     assert Requirements.of(resources, "small") == Requirements(3, "cloud", (), (), "only", "small")
     assert Requirements.of(spec.parse({"recipe": "digits/quickstart"}).resources) == Requirements()
+
+
+def test_a_machine_that_joins_others_has_as_many_gpus_as_they_have():
+    machine = Hardware(4, 16_384, "T4", 4, 16_384)
+    assert Requirements().beside(machine) == Requirements(gpus=(GpuChoice(count=4),))
+    chosen = Requirements(gpus=(GpuChoice("A10G"), GpuChoice(None, 24, count=8)))
+    assert chosen.beside(machine).gpus == (GpuChoice("A10G", count=4), GpuChoice(None, 24, count=4))
+    assert chosen.beside(Hardware(4, 16_384)) == chosen
 
 
 def refusal(offer: Offer, kind: RefusalKind, ago: int = 0) -> RecentRefusal:

@@ -49,6 +49,7 @@ def problem(offers: list[Offer], **resources: Any) -> Problem:
         ({"instance": "g6.2xlarge", "spot": "never"}, "g6.2xlarge"),
         ({"regions": ["eu-west-1", "us-east-1"]}, "g4dn.xlarge"),
         ({"disk": {"size": "1TB"}}, "g4dn.xlarge"),
+        ({"procs": 2}, "local.cpu"),
     ],
 )
 def test_a_job_gets_the_cheapest_machine_that_has_all_it_requires(resources: dict[str, Any], type_: str):
@@ -71,6 +72,10 @@ REFUSED = {
     "number of GPUs that no machine has": (
         {"gpu": "A100:3"}, "/resources/gpu", None,
         "No machine is offered with `gpu: A100:3`. The nearest is g6e.xlarge",
+    ),
+    "more processes than GPUs": (
+        {"gpu": "any", "procs": 4}, "/resources/procs", None,
+        "ec2 has g4dn.12xlarge (4 × T4 with 16 GB) for $3.912 per hour on demand, which the settings of this service",
     ),
     "misspelt GPU": ({"gpu": "A10"}, "/resources/gpu", "A10G", "No GPU called A10 is known. Did you mean A10G?"),
     "GPU that nobody has heard of": (

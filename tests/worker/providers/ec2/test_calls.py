@@ -452,6 +452,32 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
 
 
 @pytest.mark.any_database
+def test_a_job_gets_the_gpus_the_zone_and_the_disk_that_its_spec_asks_for(
+    make_world: Callable[..., World], aws: FakeAws
+):
+    world = make_world("ec2")
+    settings = aws.settings(ZONE, "us-east-1b", simulated=True, max_price="10.00")
+    aws.control("prices", **{ZONE: {"g5.12xlarge": "1.00", "g4dn.xlarge": "0.1"}})
+    world.control_loop = world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
+    asked = {"gpu": ["A100:8", "A10G:4"], "zones": "us-east-1b", "disk": {"size": "200GB", "throughput": 500}}
+    job = world.submit(resources={"nodes": 1, **asked})
+    world.tick(1)
+    world.tick(1)
+    (row,), (instance,) = world.machines(job), aws.instances()
+    assert (row.type, row.market, row.zone) == ("g5.12xlarge", "on_demand", "us-east-1b"), "spot is in another zone"
+    assert instance["InstanceType"] == row.type
+    assert instance["Placement"]["AvailabilityZone"] == row.zone
+    (volume,) = aws.ec2().describe_volumes()["Volumes"]
+    assert (volume["Size"], volume["Encrypted"]) == (187, True)
+    world.form(job)
+    run = world.order(row.id).run
+    assert (run.nproc_per_node, run.task.device) == (4, "cpu"), "a rank for each GPU; the fake has none"
+    assert [extra["what"] for extra in row.billing["extras"]] == [
+        "187 GiB of gp3 with 3000 IOPS and 500 MiB/s", "a public IPv4 address",
+    ]  # fmt: skip
+
+
+@pytest.mark.any_database
 def test_a_job_waits_for_its_quota_with_a_sentence_and_no_launch_is_sent_until_it_is_raised(
     make_world: Callable[..., World], aws: FakeAws
 ):

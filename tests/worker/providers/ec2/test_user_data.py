@@ -111,7 +111,14 @@ def test_each_phase_is_reported_and_the_machine_is_off_when_the_agent_has_ended(
 @pytest.mark.parametrize(
     ("command", "script", "phase", "failure", "message"),
     [
-        ("nvidia-smi", "#!/bin/sh\necho '535.1.1, NVIDIA T4'\n", "driver", "image", "PyTorch needs 580"),
+        pytest.param(
+            "nvidia-smi",
+            "#!/bin/sh\necho '535.1.1, NVIDIA T4'\n",
+            "driver",
+            "image",
+            "PyTorch needs 580",
+            id="old driver",
+        ),
         ("nvidia-smi", "#!/bin/sh\nexit 9\n", "driver", "hardware", "exit status 9"),
         ("nvidia-smi", "#!/bin/sh\necho no devices were found\n", "driver", "hardware", "no devices"),
         ("python", "#!/bin/sh\necho no module >&2; exit 1\n", "install", "image", "no module"),

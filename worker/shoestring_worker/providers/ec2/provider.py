@@ -217,7 +217,7 @@ class Ec2Provider:
             return self._quotas.get(region, {})
 
     def _read_on_demand_prices(self, region: str) -> dict[str, str]:
-        """By type; empty where they can't be read: those that are known stay, and the next time another endpoint is asked."""
+        """By type; empty where they can't be read: those that are known stay, and another endpoint is asked next."""
         endpoint = ENDPOINT_REGIONS[self._price_list_failures % len(ENDPOINT_REGIONS)]
         try:
             return self._calls.read(endpoint, "GetProducts", lambda api: read_on_demand_prices(api, region), "pricing")
