@@ -334,6 +334,21 @@ def test_on_demand_prices_are_those_of_the_price_list_in_each_region_and_read_ag
     assert aws.calls("GetProducts")[-1]["region"] == "ap-south-1", "the next of three regions in which it answers"
 
 
+def test_machines_that_end_do_not_delay_the_next_reading_of_quotas_and_on_demand_prices(aws: FakeAws):
+    now = [0.0]
+    provider = aws.provider(monotonic=lambda: now[0])
+    provider.offers(())
+    for at in range(100, 400, 100):
+        now[0] = at
+        machine = provider.launch(launch_request(f"token-{at}"))
+        aws.control("end", region=REGION, instance=machine.id)
+        provider.list("us")
+        provider.offers(())
+    assert len(aws.calls("DescribeSpotPriceHistory")) > 2
+    asked = {call["parameters"].get("NextToken", "0") for call in aws.calls("GetProducts")}
+    assert len(aws.calls("GetProducts")) == 2 * len(asked)
+
+
 def test_the_built_in_prices_hold_while_the_price_list_can_not_be_read(aws: FakeAws):
     aws.fault("lost_request", "GetProducts", times=2)
     offers = aws.provider("us-east-1a", OTHER_ZONE).offers(())

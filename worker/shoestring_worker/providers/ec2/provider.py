@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.exceptions import ClientError
 from pydantic import ValidationError
-from shoestring_core.catalog import LivePrices
 from shoestring_core.decide.billing import PriceChange
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
@@ -32,17 +30,7 @@ from shoestring_worker.providers.ec2.calls import READ_TIMEOUT_S, Calls
 from shoestring_worker.providers.ec2.errors import read_error
 from shoestring_worker.providers.ec2.instances import read_instance
 from shoestring_worker.providers.ec2.leftovers import CALLS, DELETIONS, GONE, action_of, read_leftovers
-from shoestring_worker.providers.ec2.offers import (
-    SpotPrices,
-    make_offers,
-    merge,
-    price_changes,
-    read_spot_prices,
-    spot_types,
-    with_spot_prices,
-)  # fmt: skip
-from shoestring_worker.providers.ec2.on_demand_prices import ENDPOINT_REGIONS, SOURCE, read_on_demand_prices
-from shoestring_worker.providers.ec2.quotas import read_quotas, with_quotas
+from shoestring_worker.providers.ec2.market import Market
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 from shoestring_worker.providers.ec2.run_instances import RootDisk, disk_of, run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Settings
@@ -53,10 +41,6 @@ log = logging.getLogger(__name__)
 PAGE_SIZE = 1_000
 TERMINATED_AT_ONCE = 100
 """EC2 takes 1,000 and recommends fewer: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html"""
-PRICE_AGE_S = 300.0
-"""How old prices and quotas get before they are asked for again."""
-PRICE_HISTORY = timedelta(days=7)
-"""How far back they are asked for at first: machines may have ended while no worker ran."""
 TIMEOUTS = {
     "boot": 600 * S,
     "hello": 300 * S,  # the instance's own boot, and the minute in which its user data reaches the service
@@ -96,35 +80,16 @@ class Ec2Provider:
     ) -> None:
         self._name, self._settings, self._monotonic = name, settings, monotonic
         self._calls = Calls(settings.endpoint_url, read_timeout_s, limits or RateLimits())
-        self._listed = self._offers = make_offers(name, settings)
-        self._quotas: dict[str, dict[str, float]] = {}
-        """By region and name, as they were last read."""
-        self._live: LivePrices | None = None
-        """On-demand prices as they were last read; None: never."""
-        self._price_list_failures = 0
-        self._prices: SpotPrices = {}
-        self._latest_prices: SpotPrices = {}
-        self._priced_at, self._priced_until = float("-inf"), datetime.now(UTC) - PRICE_HISTORY
         self._priced_ends: dict[str, set[str]] = {}
         """By region: spot instances that have ended, whose last price is known."""
         self._root_disks: dict[str, RootDisk] = {}
         self._unsent_terminations: dict[str, dict[str, None]] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(min(3 * len(settings.regions), 24), thread_name_prefix=f"list-{name}")
+        self._market = Market(name, settings, self._calls, self._threads, monotonic)
 
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - few enough
-        if self._monotonic() >= self._priced_at + PRICE_AGE_S:
-            regions = self._settings.regions
-            quotas = self._threads.map(self._read_quotas, regions)  # while spot prices are asked for
-            on_demand = self._threads.map(self._read_on_demand_prices, regions)
-            self._refresh_prices()
-            self._quotas = dict(zip(regions, quotas, strict=True))
-            if read := {region: prices for region, prices in zip(regions, on_demand, strict=True) if prices}:
-                known = self._live.by_region if self._live else {}
-                self._live = LivePrices({**known, **read}, f"{SOURCE}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-                self._listed = make_offers(self._name, self._settings, self._live)
-            self._offers = with_quotas(with_spot_prices(self._listed, self._latest_prices), self._quotas)
-        return self._offers
+        return self._market.offers()
 
     def launch(self, request: LaunchRequest) -> ProviderMachine:
         if request.zone not in getattr(self._settings.regions.get(request.region), "subnets", {}):
@@ -200,32 +165,6 @@ class Ec2Provider:
             with self._lock:
                 unsent.update((id_, None) for id_ in ids if id_ not in message)
 
-    def _refresh_prices(self) -> None:
-        asked_at, now = datetime.now(UTC), self._monotonic()
-        histories = self._threads.map(self._spot_price_history, self._settings.regions)
-        latest = read_spot_prices(price for history in histories for price in history)
-        self._prices, self._latest_prices = merge(self._prices, latest), latest
-        self._offers = with_quotas(with_spot_prices(self._listed, latest), self._quotas)
-        self._priced_at, self._priced_until = now, asked_at
-
-    def _read_quotas(self, region: str) -> dict[str, float]:
-        """Those read before where they can't be read: EC2 refuses what exceeds them in any case."""
-        try:
-            return self._calls.read(region, "ListServiceQuotas", read_quotas, "service-quotas")
-        except OutcomeUnknown as unknown:
-            log.warning("%s: the quotas of %s can't be read: %s", self._name, region, unknown)
-            return self._quotas.get(region, {})
-
-    def _read_on_demand_prices(self, region: str) -> dict[str, str]:
-        """By type; empty where they can't be read: those that are known stay, and another endpoint is asked next."""
-        endpoint = ENDPOINT_REGIONS[self._price_list_failures % len(ENDPOINT_REGIONS)]
-        try:
-            return self._calls.read(endpoint, "GetProducts", lambda api: read_on_demand_prices(api, region), "pricing")
-        except OutcomeUnknown as unknown:
-            self._price_list_failures += 1
-            log.warning("%s: the on-demand prices of %s can't be read: %s", self._name, region, unknown)
-            return {}
-
     def _priced(
         self, region: str, listed: builtins.list[tuple[ProviderMachine, dict[str, Any]]]
     ) -> builtins.list[ProviderMachine]:
@@ -234,11 +173,11 @@ class Ec2Provider:
         ended = {machine.id for machine, _ in listed if machine.id in spot and machine.state == "ended"}
         if not ended <= self._priced_ends.get(region, set()):
             try:
-                self._refresh_prices()
+                self._market.refresh_spot_prices()
             except OutcomeUnknown as unknown:  # its end is known, and its bill is an estimate anyhow
                 log.warning("%s: %d ended machines are billed at older prices: %s", self._name, len(ended), unknown)
         self._priced_ends[region] = ended
-        rate_caps = {offer.type: offer.rate_cap for offer in self._listed if offer.region == region}
+        rate_caps = self._market.rate_caps(region)
         return [
             replace(
                 machine,
@@ -250,7 +189,7 @@ class Ec2Provider:
 
     def _price_changes(self, machine: ProviderMachine, instance: dict[str, Any]) -> tuple[PriceChange, ...]:
         zone, type_ = instance["Placement"]["AvailabilityZone"], instance["InstanceType"]
-        return price_changes(self._prices, zone, type_, machine.launched_at, machine.ended_at)
+        return self._market.price_changes(zone, type_, machine.launched_at, machine.ended_at)
 
     def _list_region(
         self, region: str, deployment: str, deadline: float
@@ -275,25 +214,6 @@ class Ec2Provider:
             return page
 
         return self._calls.read(region, "DescribeInstances", describe)
-
-    def _spot_price_history(self, region: str) -> builtins.list[dict[str, Any]]:
-        """The changes since the last time, and the price in force then: AWS returns the last change before it too."""
-        types = spot_types(self._name, self._settings, region, self._live)
-        wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": self._priced_until}
-        found: builtins.list[dict[str, Any]] = []
-        more: dict[str, str] = {}
-        while types:
-
-            def describe(ec2: Any, more: dict[str, str] = more) -> dict[str, Any]:
-                page: dict[str, Any] = ec2.describe_spot_price_history(**wanted, MaxResults=PAGE_SIZE, **more)
-                return page
-
-            page = self._calls.read(region, "DescribeSpotPriceHistory", describe)
-            found += page["SpotPriceHistory"]
-            if not page.get("NextToken"):
-                break
-            more = {"NextToken": page["NextToken"]}
-        return found
 
     def _root_disk(self, region: str) -> RootDisk:
         """Of the region's image."""

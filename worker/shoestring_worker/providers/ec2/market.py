@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be rented on EC2 now and at what price, asked for every few minutes: prices, and the account's quotas."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from shoestring_core.catalog import LivePrices
+from shoestring_core.decide.billing import PriceChange
+from shoestring_core.decide.offers import Offer
+
+from shoestring_worker.providers.base import OutcomeUnknown
+from shoestring_worker.providers.ec2.calls import Calls
+from shoestring_worker.providers.ec2.offers import (
+    SpotPrices,
+    make_offers,
+    merge,
+    price_changes,
+    read_spot_prices,
+    spot_types,
+    with_spot_prices,
+)
+from shoestring_worker.providers.ec2.on_demand_prices import ENDPOINT_REGIONS, SOURCE, read_on_demand_prices
+from shoestring_worker.providers.ec2.quotas import read_quotas, with_quotas
+from shoestring_worker.providers.ec2.settings import Ec2Settings
+
+log = logging.getLogger(__name__)
+
+PRICE_AGE_S = 300.0
+"""How old prices and quotas get before they are asked for again."""
+PRICE_HISTORY = timedelta(days=7)
+"""How far back spot prices are asked for at first: machines may have ended while no worker ran."""
+PAGE_SIZE = 1_000
+
+
+class Market:
+    """Of one provider's configured regions. `threads`: at least three for each region answer in the time of one call.
+
+    Methods raise OutcomeUnknown where spot prices can't be read. What can't be read else stays as it was read last.
+    """
+
+    def __init__(
+        self, name: str, settings: Ec2Settings, calls: Calls, threads: Executor, monotonic: Callable[[], float]
+    ) -> None:
+        self._name, self._settings, self._monotonic = name, settings, monotonic
+        self._calls, self._threads = calls, threads
+        self._live: LivePrices | None = None
+        """On-demand prices as they were last read; None: never."""
+        self._price_list_failures = 0
+        self._quotas: dict[str, dict[str, float]] = {}
+        """By region and name, as they were last read."""
+        self._spot: SpotPrices = {}
+        self._latest_spot: SpotPrices = {}
+        self._spot_until = datetime.now(UTC) - PRICE_HISTORY
+        self._listed = self._offers = make_offers(name, settings)
+        self._asked_at = float("-inf")
+
+    def offers(self) -> list[Offer]:
+        if (now := self._monotonic()) >= self._asked_at + PRICE_AGE_S:
+            self._ask()
+            self._asked_at = now
+        return self._offers
+
+    def refresh_spot_prices(self) -> None:
+        asked_at = datetime.now(UTC)
+        histories = self._threads.map(self._spot_price_history, self._settings.regions)
+        self._latest_spot = read_spot_prices(price for history in histories for price in history)
+        self._spot, self._spot_until = merge(self._spot, self._latest_spot), asked_at
+        self._offers = with_quotas(with_spot_prices(self._listed, self._latest_spot), self._quotas)
+
+    def price_changes(self, zone: str, type_: str, begin: int, end: int | None) -> tuple[PriceChange, ...]:
+        """Of spot machines between two times (µs UTC; None: until now), from the last change before."""
+        return price_changes(self._spot, zone, type_, begin, end)
+
+    def rate_caps(self, region: str) -> Mapping[str, str]:
+        """What a machine never exceeds (Offer.rate_cap), by type."""
+        return {offer.type: offer.rate_cap for offer in self._listed if offer.region == region}
+
+    def _ask(self) -> None:
+        regions = self._settings.regions
+        quotas = self._threads.map(self._read_quotas, regions)  # while spot prices are asked for
+        on_demand = self._threads.map(self._read_on_demand_prices, regions)
+        self.refresh_spot_prices()
+        self._quotas = dict(zip(regions, quotas, strict=True))
+        if read := {region: prices for region, prices in zip(regions, on_demand, strict=True) if prices}:
+            known = self._live.by_region if self._live else {}
+            self._live = LivePrices({**known, **read}, f"{SOURCE}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+            self._listed = make_offers(self._name, self._settings, self._live)
+        self._offers = with_quotas(with_spot_prices(self._listed, self._latest_spot), self._quotas)
+
+    def _read_quotas(self, region: str) -> dict[str, float]:
+        """Those read before where they can't be read: EC2 refuses what exceeds them in any case."""
+        try:
+            return self._calls.read(region, "ListServiceQuotas", read_quotas, "service-quotas")
+        except OutcomeUnknown as unknown:
+            log.warning("%s: the quotas of %s can't be read: %s", self._name, region, unknown)
+            return self._quotas.get(region, {})
+
+    def _read_on_demand_prices(self, region: str) -> dict[str, str]:
+        """By type; empty where they can't be read: another endpoint is asked the next time."""
+        endpoint = ENDPOINT_REGIONS[self._price_list_failures % len(ENDPOINT_REGIONS)]
+        try:
+            return self._calls.read(endpoint, "GetProducts", lambda api: read_on_demand_prices(api, region), "pricing")
+        except OutcomeUnknown as unknown:
+            self._price_list_failures += 1
+            log.warning("%s: the on-demand prices of %s can't be read: %s", self._name, region, unknown)
+            return {}
+
+    def _spot_price_history(self, region: str) -> list[dict[str, Any]]:
+        """The changes since the last time, and the price in force then: AWS returns the last change before it too."""
+        types = spot_types(self._name, self._settings, region, self._live)
+        wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": self._spot_until}
+        found: list[dict[str, Any]] = []
+        more: dict[str, str] = {}
+        while types:
+
+            def describe(ec2: Any, more: dict[str, str] = more) -> dict[str, Any]:
+                page: dict[str, Any] = ec2.describe_spot_price_history(**wanted, MaxResults=PAGE_SIZE, **more)
+                return page
+
+            page = self._calls.read(region, "DescribeSpotPriceHistory", describe)
+            found += page["SpotPriceHistory"]
+            if not page.get("NextToken"):
+                break
+            more = {"NextToken": page["NextToken"]}
+        return found
