@@ -57,7 +57,7 @@ def test_machines_are_listed_with_gpu_and_prices_and_what_is_left_out_with_its_r
     assert "a list of 2026-01-19" in lines
     assert "other: not old, older. Too old." in lines
     assert QUOTA["text"] in lines
-    assert "the provider" not in lines
+    assert lines[lines.index("mine: its prices come from:") + 1] == "the provider"
 
 
 def test_options_become_the_query_and_json_is_what_the_service_says(asked: list[httpx.URL]) -> None:

@@ -39,10 +39,12 @@ def _print(offered: rest.OfferList) -> None:
     )
     for quota in offered.quotas:
         out.print(quota.text)
-    for provider in sorted({offer.provider for offer in offered.offers if not offer.available}):
-        out.print(f"\n{provider}: no worker serves it, so no job can run there. Its prices are not live:")
-        sources = {offer.price_source for offer in offered.offers if offer.provider == provider}
-        for source in sorted(sources):
+    for provider, available in sorted({(offer.provider, offer.available) for offer in offered.offers}):
+        if available:
+            out.print(f"\n{provider}: its prices come from:")
+        else:
+            out.print(f"\n{provider}: no worker serves it, so no job can run there. Its prices are not live:")
+        for source in sorted({offer.price_source for offer in offered.offers if offer.provider == provider}):
             out.print(f"  {source}")
     for left_out in offered.not_offered:
         out.print(f"{left_out.provider}: not {', '.join(left_out.types + left_out.regions)}. {left_out.reason.text}")

@@ -16,6 +16,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_worker.providers.base import OutcomeUnknown
 from shoestring_worker.providers.ec2.calls import Calls
 from shoestring_worker.providers.ec2.offers import (
+    SPOT_SOURCE,
     SpotPrices,
     make_offers,
     merge,
@@ -70,7 +71,7 @@ class Market:
         histories = self._threads.map(self._spot_price_history, self._settings.regions)
         self._latest_spot = read_spot_prices(price for history in histories for price in history)
         self._spot, self._spot_until = merge(self._spot, self._latest_spot), asked_at
-        self._offers = with_quotas(with_spot_prices(self._listed, self._latest_spot), self._quotas)
+        self._offers = self._priced()
 
     def price_changes(self, zone: str, type_: str, begin: int, end: int | None) -> tuple[PriceChange, ...]:
         """Of spot machines between two times (µs UTC; None: until now), from the last change before."""
@@ -88,9 +89,13 @@ class Market:
         self._quotas = dict(zip(regions, quotas, strict=True))
         if read := {region: prices for region, prices in zip(regions, on_demand, strict=True) if prices}:
             known = self._live.by_region if self._live else {}
-            self._live = LivePrices({**known, **read}, f"{SOURCE}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+            self._live = LivePrices({**known, **read}, _read_at(SOURCE, datetime.now(UTC)))
             self._listed = make_offers(self._name, self._settings, self._live)
-        self._offers = with_quotas(with_spot_prices(self._listed, self._latest_spot), self._quotas)
+        self._offers = self._priced()
+
+    def _priced(self) -> list[Offer]:
+        source = _read_at(SPOT_SOURCE, self._spot_until)
+        return with_quotas(with_spot_prices(self._listed, self._latest_spot, source), self._quotas)
 
     def _read_quotas(self, region: str) -> dict[str, float]:
         """Those read before where they can't be read: EC2 refuses what exceeds them in any case."""
@@ -128,3 +133,8 @@ class Market:
                 break
             more = {"NextToken": page["NextToken"]}
         return found
+
+
+def _read_at(source: str, time: datetime) -> str:
+    """A price's source, as users see it."""
+    return f"{source}, {time:%Y-%m-%d %H:%M} UTC"

@@ -87,8 +87,8 @@ def price_changes(prices: SpotPrices, zone: str, type_: str, begin: int, end: in
     return (*earlier[-1:], *(change for change in changes if begin < change[0] and (end is None or change[0] < end)))
 
 
-def with_spot_prices(offers: Iterable[Offer], prices: SpotPrices) -> list[Offer]:
-    """The offers at these prices. A type that has no spot price in a zone is not offered there as spot, and neither is
+def with_spot_prices(offers: Iterable[Offer], prices: SpotPrices, source: str) -> list[Offer]:
+    """The offers at these prices, which `source` says. A type that has no spot price in a zone is not offered there as spot, and neither is
     one whose spot price exceeds that on demand: EC2 would not launch it."""
     priced = []
     for offer in offers:
@@ -97,5 +97,5 @@ def with_spot_prices(offers: Iterable[Offer], prices: SpotPrices) -> list[Offer]
         elif changes := prices.get((offer.zone, offer.type)):
             _, price = changes[-1]
             if Decimal(price) <= Decimal(offer.on_demand_price):
-                priced.append(replace(offer, price=price, source=SPOT_SOURCE))
+                priced.append(replace(offer, price=price, source=source))
     return priced
