@@ -88,8 +88,11 @@ def price_changes(prices: SpotPrices, zone: str, type_: str, begin: int, end: in
 
 
 def with_spot_prices(offers: Iterable[Offer], prices: SpotPrices, source: str) -> list[Offer]:
-    """The offers at these prices, which `source` says. A type that has no spot price in a zone is not offered there as spot, and neither is
-    one whose spot price exceeds that on demand: EC2 would not launch it."""
+    """The offers at these prices, which `source` says.
+
+    A type that has no spot price in a zone is not offered there as spot, and neither is one whose spot price exceeds
+    that on demand: EC2 would not launch it.
+    """
     priced = []
     for offer in offers:
         if offer.market == "on_demand":
