@@ -135,6 +135,15 @@ def test_an_error_that_proves_nothing_leaves_the_outcome_unknown(aws: FakeAws, c
     assert provider.launch(launch_request()).state == "pending"
 
 
+def test_a_clock_that_is_ten_minutes_off_is_named_where_ec2_refuses_the_signature(aws: FakeAws):
+    aws.fault("error", code="RequestExpired", status=400)
+    with pytest.raises(OutcomeUnknown, match="RequestExpired.* clock may be minutes off"):
+        aws.provider().launch(launch_request())
+    aws.fault("error", "DescribeInstances", code="RequestExpired", status=400)
+    with pytest.raises(OutcomeUnknown, match="clock may be minutes off"):
+        aws.provider().list_region("us", REGION)
+
+
 def test_an_answer_that_is_late_is_unknown_and_the_next_call_finds_the_machine(aws: FakeAws):
     provider = aws.provider(read_timeout_s=0.5)
     aws.fault("delay", seconds=1)

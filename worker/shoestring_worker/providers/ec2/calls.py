@@ -12,7 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, OutcomeUnknown
-from shoestring_worker.providers.ec2.errors import meaning_of, read_error
+from shoestring_worker.providers.ec2.errors import described, meaning_of, read_error
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
@@ -43,7 +43,7 @@ class Calls:
             return self.send(region, action, call, service)
         except ClientError as error:
             code, message, _ = read_error(error.response)
-            raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
+            raise OutcomeUnknown(f"EC2 in {region} answered {described(code, message)}") from error
 
     def for_launch(self, region: str, action: str, call: Callable[[Any], R]) -> R:
         """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown."""
@@ -53,7 +53,7 @@ class Calls:
             code, message, status = read_error(error.response)
             refusal = meaning_of(code, status).refusal
             if refusal is None:
-                raise OutcomeUnknown(f"EC2 in {region} answered {code}: {message}") from error
+                raise OutcomeUnknown(f"EC2 in {region} answered {described(code, message)}") from error
             raise LaunchRefused(refusal, f"{code}: {message}") from error
 
     def call(self, region: str, action: str, call: Callable[[Any], R]) -> R:

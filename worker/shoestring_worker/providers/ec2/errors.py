@@ -87,6 +87,17 @@ def meaning_of(code: str, http_status: int) -> ErrorMeaning:
     return MEANINGS.get(code, ErrorMeaning(unlisted))
 
 
+ADVICE = {
+    "RequestExpired": "This computer's clock may be minutes off, or its credentials have expired: set it, or renew them.",
+    "ExpiredToken": "Renew this computer's credentials.",
+}
+"""What to do about an error that the same call may not meet again, and that doesn't pass by itself."""
+
+
+def described(code: str, message: str) -> str:
+    return " ".join(filter(None, (f"{code}: {message}", ADVICE.get(code))))
+
+
 def read_error(response: dict[str, Any]) -> tuple[str, str, int]:
     """Code, message and HTTP status of the response in a botocore ClientError."""
     error = response.get("Error", {})
