@@ -137,10 +137,10 @@ def test_an_error_that_proves_nothing_leaves_the_outcome_unknown(aws: FakeAws, c
 
 def test_a_clock_that_is_ten_minutes_off_is_named_where_ec2_refuses_the_signature(aws: FakeAws):
     aws.fault("error", code="RequestExpired", status=400)
-    with pytest.raises(OutcomeUnknown, match="RequestExpired.* clock may be minutes off"):
+    with pytest.raises(OutcomeUnknown, match=r"RequestExpired.* clock, which may be minutes off"):
         aws.provider().launch(launch_request())
     aws.fault("error", "DescribeInstances", code="RequestExpired", status=400)
-    with pytest.raises(OutcomeUnknown, match="clock may be minutes off"):
+    with pytest.raises(OutcomeUnknown, match="clock, which may be minutes off"):
         aws.provider().list_region("us", REGION)
 
 

@@ -88,13 +88,14 @@ def meaning_of(code: str, http_status: int) -> ErrorMeaning:
 
 
 ADVICE = {
-    "RequestExpired": "This computer's clock may be minutes off, or its credentials have expired: set it, or renew them.",
+    "RequestExpired": "Set this computer's clock, which may be minutes off, or renew its credentials.",
     "ExpiredToken": "Renew this computer's credentials.",
 }
-"""What to do about an error that the same call may not meet again, and that doesn't pass by itself."""
+"""What to do about an error that leaves a call's outcome unknown, and that doesn't pass by itself."""
 
 
 def described(code: str, message: str) -> str:
+    """An error with what to do about it."""
     return " ".join(filter(None, (f"{code}: {message}", ADVICE.get(code))))
 
 
