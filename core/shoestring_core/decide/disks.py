@@ -10,6 +10,7 @@ from math import ceil
 from shoestring_core.decide.billing import Extra
 from shoestring_core.decide.offers import Disk, Offer
 from shoestring_core.decide.requirements import DiskNeed
+from shoestring_core.wording.units import disk_text
 
 BILL_LINE = "disk"
 
@@ -20,8 +21,7 @@ def billed_as(disk: Disk) -> Extra:
     performance = max(0, disk.iops - free_iops) * Decimal(disk.per_iops)
     performance += max(0, disk.mib_per_s - free_mib_per_s) * Decimal(disk.per_mib_per_s)
     monthly = disk.gib * Decimal(disk.per_gib) + performance
-    what = f"{disk.gib} GiB of {disk.kind} with {disk.iops} IOPS and {disk.mib_per_s} MiB/s"
-    return Extra(BILL_LINE, what, str(monthly))
+    return Extra(BILL_LINE, disk_text(disk.kind, disk.gib, disk.iops, disk.mib_per_s), str(monthly))
 
 
 def with_disk(offer: Offer, need: DiskNeed) -> Offer | None:

@@ -43,7 +43,7 @@ def explain(requirements: Requirements, offers: Collection[Offer]) -> NoOffer:
     required = {condition: _written(condition, requirements) for condition in _required(requirements)}
     missed = [(offer, tuple(unmet_conditions(offer, requirements))) for offer in offers]
     unmet = [condition for condition in required if missed and all(condition in of for _, of in missed)]
-    nearest = min(missed, key=lambda pair: _distance(*pair, requirements), default=None)
+    nearest = min(missed, key=lambda pair: _distance(pair[0], pair[1], requirements), default=None)
     whys = (why for condition in unmet or required if (why := _why(condition, requirements, offers)) is not None)
     return NoOffer(
         wanted=tuple(required.values()),

@@ -14,6 +14,10 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
+def disk_text(kind: str, gib: int, iops: int, mib_per_s: int) -> str:
+    return f"{gib} GiB of {kind} with {iops} IOPS and {mib_per_s} MiB/s"
+
+
 def batches_of_steps(spans: Sequence[Span]) -> str:
     """Such as "the batches of steps 12, 30 to 33"."""
     steps = [f"{first}" if first == last else f"{first} to {last}" for first, last in spans]

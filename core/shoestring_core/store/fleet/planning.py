@@ -182,7 +182,7 @@ def _insert_machine(
         market=offer.market,
         price=offer.price,
         user_data=BootData(server_url=agent_url, machine=machine, ca=ca),
-        disk=offer.disk and LaunchDisk(offer.disk.gib, offer.disk.iops, offer.disk.mib_per_s),
+        disk=LaunchDisk(offer.disk.gib, offer.disk.iops, offer.disk.mib_per_s) if offer.disk else None,
     )
     db.sql.execute(
         insert(MachineRow).values(
