@@ -214,11 +214,11 @@ def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> N
         assert (machine.market, machine.price, machine.on_demand_price) == ("spot", "0.158", "0.526")
         assert (machine.funded_until, machine.created_at, machine.acked_seq) == (funded_until, fleet.clock.now, 0)
         assert machine.launch_request == {
-        "disk": None,
             "token": str(machine.id), "region": "local", "zone": "",
             "tags": {DEPLOYMENT_TAG: "test", PROVIDER_TAG: "local", "job": str(job), "attempt": "1", "slot": str(slot)},
             "type": "local.cpu", "market": "spot", "price": "0.158",
             "user_data": {"server_url": "http://api", "machine": str(machine.id), "boot_token": "", "ca": ""},
+            "disk": None,
         }  # fmt: skip
         hold = fleet.hold_row(machine.id)
         assert (hold.state, hold.rate_cap, hold.consumed, hold.funded_until) == ("open", "0.526", 0, funded_until)
