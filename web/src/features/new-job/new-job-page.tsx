@@ -256,7 +256,9 @@ function Field({ label, help, value, errors, disabled, set, suggestions = [], wi
           {suggestions.length > 0 && (
             <datalist id={`${ids.id}-suggestions`}>
               {suggestions.map((one) => (
-                <option key={one.value} value={one.value} label={one.label} />
+                <option key={one.value} value={one.value}>
+                  {one.label}
+                </option>
               ))}
             </datalist>
           )}
