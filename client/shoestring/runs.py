@@ -77,12 +77,12 @@ def from_job(client: Client, job: rest.Job, metric: str | None) -> LoadedRun:
         machines=tuple(_machine(machine) for machine in machines if machine.launched_at),
     )  # fmt: skip
     result = job.result or {}
-    goal = (job.spec.get("goal") or {}).get("reach")
+    goal = job.spec.get("goal") or {}
     figures = {key: result[key] for key in FIGURE_NAMES if key in result}
     if energy := client.cost(job.id).energy:
         figures |= {"energy_kwh": energy.kwh, "energy_joules": energy.joules, "energy_of": "+".join(energy.of)}
     return LoadedRun(
-        run, float(goal) if goal else _claimed_value(name, chosen), figures,
+        run, _target(name, chosen, goal.get("metric"), goal.get("reach")), figures,
         str(result.get("framework", "PyTorch")), name.startswith("imagenet/"),
     )  # fmt: skip
 
@@ -108,9 +108,9 @@ def from_folder(folder: Path, metric: str | None) -> LoadedRun:
             submitted=next((event["t"] for event in events), None),
         ),
     )  # fmt: skip
-    goal = task.goal.reach if task.goal else None
+    goal = (task.goal.metric, task.goal.reach) if task.goal else (None, None)
     return LoadedRun(
-        run, goal or _claimed_value(name, chosen), {key: result[key] for key in FIGURE_NAMES if key in result},
+        run, _target(name, chosen, *goal), {key: result[key] for key in FIGURE_NAMES if key in result},
         str(result.get("framework", "PyTorch")), name.startswith("imagenet/"),
     )  # fmt: skip
 
@@ -155,7 +155,10 @@ def _recipe_metric(name: str) -> str:
         return TOP1
 
 
-def _claimed_value(name: str, metric: str) -> float | None:
+def _target(name: str, metric: str, goal_metric: str | None, reach: float | None) -> float | None:
+    """The goal of the run, or else the claim of its recipe, if it is one of `metric`."""
+    if reach is not None and goal_metric == metric:
+        return float(reach)
     try:
         claim = recipes.load(name).claim
     except InvalidSpec:

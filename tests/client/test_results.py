@@ -72,6 +72,19 @@ def test_a_time_that_is_not_known_is_not_shown_as_zero(run_command: RunCommand, 
     assert "can't be an entry: its training time isn't known" in refused.stderr
 
 
+def test_a_target_that_was_not_reached_or_not_given_leaves_no_cell_empty(run_command: RunCommand, folder: Path) -> None:
+    missed = run_command("results", str(folder), "--target", "0.99")
+    assert missed.returncode == ExitCode.OK, missed.stderr
+    run, row = "digits-quickstart-1", next(line for line in missed.stdout.splitlines() if "this computer" in line)
+    assert row.split() == [run, "digits/quickstart,", "this", "computer", "95.00%", "not", "reached", "-", "-", "-"]
+    assert "Times and costs are those to the target." in missed.stderr
+    without = run_command("results", str(folder), "--metric", "val/acc_top5")
+    assert "no target" in without.stdout
+    assert "give one, such as --target 0.94" in without.stderr
+    reached = run_command("results", str(folder))
+    assert (reached.stdout.count("no price"), reached.stderr) == (2, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -31,7 +31,10 @@ from shoestring_core.wording.units import batches_of_steps
 
 ONE = sizing.MachineEstimate(1, "local.cpu", "measured", 130.0, 143.0, "0.0058")
 TWO = sizing.MachineEstimate(2, "local.cpu", "estimated", 70.0, 91.0, "0.0062")
-SHORTAGE = {"account": "0193", "account_title": "team vision", "need": "0.20", "left": "0.08", "short_by": "0.12"}
+SHORTAGE = {
+    "account": "0193", "account_title": "team vision", "need": "0.20", "left": "0.08", "short_by": "0.12",
+    "held_suffices": True,
+}  # fmt: skip
 
 EXAMPLES: list[Reason] = [
     # people

@@ -107,6 +107,12 @@ def _print_results(loaded: Sequence[LoadedRun], target: float | None) -> None:
         wrap=columns[:2],
         drop=("ON-DEMAND COST", "MODEL, HARDWARE"),
     )
+    if target is None:
+        err.print("Times and costs are those to a target, and there is none: give one, such as --target 0.94.")
+    elif any(each.run.first_reaching(target) is None for each in loaded):
+        err.print(
+            "Times and costs are those to the target. What a job has cost that didn't reach it: shoestring show JOB."
+        )
     if seeds := _compare_seeds(loaded, target):
         out.print(
             f"\n{seeds.reached} of {seeds.runs} reach the target; final accuracy {seeds.mean:.2%} ± {seeds.spread:.2%} "
@@ -118,26 +124,32 @@ def _print_results(loaded: Sequence[LoadedRun], target: float | None) -> None:
 
 def _row(loaded: LoadedRun, target: float | None) -> tuple[str, ...]:
     run = loaded.run
-    best = "" if run.best is None else f"{run.best:.2%}"
+    best = "not evaluated" if run.best is None else f"{run.best:.2%}"
     reached = core.time_to_target(run, target) if target is not None else None
     if reached is None:
-        missed = "" if target is None else "not reached"
-        return (run.name, f"{run.model}, {run.hardware}", best, missed, "", "", "")
+        missed = "no target" if target is None else "not reached"
+        return (run.name, f"{run.model}, {run.hardware}", best, missed, "-", "-", "-")
+    no_dollars = "no price" if run.usd_per_hour is None else "unknown"
     return (
-        run.name, f"{run.model}, {run.hardware}", best, _format_training(reached.train_s),
-        _format_seconds(reached.wait_s), _format_dollars(reached.on_demand_usd), _format_dollars(reached.paid_usd),
+        run.name, f"{run.model}, {run.hardware}", best, _format_seconds(reached.train_s),
+        _format_seconds(reached.wait_s), _format_dollars(reached.on_demand_usd, no_dollars),
+        _format_dollars(reached.paid_usd, no_dollars),
     )  # fmt: skip
 
 
 def _print_epochs(loaded: LoadedRun) -> None:
     out.print()
     rows = [
-        (f"{e.epoch:.2f}", _format_training(e.train_s), _percent(e.top1), _percent(e.top5), _percent(e.score))
+        (f"{e.epoch:.2f}", _format_seconds(e.train_s), _percent(e.top1), _percent(e.top5), _percent(e.score))
         for e in loaded.run.epochs
     ]
     columns = ("EPOCH", "TRAIN TIME", "TOP-1", "TOP-5", loaded.run.metric)
-    shown = 4 if loaded.run.metric in (TOP1, TOP5) else 5
-    print_table(columns[:shown], [row[:shown] for row in rows], "No epoch evaluated yet.")
+    columns = columns[:4] if loaded.run.metric in (TOP1, TOP5) else columns
+    measured = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    print_table(
+        [columns[number] for number in measured], [[row[number] for number in measured] for row in rows],
+        "No epoch evaluated yet.",
+    )  # fmt: skip
     if loaded.figures:
         out.print()
         for name, value in loaded.figures.items():
@@ -148,13 +160,9 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
-def _format_training(value: float | None) -> str:
-    return "unknown" if value is None else _format_seconds(value)
-
-
 def _format_seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} s" if value < 600 else f"{value / 60:.1f} min"
+    return "unknown" if value is None else f"{value:.1f} s" if value < 600 else f"{value / 60:.1f} min"
 
 
-def _format_dollars(value: float | None) -> str:
-    return "" if value is None else f"${value:.4f}" if value < 1 else f"${value:.2f}"
+def _format_dollars(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"${value:.4f}" if value < 1 else f"${value:.2f}"

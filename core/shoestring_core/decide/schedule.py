@@ -432,7 +432,7 @@ def find_shortage(
             return balance, waits.BudgetOverdrawn(balance.name, money.to_decimal(balance.overdraft), own)
         if missing := balance.shortfall(need):
             amounts = money.to_decimal(need), money.to_decimal(missing)
-            return balance, waits.BudgetShort(balance.name, *amounts, nodes, own)
+            return balance, waits.BudgetShort(balance.name, *amounts, nodes, own, balance.held >= missing)
     return None
 
 

@@ -16,6 +16,10 @@ def _capitalized(title: str) -> str:
     return title[:1].upper() + title[1:]
 
 
+def _raise_or_wait(held_suffices: bool) -> str:
+    return f"Wait for running jobs to end, or {_RAISE}" if held_suffices else _capitalized(_RAISE)
+
+
 # Refused
 
 
@@ -56,6 +60,8 @@ class AccountLimitTooLow(Reason):
 
 @dataclass(frozen=True)
 class AccountOverdrawn(Reason):
+    """`held_suffices`: running machines hold as much as is missing."""
+
     code = "account_overdrawn"
     account: str
     account_title: str
@@ -63,17 +69,18 @@ class AccountOverdrawn(Reason):
     need: str
     left: str
     short_by: str
+    held_suffices: bool
 
     def text(self) -> str:
         return f"The budget of {self.account_title} is overdrawn by ${self.overdraft}: no machines can be started."
 
     def hint(self) -> str:
-        return f"Wait for running jobs to end, or {_RAISE}"
+        return _raise_or_wait(self.held_suffices)
 
 
 @dataclass(frozen=True)
 class AccountExhausted(Reason):
-    """`used`: spent or held of `limit`."""
+    """`used`: spent or held of `limit`; `held_suffices`: running machines hold as much as is missing."""
 
     code = "account_exhausted"
     account: str
@@ -83,12 +90,13 @@ class AccountExhausted(Reason):
     need: str
     left: str
     short_by: str
+    held_suffices: bool
 
     def text(self) -> str:
         return f"This needs ${self.need}; of the ${self.limit} of {self.account_title}, ${self.used} is spent or held."
 
     def hint(self) -> str:
-        return f"Wait for running jobs to end, or {_RAISE}"
+        return _raise_or_wait(self.held_suffices)
 
 
 @dataclass(frozen=True)
@@ -535,7 +543,7 @@ class LimitWontLast(Reason):
 
 @dataclass(frozen=True)
 class SoftLineReached(Reason):
-    """`used`: spent or held of `limit`."""
+    """`used`: spent or held of `limit`; `held_suffices`: running machines hold as much as is missing."""
 
     code = "soft_line_reached"
     account_title: str

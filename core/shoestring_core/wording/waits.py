@@ -191,7 +191,8 @@ class BudgetOverdrawn(WaitDetail):
 
 @dataclass(frozen=True)
 class BudgetShort(WaitDetail):
-    """`need`: what is held to start all machines; `missing`: the part that the account can't cover."""
+    """`need`: what is held to start all machines; `missing`: the part that the account can't cover; `held_suffices`:
+    running machines hold as much, and free what they don't use of it when they end."""
 
     code = "budget_short"
     waits_for = WaitReason.BUDGET
@@ -200,12 +201,13 @@ class BudgetShort(WaitDetail):
     missing: str
     nodes: int
     own: bool = False
+    held_suffices: bool = False
 
     def text(self) -> str:
+        ask = "Wait for running jobs to end, or ask" if self.held_suffices and not self.own else "Ask"
         return (
             f"The budget of {self.account} is ${self.missing} short: starting {counted(self.nodes, 'machine')} "
-            f"reserves ${self.need}. {'Ask' if self.own else 'Wait for running jobs to end, or ask'} for it to be "
-            f"raised with {_raise_command(self.own)}."
+            f"reserves ${self.need}. {ask} for it to be raised with {_raise_command(self.own)}."
         )
 
 

@@ -7,12 +7,13 @@ import json
 from dataclasses import replace
 from uuid import UUID
 
+import pytest
 from shoestring_core import money
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import MAX_OFFER_AGE
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start, StartInputs, Wait, decide_start, schedule_jobs
+from shoestring_core.decide.schedule import Start, StartInputs, Wait, decide_start, find_shortage, schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.wording import waits
 
@@ -137,7 +138,21 @@ def test_of_two_jobs_with_budget_for_one_the_second_waits():
     assert isinstance(decided[1], Start)
     assert decided[2].reason == "budget"
     need, missing = money.to_decimal(HOLD), money.to_decimal(HOLD - 1)
-    assert decided[2].detail == waits.BudgetShort("account 2", need, missing, nodes=1)
+    assert decided[2].detail == waits.BudgetShort("account 2", need, missing, nodes=1, held_suffices=True)
+
+
+@pytest.mark.parametrize(("spent", "held", "waiting_helps"), [(0, 3, True), (1, 2, True), (2, 1, False), (3, 0, False)])
+def test_a_job_short_of_budget_is_told_to_wait_only_where_running_jobs_hold_what_it_lacks(
+    spent: int, held: int, waiting_helps: bool
+):
+    """Of a limit of four dollars, of which the job needs three."""
+    dollar = 1_000_000
+    own = AccountBalance(UUID(int=201), "this job", None, 0, 0, 0)
+    team = AccountBalance(TEAM_A, "team vision", 4 * dollar, spent * dollar, held * dollar, 0)
+    found = find_shortage([own, team], 3 * dollar, nodes=1)
+    assert found is not None
+    assert ("Wait for running jobs to end, or ask for it" in found[1].text()) is waiting_helps
+    assert "sk for it to be raised" in found[1].text()
 
 
 def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts():

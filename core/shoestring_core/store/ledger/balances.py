@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, case, or_, update
@@ -85,12 +86,13 @@ def _with_ancestors(db: Write, changes: Mapping[UUID, BalanceChange]) -> list[tu
 def _budget_exceeded(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
     account = load_account(db, account_id)
     available = _available(account)
-    shortage = {
+    shortage: dict[str, Any] = {
         "account": str(account.id),
         "account_title": title(db, account),
         "need": money.to_decimal(need),
         "left": money.to_decimal(available),
         "short_by": money.to_decimal(need - available),
+        "held_suffices": account.held >= need - available,
     }
     if account.overdraft > 0:
         return BudgetExceeded(budget.AccountOverdrawn(overdraft=money.to_decimal(account.overdraft), **shortage))
