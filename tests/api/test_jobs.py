@@ -253,6 +253,16 @@ def test_a_job_whose_steps_are_done_says_that_it_exports_its_model(deployment: D
     assert (newest["data"]["event"], newest["reason"]["code"]) == ("exporting", "agent_exporting")
 
 
+def test_a_job_that_its_goal_ends_early_says_that_it_exports_its_model(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    agent.report(batch=agent.batch(events=[{"kind": "started", "at": 1.0, "data": {"steps_total": 100}}]))
+    agent.points(range(1, 9))
+    agent.report(batch=agent.batch(events=[{"kind": "exporting", "at": 2.0, "step": 8}]))
+    found = deployment.job(job)
+    assert found.status_text == "Exporting the model: training is complete."
+    assert (found.progress.steps_total, found.progress.fraction, found.progress.eta_s or 0) == (8, 1.0, 0)
+
+
 def started(agent: Agent) -> wire.LaunchConfig:
     """What the only machine of a fresh job is told to run."""
     agent.register()

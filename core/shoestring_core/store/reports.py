@@ -108,8 +108,7 @@ def _update_job(
             if (epoch := metrics.epoch_milli(latest)) is not None:
                 changes["last_epoch_milli"] = epoch
     for event in batch.events:
-        total = event.data.get("steps_total")
-        if event.kind == "started" and type(total) is int and 0 < total < 2**62:
+        if batch.generation >= job.generation and (total := _steps_total(event)) is not None:
             changes["steps_total"] = total
         if event.kind == "log_quota":
             changes["log_truncated"] = True
@@ -123,6 +122,12 @@ def _update_job(
     if changes:
         db.sql.execute(update(JobRow).where(JobRow.id == job.id).values(**changes))
     return log_accepted
+
+
+def _steps_total(event: wire.AgentEvent) -> int | None:
+    """How many steps the run has, as far as the event tells: of one that its goal ends early, those that it did."""
+    total = event.step if event.kind == "exporting" else event.data.get("steps_total")
+    return total if event.kind in ("started", "exporting") and type(total) is int and 0 < total < 2**62 else None
 
 
 def _update_generation(

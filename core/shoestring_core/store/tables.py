@@ -220,6 +220,7 @@ class JobRow(Base):
     skipped_step_spans: Mapped[list[Any] | None]
     """Spans of steps, [first, last], that it skips because of NaN or Inf."""
     steps_total: Mapped[int | None]
+    """Of the run as its ranks began it; once its goal has ended it early, those that it did."""
     last_step: Mapped[int] = mapped_column(default=0)
     last_epoch_milli: Mapped[int | None]
     latest: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -303,6 +303,10 @@ def test_the_number_of_steps_comes_from_the_ranks_start(fleet: Fleet, running: t
     for seq, nonsense in enumerate([0, -3, 2**62, 2.5, "40", True, None], start=2):
         assert total(seq, "started", nonsense) is None
     assert [total(9, "started", 40), total(10, "started", 1), total(11, "started", 2**62 - 1)] == [40, 1, 2**62 - 1]
+    send(fleet, machine, 12, events=[{"kind": "exporting", "at": 1.0, "step": 25, "data": {"steps_total": 7}}])
+    assert fleet.job_row(job).steps_total == 25
+    send(fleet, machine, 13, events=[{"kind": "exporting", "at": 1.0}])
+    assert fleet.job_row(job).steps_total == 25
 
 
 def test_when_training_began_is_noted_once_though_two_batches_come_at_once(
