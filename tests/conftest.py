@@ -67,6 +67,9 @@ settings.load_profile("suite")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--db", choices=[*DATABASES, "both"], default="both", help="the database of `database_url`")
     parser.addoption("--seed", type=int, default=None, help="seed of the random tests (default: a new one, printed)")
+    parser.addoption(
+        "--every-look", action="store_true", help="axe sees pages in all widths and themes, not in two looks"
+    )
 
 
 # Databases, brokers, faults

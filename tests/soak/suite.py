@@ -4,8 +4,8 @@
     python -m tests.soak.suite --case CASE --seed N
 
 A case is a part of the suite: the tests that are marked `any_database` or `one_case_on_postgresql`, on PostgreSQL
-(`postgresql`), the budget's on SQLite (`money`), or those that draw specs, plans and documents, with two thousand
-examples each (`examples`).
+(`postgresql`), the budget's on SQLite (`money`), those that draw specs, plans and documents, with two thousand
+examples each (`examples`), or axe on all pages in all widths and themes (`looks`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CASES = {
     "examples": [
         "tests/core/spec", "tests/core/decide", "tests/core/test_document.py", "--hypothesis-profile", "soak",
     ],
+    "looks": ["tests/web", "-k", "accessibility or page_states or people", "--every-look", "--db", "sqlite"],
 }  # fmt: skip
 
 

@@ -19,8 +19,8 @@ expect.set_options(timeout=15_000)  # a busy machine is slow, not broken
 OpenPage = Callable[..., Page]
 
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-LOOKS: list[tuple[int, Literal["light", "dark"]]] = [(1440, "light"), (360, "dark")]
-"""Colours don't depend on the width, nor sizes on the theme: so two looks show them all."""
+LOOKS: list[tuple[int, Literal["light", "dark"]]] = [(1440, "light"), (360, "dark"), (1440, "dark"), (360, "light")]
+"""Colours hardly depend on the width, nor sizes on the theme: so the suite takes the first two, and `make soak` all."""
 OF_LOOKS = ["color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size"]
 """The rules that depend on colours and sizes; all others are checked in the first look alone."""
 FIND = """async (ofLooks) => {
@@ -67,13 +67,14 @@ def open_page(deployment: Deployment, page: Page) -> Iterator[OpenPage]:
 
 
 @pytest.fixture
-def inspect(page: Page) -> Iterator[Any]:
-    """Runs axe on what the page shows, in every look."""
+def inspect(page: Page, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Runs axe on what the page shows, in two looks or, with --every-look, in all."""
     found: list[str] = []
+    looks = LOOKS if request.config.getoption("--every-look") else LOOKS[:2]
 
     def look(state: str) -> None:
         page.evaluate(AXE.read_text() + "; undefined")
-        for width, scheme in LOOKS:
+        for width, scheme in looks:
             page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             rules = None if (width, scheme) == LOOKS[0] else OF_LOOKS

@@ -518,10 +518,12 @@ def test_every_page_fits_light_and_dark(deployment: Deployment, open_page: OpenP
     job, agents = deployment.running(name="a-name-that-goes-on-and-on-without-any-place-to-break-it-" + "x" * 40)
     agents[0].points(range(1, 30))
     agents[0].log(("long " * 200 + "\n").encode())
+    listed = deployment.admin.post("/v1/members:import", json={"csv": f"name,limit\n{'x' * 100},9.00\n"})
+    assert listed.is_success, listed.text
     backgrounds = set()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        for path in ("/", f"/jobs/{job}", "/new", "/budget", "/nowhere"):
+        for path in ("/", f"/jobs/{job}", "/new", "/budget", "/people", "/login", "/nowhere"):
             page.goto(f"{deployment.url}{path}")
             expect(page.locator("h1")).to_have_count(1)
             if path.startswith("/jobs"):

@@ -19,6 +19,7 @@ from sqlalchemy import update
 
 from tests.api.deployment import Deployment
 from tests.web.conftest import OpenPage
+from tests.web.test_dashboard import set_limit
 
 pytestmark = pytest.mark.any_database
 
@@ -34,7 +35,7 @@ class State:
     name: str
     address: str
     shows: str = ""
-    """A text; where requests hang, it is a placeholder."""
+    """A text; without one, where requests hang, a placeholder."""
     acts: tuple[Act, ...] = ()
     fails: str = ""
     """The requests that are answered by an error: a method, and a path in which `*` stands for anything."""
@@ -62,6 +63,16 @@ def loading(page: Page) -> None:
     expect(page.get_by_role("status", name="Loading").first).to_be_visible()
 
 
+def lack(*texts: str) -> Act:
+    """What is said of an answer isn't said before there is one."""
+
+    def act(page: Page) -> None:
+        for text in texts:
+            expect(page.get_by_text(text)).to_have_count(0)
+
+    return act
+
+
 def unfold(page: Page) -> None:
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
 
@@ -76,6 +87,13 @@ def show_all_of_the_job(page: Page) -> None:
     unfold(page)
 
 
+def ask_for_dollars(page: Page) -> None:
+    press("Ask for more")(page)
+    fill("Dollars more", "5")(page)
+    fill("What for", "three more seeds")(page)
+
+
+MEMBER = '[aria-label="Member ben"]'
 MENU = press("Menu of ada, team vision")
 LIMIT, WEIGHT = press("Set limit", '[data-budget="team"]'), press("Set weight", '[data-budget="team"]')
 PERIOD = press("Set period", '[data-budget="team"]')
@@ -128,6 +146,35 @@ STATES = (
     ),
     State("a stopped job", "/jobs/{stopped}", "Stopped."),
     State("a job that awaits approval", "/jobs/{awaiting}", "approval"),
+    State("a grant", "/budget", "Dollars to add", (press("Grant", '[data-budget="team"]'),)),
+    State("a transfer", "/budget", "Dollars to move", (press("Transfer", MEMBER),)),
+    State("an open request and a decided one", "/budget", "next month"),
+    State("asking for more", "/budget", "What for", (ask_for_dollars,)),
+    State(
+        "a request that can't be sent", "/budget", BROKEN, (ask_for_dollars, press("Ask")),
+        fails="POST /v1/budget-requests",
+    ),
+    State("a request that can't be decided", "/budget", BROKEN, (press("Deny"),), fails="POST /v1/budget-requests/*"),
+    State("what is read about budgets can't be", "/budget", BROKEN, fails="GET /v1/{{waste,budget*,budgets/*,jobs?*}}"),
+    State(
+        "what is read about budgets loads", "/budget", acts=(loading, lack("No request is open", "Nothing was spent")),
+        hangs="GET /v1/{{waste,budget*,budgets/*}}",
+    ),
+    State(
+        "people that load", "/people", acts=(loading, lack("No invitation is open", "You have no key")),
+        hangs="GET /v1/{{members,keys,sessions,invitations}}*",
+    ),
+    State("people that can't be read", "/people", BROKEN, fails="GET /v1/{{members,keys,sessions,invitations}}*"),
+    State("an open invitation", "/people", "Send this link", (press("Make a link"), see("expires"))),
+    State("a role that can't be set", "/people", BROKEN, (choose("Role of ben", "viewer"),), fails="PUT /v1/members/*"),
+    State("a member to be removed", "/people", "Remove ben?", (press("Remove", '[data-member="ben"]'),)),
+    State("a link that signs in", "/login?code=unused", "Signing you in", hangs="POST /v1/session"),
+    State("an invitation", "/login?invite=unknown", "Join a team"),
+    State("an invitation for somebody", "/login?invite=unknown&name=dora", "Join a team"),
+    State(
+        "an invitation that nobody made", "/login?invite=unknown", "invitation",
+        (fill("Your name", "dora"), press("Join")),
+    ),
     State("an operation of the API reference", "/docs", "Request body", (unfold_operation,)),
 )  # fmt: skip
 
@@ -147,7 +194,7 @@ def test_states_that_a_reader_or_a_failure_leads_to(
             if requests:
                 page.route("**" + requests.split()[1].format(**jobs), _only(requests.split()[0], answer))
         page.goto(deployment.url + state.address.format(**jobs))
-        for act in (*state.acts, loading if state.hangs else see(state.shows)):
+        for act in (*state.acts, see(state.shows) if state.shows or not state.hangs else loading):
             act(page)
         inspect(state.name)
         page.unroute_all()
@@ -157,6 +204,16 @@ def _jobs(deployment: Deployment) -> dict[str, str]:
     running, (agent,) = deployment.running(name="running")
     agent.points(range(1, 10))
     agent.log(LOG)
+    set_limit(deployment, "team", "50.00")
+    set_limit(deployment, "member", "9.00")
+    listed = deployment.admin.post("/v1/members:import", json={"csv": "name,limit\ncleo,9.00\n"})
+    assert listed.is_success, listed.text
+    asked = [
+        deployment.member.post("/v1/budget-requests", json={"amount": "5.00", "why": why}).json()["id"]
+        for why in ("three more seeds", "one more sweep")
+    ]
+    denied = deployment.admin.post(f"/v1/budget-requests/{asked[1]}:deny", json={"note": "next month"})
+    assert denied.is_success
     stopped, awaiting = deployment.submit(name="stopped"), deployment.submit(name="awaiting")
     assert deployment.member.post(f"/v1/jobs/{stopped}:stop", json={"mode": "stop"}).is_success
     approval = update(JobRow).where(JobRow.id == awaiting).values(state=JobState.AWAITING_APPROVAL)

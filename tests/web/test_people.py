@@ -63,8 +63,11 @@ def test_roles_keys_and_logins_are_changed_on_the_page(
     expect(page.get_by_label("API key")).to_be_visible()
 
 
-def test_a_member_sees_who_is_there_and_changes_nobody(open_page: OpenPage, page: Page) -> None:
+def test_a_member_sees_who_is_there_and_changes_nobody(open_page: OpenPage, page: Page, inspect: Any) -> None:
     open_page("/people")
     expect(page.locator('[data-member="ada"]')).to_contain_text("admin")
     expect(page.get_by_label("Role of ada")).to_have_count(0)
     expect(page.get_by_role("button", name="Make a link")).to_have_count(0)
+    inspect("people as a member sees them")
+    page.get_by_role("region", name="Your keys").get_by_role("button", name="Revoke").click()
+    expect(page.get_by_label("API key")).to_be_visible()  # the login that was made with it has ended too

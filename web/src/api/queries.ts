@@ -118,7 +118,6 @@ export const budgets = queryOptions({
   },
 });
 
-/** Requests for more dollars, newest first. */
 /** Read again when the limit moves, and every 20 s: what is spent changes all the time. */
 export const forecast = ({ id, limit, period }: Budget) =>
   queryOptions({
@@ -160,6 +159,7 @@ export const logins = queryOptions({
   refetchInterval: PEOPLE_MS,
 });
 
+/** Requests for more dollars, newest first. */
 export const budgetRequests = queryOptions({
   queryKey: ["budget-requests"],
   queryFn: async ({ signal }) => body(await api.GET("/v1/budget-requests", { signal })).requests,

@@ -8,6 +8,7 @@ import { formatPercent } from "../../lib/number";
 import { formatTime } from "../../lib/time";
 import { Async } from "../../components/async";
 import { Command } from "../../components/copy-button";
+import { ProblemNote } from "../../components/problem-note";
 import { Page } from "../../components/page";
 import { Sentence } from "../../components/sentence";
 import { Link } from "../../router";
@@ -64,29 +65,33 @@ export function BudgetPage() {
 
 /** What no budget pays for: the service's own machine, and leaks, which should be nothing. */
 function Unbudgeted() {
-  const costs = useQuery(unbudgeted).data;
-  if (!costs) return null;
-  const { hosting, leaked } = costs;
   return (
-    <>
-      {hosting && (
-        <p className="muted" data-hosting>
-          The service itself: {formatDollars(hosting.spent)} since {formatTime(hosting.since)}, for {hosting.name}, with disks and
-          address {formatExact(hosting.hourly)} an hour. That is an estimate, and no budget pays for it.
-        </p>
+    <Async reading={useQuery(unbudgeted)} rows={1}>
+      {({ hosting, leaked }) => (
+        <>
+          {hosting && (
+            <p className="muted" data-hosting>
+              The service itself: {formatDollars(hosting.spent)} since {formatTime(hosting.since)}, for {hosting.name}, with disks and
+              address {formatExact(hosting.hourly)} an hour. That is an estimate, and no budget pays for it.
+            </p>
+          )}
+          <p className={toMicro(leaked.amount) > 0n ? "note warn" : "muted"} data-leaked>
+            Leaked: {formatExact(leaked)}, of machines, disks and addresses that ran at a provider without a job. They are ended when they are
+            found.
+          </p>
+        </>
       )}
-      <p className={toMicro(leaked.amount) > 0n ? "note warn" : "muted"} data-leaked>
-        Leaked: {formatExact(leaked)}, of machines, disks and addresses that ran at a provider without a job. They are ended when they are found.
-      </p>
-    </>
+    </Async>
   );
 }
 
 /** The jobs that can't run because a budget is exhausted. */
 function JobsWaitingForBudget() {
-  const queued = useInfiniteQuery(jobPages("state=queued")).data?.pages[0]?.jobs ?? [];
-  const paused = useInfiniteQuery(jobPages("state=paused")).data?.pages[0]?.jobs ?? [];
-  const waiting = [...queued, ...paused].filter((job) => job.wait_reason === "budget");
+  const [queued, paused] = [useInfiniteQuery(jobPages("state=queued")), useInfiniteQuery(jobPages("state=paused"))];
+  const jobs = [queued, paused].flatMap(({ data }) => data?.pages[0]?.jobs ?? []);
+  const waiting = jobs.filter((job) => job.wait_reason === "budget");
+  const failed = [queued, paused].find(({ error }) => error);
+  if (failed) return <ProblemNote error={failed.error} retry={() => void failed.refetch()} />;
   if (waiting.length === 0) return null;
   return (
     <div className="note warn" role="status">

@@ -3,19 +3,23 @@ import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { type Budget, forecast as forecastOf } from "../../api/queries";
 import type { Schemas } from "../../api/client";
 import { formatDollars, toMicro } from "../../lib/money";
+import { Async } from "../../components/async";
 
 const [WIDTH, HEIGHT] = [600, 120];
 
 type Forecast = Schemas["BudgetForecast"];
 
 export function BurnDown({ budget }: { budget: Budget }) {
-  const forecast = useQuery({ ...forecastOf(budget), placeholderData: keepPreviousData }).data;
-  if (!forecast?.limit) return null;
+  const reading = useQuery({ ...forecastOf(budget), placeholderData: keepPreviousData });
+  return <Async reading={reading} rows={2}>{(forecast) => forecast.limit && <Left forecast={forecast} limit={forecast.limit} />}</Async>;
+}
+
+function Left({ forecast, limit }: { forecast: Forecast; limit: Schemas["Money"] }) {
   const { at_end, pace, even_pace } = forecast;
   return (
     <figure className="burn-down" data-burn-down>
-      <p className="of-axis">{formatDollars(forecast.limit)} left</p>
-      <Chart forecast={forecast} limit={toMicro(forecast.limit.amount)} />
+      <p className="of-axis">{formatDollars(limit)} left</p>
+      <Chart forecast={forecast} limit={toMicro(limit.amount)} />
       <p className="of-axis">
         <time dateTime={forecast.starts_at}>{formatDay(forecast.starts_at)}</time>
         <time dateTime={forecast.ends_at}>{formatDay(forecast.ends_at)}</time>
@@ -23,7 +27,7 @@ export function BurnDown({ budget }: { budget: Budget }) {
       <figcaption>
         {at_end && pace && even_pace ? (
           <>
-            At {formatDollars(pace)} a day, {formatDollars(at_end.expected)} of {formatDollars(forecast.limit)} would be spent by{" "}
+            At {formatDollars(pace)} a day, {formatDollars(at_end.expected)} of {formatDollars(limit)} would be spent by{" "}
             {formatDay(forecast.ends_at)}, in four of five cases between {formatDollars(at_end.low)} and {formatDollars(at_end.high)}.{" "}
             {formatDollars(even_pace)} a day would use it up.
           </>

@@ -4,6 +4,7 @@ import { type FormEvent, useId, useState } from "react";
 import { api, body, newIdempotencyKey } from "../../api/client";
 import { type BudgetRequest, budgetRequests, queries } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
+import { Async } from "../../components/async";
 import { ProblemNote } from "../../components/problem-note";
 import { Sentence } from "../../components/sentence";
 import { Time } from "../../components/time";
@@ -11,10 +12,8 @@ import { Time } from "../../components/time";
 const DECIDED_SHOWN = 5;
 
 export function RequestsPanel({ admin }: { admin: boolean }) {
-  const all = useQuery(budgetRequests).data ?? [];
+  const reading = useQuery(budgetRequests);
   const [asking, setAsking] = useState(false);
-  const open = all.filter(({ state }) => state === "open");
-  const decided = all.filter(({ state }) => state !== "open").slice(0, DECIDED_SHOWN);
   return (
     <section className="panel" aria-label="Requests" data-requests>
       <header>
@@ -26,6 +25,16 @@ export function RequestsPanel({ admin }: { admin: boolean }) {
         )}
       </header>
       {asking && <AskForm done={() => setAsking(false)} />}
+      <Async reading={reading} rows={1}>{(all) => <Requests all={all} admin={admin} />}</Async>
+    </section>
+  );
+}
+
+function Requests({ all, admin }: { all: readonly BudgetRequest[]; admin: boolean }) {
+  const open = all.filter(({ state }) => state === "open");
+  const decided = all.filter(({ state }) => state !== "open").slice(0, DECIDED_SHOWN);
+  return (
+    <>
       {open.map((one) => (
         <OpenRequest key={one.id} request={one} admin={admin} />
       ))}
@@ -41,7 +50,7 @@ export function RequestsPanel({ admin }: { admin: boolean }) {
           ))}
         </ul>
       )}
-    </section>
+    </>
   );
 }
 

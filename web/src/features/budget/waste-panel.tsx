@@ -4,6 +4,7 @@ import { waste } from "../../api/queries";
 import type { Schemas } from "../../api/client";
 import { formatDollars, formatExact, fractionOf, toMicro } from "../../lib/money";
 import { formatPercent } from "../../lib/number";
+import { Async } from "../../components/async";
 import { Link } from "../../router";
 
 const CAUSES: Record<Schemas["Waste"]["cause"], string> = {
@@ -14,45 +15,45 @@ const CAUSES: Record<Schemas["Waste"]["cause"], string> = {
 };
 
 export function WastePanel() {
-  const report = useQuery(waste).data;
-  if (!report) return null;
-  const { total, jobs } = report;
-  const cost = toMicro(total.cost.amount);
   return (
     <section className="panel" aria-label="Waste" data-waste>
       <header>
         <h2>Waste</h2>
       </header>
-      {cost === 0n ? (
-        <p className="muted">Nothing was spent in the last 28 days.</p>
-      ) : (
-        <>
-          <p>
-            {formatDollars(total.wasted)} of {formatDollars(total.cost)} in the last 28 days (
-            {formatPercent(fractionOf(toMicro(total.wasted.amount), cost))}) did not go into training that was kept.
-          </p>
-          <dl className="figures">
-            {total.causes.map((one) => (
-              <div key={one.cause}>
-                <dt>{CAUSES[one.cause]}</dt>
-                <dd title={formatExact(one.cost)}>{formatDollars(one.cost)}</dd>
-              </div>
-            ))}
-          </dl>
-          {jobs.length > 0 && (
-            <p className="muted">
-              Most of it in{" "}
-              {jobs.slice(0, 3).map(({ job, name, cost }, place) => (
-                <span key={job}>
-                  {place > 0 && ", "}
-                  <Link to={`/jobs/${job}`}>{name}</Link> ({formatDollars(cost.wasted)})
-                </span>
-              ))}
-              .
-            </p>
-          )}
-        </>
-      )}
+      <Async reading={useQuery(waste)} rows={2}>{(report) => <Report report={report} />}</Async>
     </section>
+  );
+}
+
+function Report({ report: { total, jobs } }: { report: Schemas["WasteReport"] }) {
+  const cost = toMicro(total.cost.amount);
+  if (cost === 0n) return <p className="muted">Nothing was spent in the last 28 days.</p>;
+  return (
+    <>
+      <p>
+        {formatDollars(total.wasted)} of {formatDollars(total.cost)} in the last 28 days (
+        {formatPercent(fractionOf(toMicro(total.wasted.amount), cost))}) did not go into training that was kept.
+      </p>
+      <dl className="figures">
+        {total.causes.map((one) => (
+          <div key={one.cause}>
+            <dt>{CAUSES[one.cause]}</dt>
+            <dd title={formatExact(one.cost)}>{formatDollars(one.cost)}</dd>
+          </div>
+        ))}
+      </dl>
+      {jobs.length > 0 && (
+        <p className="muted">
+          Most of it in{" "}
+          {jobs.slice(0, 3).map(({ job, name, cost }, place) => (
+            <span key={job}>
+              {place > 0 && ", "}
+              <Link to={`/jobs/${job}`}>{name}</Link> ({formatDollars(cost.wasted)})
+            </span>
+          ))}
+          .
+        </p>
+      )}
+    </>
   );
 }

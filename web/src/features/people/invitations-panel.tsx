@@ -1,8 +1,9 @@
 /** Invitations by link: for admins. A link is shown once, when it is made. */
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, useId, useState } from "react";
-import { api, body } from "../../api/client";
+import { api, body, type Schemas } from "../../api/client";
 import { invitations } from "../../api/queries";
+import { Async } from "../../components/async";
 import { CopyButton } from "../../components/copy-button";
 import { Panel } from "../../components/panel";
 import { ProblemNote } from "../../components/problem-note";
@@ -12,7 +13,7 @@ import { reread, ROLES } from "./people-page";
 export function InvitationsPanel() {
   const id = useId();
   const [role, setRole] = useState<(typeof ROLES)[number]>("member");
-  const open = (useQuery(invitations).data ?? []).filter(({ state }) => state === "open");
+  const reading = useQuery(invitations);
   const invite = useMutation({
     mutationFn: async () => body(await api.POST("/v1/invitations", { body: { role, expires_in_days: 14 } })),
     onSettled: reread,
@@ -53,20 +54,25 @@ export function InvitationsPanel() {
           <CopyButton text={link} label="Copy the link" />
         </div>
       )}
-      {open.length === 0 ? (
-        <p className="muted">No invitation is open.</p>
-      ) : (
-        <ul className="plain" aria-label="Open invitations">
-          {open.map((one) => (
-            <li key={one.id}>
-              {one.user ? `${one.user}, ${one.role}` : one.role}, expires <Time at={one.expires_at} />{" "}
-              <button type="button" className="small" disabled={revoke.isPending} onClick={() => revoke.mutate(one.id)}>
-                Revoke
-              </button>
-            </li>
-          ))}
-        </ul>
-      )}
+      <Async reading={reading} rows={1}>
+        {(all) => <OpenInvitations open={all.filter(({ state }) => state === "open")} busy={revoke.isPending} revoke={revoke.mutate} />}
+      </Async>
     </Panel>
+  );
+}
+
+function OpenInvitations({ open, busy, revoke }: { open: Schemas["Invitation"][]; busy: boolean; revoke: (id: string) => void }) {
+  if (open.length === 0) return <p className="muted">No invitation is open.</p>;
+  return (
+    <ul className="plain" aria-label="Open invitations">
+      {open.map((one) => (
+        <li key={one.id}>
+          {one.user ? `${one.user}, ${one.role}` : one.role}, expires <Time at={one.expires_at} />{" "}
+          <button type="button" className="small" disabled={busy} onClick={() => revoke(one.id)}>
+            Revoke
+          </button>
+        </li>
+      ))}
+    </ul>
   );
 }

@@ -3,6 +3,7 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 import { api, body, type Schemas } from "../../api/client";
 import { keys, logins, me, members, queries } from "../../api/queries";
+import { Async } from "../../components/async";
 import { ConfirmDialog } from "../../components/confirm-dialog";
 import { CopyButton } from "../../components/copy-button";
 import { Page } from "../../components/page";
@@ -13,10 +14,11 @@ import { Time } from "../../components/time";
 import { InvitationsPanel } from "./invitations-panel";
 
 type Member = Schemas["Member"];
+type Key = Schemas["Key"];
 type Role = Member["role"];
 
 export const ROLES: readonly Role[] = ["viewer", "member", "lead", "admin"];
-const KINDS: Record<Schemas["Key"]["kind"], string> = { pat: "personal", svc: "service", job: "job" };
+const KINDS: Record<Key["kind"], string> = { pat: "personal", svc: "service", job: "job" };
 
 export function PeoplePage() {
   const who = useQuery(me).data;
@@ -36,7 +38,7 @@ export function reread(): void {
 }
 
 function MembersPanel({ admin }: { admin: boolean }) {
-  const { data, error } = useQuery(members);
+  const reading = useQuery(members);
   const [removing, setRemoving] = useState<Member | null>(null);
   const setRole = useMutation({
     mutationFn: async ({ id, role }: { id: string; role: Role }) =>
@@ -52,35 +54,39 @@ function MembersPanel({ admin }: { admin: boolean }) {
   });
   return (
     <Panel title="Members">
-      <ProblemNote error={error ?? setRole.error ?? remove.error} />
-      <TableScroll label="Members">
-        <table>
-          <thead>
-            <tr>
-              <th>Name</th>
-              <th>Role</th>
-              <th>Keys</th>
-              {admin && <th aria-label="Actions" />}
-            </tr>
-          </thead>
-          <tbody>
-            {(data ?? []).map((one) => (
-              <tr key={one.id} data-member={one.user}>
-                <td>{one.user}</td>
-                <td>{admin ? <RoleSelect member={one} set={(role) => setRole.mutate({ id: one.id, role })} /> : one.role}</td>
-                <td>{one.keys}</td>
-                {admin && (
-                  <td>
-                    <button type="button" className="small" onClick={() => setRemoving(one)}>
-                      Remove
-                    </button>
-                  </td>
-                )}
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </TableScroll>
+      <ProblemNote error={setRole.error ?? remove.error} />
+      <Async reading={reading}>
+        {(all) => (
+          <TableScroll label="Members">
+            <table>
+              <thead>
+                <tr>
+                  <th>Name</th>
+                  <th>Role</th>
+                  <th>Keys</th>
+                  {admin && <th aria-label="Actions" />}
+                </tr>
+              </thead>
+              <tbody>
+                {all.map((one) => (
+                  <tr key={one.id} data-member={one.user}>
+                    <td>{one.user}</td>
+                    <td>{admin ? <RoleSelect member={one} set={(role) => setRole.mutate({ id: one.id, role })} /> : one.role}</td>
+                    <td>{one.keys}</td>
+                    {admin && (
+                      <td>
+                        <button type="button" className="small" onClick={() => setRemoving(one)}>
+                          Remove
+                        </button>
+                      </td>
+                    )}
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </TableScroll>
+        )}
+      </Async>
       <p className="muted">
         A viewer looks; a member runs jobs and asks for dollars; a lead also decides on the budgets of members; an admin does everything.
       </p>
@@ -110,7 +116,7 @@ function RoleSelect({ member, set }: { member: Member; set: (role: Role) => void
 }
 
 function KeysPanel() {
-  const { data, error } = useQuery(keys);
+  const reading = useQuery(keys);
   const revoke = useMutation({
     mutationFn: async (id: string) => void (await api.DELETE("/v1/keys/{key_id}", { params: { path: { key_id: id } } })),
     onSettled: reread,
@@ -119,7 +125,6 @@ function KeysPanel() {
     mutationFn: async () => body(await api.POST("/v1/keys", { body: { kind: "pat", name: "made in the browser", expires_in_days: 90 } })),
     onSettled: reread,
   });
-  const valid = (data ?? []).filter((one) => !one.revoked_at);
   return (
     <Panel
       title="Your keys"
@@ -129,7 +134,7 @@ function KeysPanel() {
         </button>
       }
     >
-      <ProblemNote error={error ?? revoke.error ?? make.error} />
+      <ProblemNote error={revoke.error ?? make.error} />
       {make.data && (
         <div className="note" data-new-key>
           <p>
@@ -138,34 +143,9 @@ function KeysPanel() {
           <CopyButton text={make.data.secret} label="Copy the key" />
         </div>
       )}
-      <TableScroll label="Your keys">
-        <table>
-          <thead>
-            <tr>
-              <th>Key</th>
-              <th>Kind</th>
-              <th>May</th>
-              <th>Ends</th>
-              <th aria-label="Actions" />
-            </tr>
-          </thead>
-          <tbody>
-            {valid.map((one) => (
-              <tr key={one.id}>
-                <td>{one.name || <code>{one.id.slice(-8)}</code>}</td>
-                <td>{KINDS[one.kind]}</td>
-                <td>{one.scopes ? one.scopes.join(", ") : "all"}</td>
-                <td>{one.expires_at ? <Time at={one.expires_at} /> : "never"}</td>
-                <td>
-                  <button type="button" className="small" disabled={revoke.isPending} onClick={() => revoke.mutate(one.id)}>
-                    Revoke
-                  </button>
-                </td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </TableScroll>
+      <Async reading={reading}>
+        {(all) => <KeysTable valid={all.filter(isValid)} busy={revoke.isPending} revoke={revoke.mutate} />}
+      </Async>
       <p className="muted">
         With fewer rights, or for a service or one job: <code>shoestring keys create --help</code>. Revoking one ends every key and login that was made with it.
       </p>
@@ -173,43 +153,86 @@ function KeysPanel() {
   );
 }
 
+/** Neither revoked nor past its end. */
+function isValid({ revoked_at, expires_at }: Key): boolean {
+  return !revoked_at && (!expires_at || Date.parse(expires_at) > Date.now());
+}
+
+function KeysTable({ valid, busy, revoke }: { valid: Key[]; busy: boolean; revoke: (id: string) => void }) {
+  if (valid.length === 0) return <p className="muted">You have no key.</p>;
+  return (
+    <TableScroll label="Your keys">
+      <table>
+        <thead>
+          <tr>
+            <th>Key</th>
+            <th>Kind</th>
+            <th>May</th>
+            <th>Ends</th>
+            <th aria-label="Actions" />
+          </tr>
+        </thead>
+        <tbody>
+          {valid.map((one) => (
+            <tr key={one.id}>
+              <td>{one.name || <code>{one.id.slice(-8)}</code>}</td>
+              <td>{KINDS[one.kind]}</td>
+              <td>{one.scopes ? one.scopes.join(", ") : "all"}</td>
+              <td>{one.expires_at ? <Time at={one.expires_at} /> : "never"}</td>
+              <td>
+                <button type="button" className="small" disabled={busy} onClick={() => revoke(one.id)}>
+                  Revoke
+                </button>
+              </td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </TableScroll>
+  );
+}
+
 function LoginsPanel() {
-  const { data, error } = useQuery(logins);
+  const reading = useQuery(logins);
   const end = useMutation({
     mutationFn: async (id: string) => void (await api.DELETE("/v1/sessions/{session_id}", { params: { path: { session_id: id } } })),
     onSettled: reread,
   });
   return (
     <Panel title="Where you are signed in">
-      <ProblemNote error={error ?? end.error} />
-      <TableScroll label="Where you are signed in">
-        <table>
-          <thead>
-            <tr>
-              <th>Since</th>
-              <th>Address</th>
-              <th>Browser</th>
-              <th aria-label="Actions" />
-            </tr>
-          </thead>
-          <tbody>
-            {(data ?? []).map((one) => (
-              <tr key={one.id}>
-                <td>
-                  <Time at={one.created_at} />
-                </td>
-                <td>{one.address}</td>
-                <td>{one.current ? "this browser" : one.browser}</td>
-                <td>
-                  <button type="button" className="small" disabled={end.isPending} onClick={() => end.mutate(one.id)}>
-                    Sign out
-                  </button>
-                </td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </TableScroll>
+      <ProblemNote error={end.error} />
+      <Async reading={reading}>
+        {(all) => (
+          <TableScroll label="Where you are signed in">
+            <table>
+              <thead>
+                <tr>
+                  <th>Since</th>
+                  <th>Address</th>
+                  <th>Browser</th>
+                  <th aria-label="Actions" />
+                </tr>
+              </thead>
+              <tbody>
+                {all.map((one) => (
+                  <tr key={one.id}>
+                    <td>
+                      <Time at={one.created_at} />
+                    </td>
+                    <td>{one.address}</td>
+                    <td>{one.current ? "this browser" : one.browser}</td>
+                    <td>
+                      <button type="button" className="small" disabled={end.isPending} onClick={() => end.mutate(one.id)}>
+                        Sign out
+                      </button>
+                    </td>
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </TableScroll>
+        )}
+      </Async>
     </Panel>
   );
 }
