@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from shoestring_core.store.fleet import service_heartbeats
 from shoestring_core.store.objects import Objects, open_objects
 
 from shoestring_api.change_notifier import ChangeNotifier
+from shoestring_api.data_buckets import DataBuckets
 from shoestring_api.event_broadcast import EventBroadcaster
 from shoestring_api.settings import ApiSettings
 from shoestring_api.stream_authentication import StreamAuthentications
@@ -37,6 +39,7 @@ class AppState:
     tick_hints: TickHints | None
     broadcaster: EventBroadcaster
     secret: str = field(repr=False)
+    data_buckets: DataBuckets = field(default_factory=lambda: DataBuckets(os.environ), repr=False)
     open_streams: Counter[UUID] = field(default_factory=Counter)
     """Live streams by person."""
     stream_authentications: StreamAuthentications = field(default_factory=StreamAuthentications)

@@ -30,6 +30,8 @@ def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState)
     _check_hooks(spec, state.settings)
     if problem := find_layout_problem(spec, state.settings.data_roots):
         raise InvalidSpec([Problem("/data/train", problem, "data-layout")])
+    if spec.data and spec.data.is_in_s3 and (problem := state.data_buckets.find_problem(spec.data)):
+        raise InvalidSpec([Problem("/data/train", problem, "data-layout")])
     return spec
 
 

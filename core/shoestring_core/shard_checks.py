@@ -35,7 +35,7 @@ def expand_pattern(pattern: Path, has_file: Callable[[str], bool]) -> list[Path]
     names = [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
     if missing := [name for name in names if not has_file(name)]:
         lacks = f"{pattern.parent / missing[0]} is missing"
-        raise LayoutError(f"{lacks}, one of {len(missing)} that {pattern.name} names; fetch it")
+        raise LayoutError(f"{lacks}, one of {len(missing)} that {pattern.name} names; add it")
     if not names:
         raise LayoutError(f"{pattern.name} names no shard; give the smaller number first")
     return [pattern.with_name(name) for name in names]
@@ -89,6 +89,6 @@ def _gap(found: Mapping[int, Path], number: int, missing: int, total: int | None
         there = f"the shards {found[min(found)].name} to {example.name}"
     what = f"{name} is missing" if missing == 1 else f"{missing:,} are missing, the first of them {name}"
     return LayoutError(
-        f"{folder} holds {there}: {what}. Fetch what is missing; if it is left out on purpose, rename the others so "
+        f"{folder} holds {there}: {what}. Add what is missing; if it is left out on purpose, rename the others so "
         "that their numbers have no gap"
     )
