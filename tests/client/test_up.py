@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shoestring import embedded_redis
 from shoestring.supervisor import StartupError, kill_with_parent
 from shoestring.up import require_apart
 
@@ -55,3 +56,14 @@ def test_hooks_lie_apart_from_what_jobs_write(tmp_path: Path, root: str) -> None
     require_apart([tmp_path / "hooks"], [tmp_path / "service"])
     with pytest.raises(StartupError, match="keep hooks in a folder of their own"):
         require_apart([(tmp_path / root).resolve()], [tmp_path / "service"])
+
+
+@pytest.mark.parametrize("characters", [1, 90, 200])
+def test_the_broker_s_socket_has_a_path_that_linux_takes_however_long_that_of_the_data_is(characters: int) -> None:
+    folder = Path("/data") / ("x" * characters)
+    path, temporary = embedded_redis.choose_socket(folder)
+    assert len(os.fsencode(path)) <= embedded_redis.MAX_SOCKET_PATH_BYTES
+    assert (temporary is None) == (characters < 100) == (path.parent == folder)
+    if temporary is not None:
+        assert temporary.stat().st_mode & 0o077 == 0
+        temporary.rmdir()

@@ -164,6 +164,15 @@ def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts
     assert isinstance(decided[3], Start)
 
 
+def test_what_a_job_waits_for_names_no_job_of_another_team_and_not_how_many_wait():
+    theirs = [queued(number, 2, TEAM_B) for number in range(1, 38)]
+    for limits, machines_in_use in (({}, 3), ({ORG: HOLD}, 0)):
+        decided = decide(snapshot(*theirs, queued(90, 2), limits=limits, machines_in_use=machines_in_use))
+        told = json.dumps(decided[90].detail.as_json()) + decided[90].detail.text()
+        assert not [job for job in theirs if str(job.job) in told or str(job.job)[:8] in told]
+        assert "37" not in told
+
+
 def test_a_job_that_lacks_free_machines_waits_for_those_whatever_lacks_budget_before_it():
     queue = queued(1, 2), queued(2, 1)
     decided = decide(snapshot(*queue, limits={TEAM_A: HOLD}, machines_in_use=4))
