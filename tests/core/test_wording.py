@@ -333,3 +333,27 @@ def test_each_state_of_a_job_is_worded(reason: type[EndReason] | type[WaitReason
         status = jobs.Ended(one, None, ()) if isinstance(one, EndReason) else jobs.Waiting(one, None)
         assert wording.sentence(status) not in ("Waiting to start.", "")
         assert wording.sentence(status).endswith(".")
+
+
+OLD_TERMS = (
+    "went on from a checkpoint", "lost work", "done again", "none done twice", "what it takes is kept",
+    "machines don't share", "why no faster", "with a margin of", "left when done", "taken by the provider",
+    "gets notice", "as one gang", "the spec this writes", "it would be accepted", "the recipe's own value",
+    "fresh weights", "start another from this", "somebody asked for it", "look on until", "its money ran out",
+    "waiting for money", "getting ready to train", "where its numbers broke", "passes over", "so many pictures",
+    "money and other routine", "same time on demand", "too few readable",
+)  # fmt: skip
+
+
+def test_nobody_reads_a_term_that_the_field_has_another_for() -> None:
+    root = Path(__file__).parents[2]
+    read = {
+        "web/src": "*.ts*", "core/shoestring_core/wording": "*.py", "core/shoestring_core/recipes": "*.yaml",
+        "client/shoestring": "*.py", "docs": "*.md",
+    }  # fmt: skip
+    pages = [root / "README.md", *(path for folder, names in read.items() for path in (root / folder).rglob(names))]
+    assert len(pages) > 100
+    found = [
+        (path.name, term) for path in pages if (text := path.read_text().lower()) for term in OLD_TERMS if term in text
+    ]
+    assert not found
