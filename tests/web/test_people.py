@@ -63,6 +63,20 @@ def test_roles_keys_and_logins_are_changed_on_the_page(
     expect(page.get_by_label("API key")).to_be_visible()
 
 
+def test_a_viewer_is_offered_nothing_that_viewers_may_not_do(deployment: Deployment, open_page: OpenPage) -> None:
+    job = deployment.submit()
+    ben = next(one for one in deployment.admin.get("/v1/members").json()["members"] if one["user"] == "ben")
+    assert deployment.admin.put(f"/v1/members/{ben['id']}", json={"role": "viewer"}).is_success
+    page = open_page(f"/jobs/{job}")
+    expect(page.get_by_role("region", name="Cost")).to_be_visible()
+    for name in ("Stop", "Retry", "Resume"):
+        expect(page.get_by_role("button", name=name)).to_have_count(0)
+    expect(page.get_by_role("link", name="New job")).to_have_count(0)
+    page.goto(f"{deployment.url}/budget")
+    expect(page.get_by_text("No request is open")).to_be_visible()
+    expect(page.get_by_role("button", name="Ask for more")).to_have_count(0)
+
+
 def test_a_member_sees_who_is_there_and_changes_nobody(open_page: OpenPage, page: Page, inspect: Any) -> None:
     open_page("/people")
     expect(page.locator('[data-member="ada"]')).to_contain_text("admin")

@@ -13,6 +13,7 @@ import { ProblemNote } from "./components/problem-note";
 import { Skeleton } from "./components/skeleton";
 import { navigate, Link, useLocation } from "./router";
 import { stream } from "./live/stream";
+import { useRights } from "./lib/use-rights";
 import { setTheme, THEMES, useTheme } from "./lib/theme";
 
 const JobPage = lazy(() => import("./features/job/job-page"));
@@ -70,6 +71,7 @@ function Route({ address }: { address: URL }) {
 }
 
 function Header({ path, team, user }: { path: string; team: string; user: string }) {
+  const { run } = useRights();
   const here = (to: string) => (to === path || (to === "/" && path.startsWith("/jobs")) ? ({ "aria-current": "page" } as const) : {});
   return (
     <header className="header">
@@ -80,7 +82,7 @@ function Header({ path, team, user }: { path: string; team: string; user: string
       <nav aria-label="Main">
         <Link to="/" {...here("/")}>Jobs</Link>
         <Link to="/budget" {...here("/budget")}>Budget</Link>
-        <Link to="/new" {...here("/new")}>New job</Link>
+        {run && <Link to="/new" {...here("/new")}>New job</Link>}
       </nav>
       <div className="header-end">
         <BudgetLeft />

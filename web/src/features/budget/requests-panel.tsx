@@ -5,6 +5,7 @@ import { api, body, newIdempotencyKey } from "../../api/client";
 import { type BudgetRequest, budgetRequests, queries } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
 import { Async } from "../../components/async";
+import { useRights } from "../../lib/use-rights";
 import { ProblemNote } from "../../components/problem-note";
 import { Sentence } from "../../components/sentence";
 import { Time } from "../../components/time";
@@ -14,11 +15,12 @@ const DECIDED_SHOWN = 5;
 export function RequestsPanel({ admin }: { admin: boolean }) {
   const reading = useQuery(budgetRequests);
   const [asking, setAsking] = useState(false);
+  const { ask } = useRights();
   return (
     <section className="panel" aria-label="Requests" data-requests>
       <header>
         <h2>Requests</h2>
-        {!asking && (
+        {ask && !asking && (
           <button type="button" className="small" onClick={() => setAsking(true)}>
             Ask for more
           </button>

@@ -20,6 +20,7 @@ import { ProgressBar } from "../../components/progress-bar";
 import { Sentence } from "../../components/sentence";
 import { Skeleton } from "../../components/skeleton";
 import { StatusBadge } from "../../components/status-badge";
+import { useRights } from "../../lib/use-rights";
 import { useNow } from "../../lib/use-now";
 import { navigate, Link } from "../../router";
 import { secondsBetween, formatDuration } from "../../lib/time";
@@ -149,6 +150,7 @@ function Facts({ job, attempts, recomputed }: { job: Job; attempts: number; reco
 
 function Actions({ job }: { job: Job }) {
   const [confirming, setConfirming] = useState(false);
+  const { run } = useRights();
   const known = { params: { path: { job_id: job.id } } };
   const keyed = () => ({ params: { ...known.params, header: { "Idempotency-Key": newIdempotencyKey() } } });
   const stop = useMutation({
@@ -166,6 +168,7 @@ function Actions({ job }: { job: Job }) {
   });
   const error = stop.error ?? resume.error ?? retry.error;
   const stoppable = job.state !== "ended" && job.state !== "stopping";
+  if (!run) return null;
   return (
     <div className="actions">
       {job.state === "paused" && (

@@ -12,6 +12,7 @@ import { Sentence } from "../../components/sentence";
 import { StatusBadge } from "../../components/status-badge";
 import { TableScroll } from "../../components/table-scroll";
 import { Time } from "../../components/time";
+import { useRights } from "../../lib/use-rights";
 import { useNow } from "../../lib/use-now";
 import { navigate, Link, useLocation } from "../../router";
 import { formatAgo, formatDuration } from "../../lib/time";
@@ -19,8 +20,9 @@ import { formatAgo, formatDuration } from "../../lib/time";
 export function JobsPage() {
   const filter = useLocation().searchParams.get("filter") ?? "";
   const list = useInfiniteQuery(jobPages(filter));
+  const { run } = useRights();
   return (
-    <Page title="Jobs" wide actions={<><Filter key={filter} filter={filter} /><Link to="/new" className="button primary">New job</Link></>}>
+    <Page title="Jobs" wide actions={<><Filter key={filter} filter={filter} />{run && <Link to="/new" className="button primary">New job</Link>}</>}>
       <Async reading={list} rows={6}>
         {({ pages }) => {
           const jobs = pages.flatMap((page) => page.jobs);
