@@ -69,7 +69,12 @@ class DataBuckets:
         except ClientError as error:
             if error.response["Error"].get("Code") in MISSING_BUCKET:
                 return f"the bucket of {data.train} does not exist; correct data.train"
-        except (BotoCoreError, ValueError):
+        except (
+            BotoCoreError,
+            OSError,
+            RuntimeError,
+            ValueError,
+        ):  # whatever keeps it from answering, machines will say
             self._silent_until = self._clock() + KEEP_S
             return None
         if len(self._sound) >= MAX_OBJECTS:
@@ -89,6 +94,7 @@ class DataBuckets:
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             retries={"total_max_attempts": 1},
+            ignore_configured_endpoint_urls=True,  # those of the service; machines don't get them
         )
         return boto3.Session().client(
             "s3", region_name=given.get("REGION") or "us-east-1", endpoint_url=given.get("ENDPOINT_URL"), config=config,
