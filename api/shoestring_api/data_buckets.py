@@ -59,24 +59,21 @@ class DataBuckets:
             self._turns.release()
 
     def _look(self, data: DataSource) -> str | None:
-        from botocore.exceptions import BotoCoreError, ClientError  # half a second, which only data in S3 are worth
+        from botocore import exceptions  # half a second, which only data in S3 are worth
 
         name, _, key = data.train.removeprefix("s3://").partition("/")
         try:
             _require_data(data, _Bucket(self._client(), name), key.strip("/"))
         except LayoutError as error:
             return str(error)
-        except ClientError as error:
+        except exceptions.ClientError as error:
             if error.response["Error"].get("Code") in MISSING_BUCKET:
                 return f"the bucket of {data.train} does not exist; correct data.train"
-        except (
-            BotoCoreError,
-            OSError,
-            RuntimeError,
-            ValueError,
-        ):  # whatever keeps it from answering, machines will say
+        except (exceptions.ConnectionError, exceptions.HTTPClientError):
             self._silent_until = self._clock() + KEEP_S
             return None
+        except (exceptions.BotoCoreError, OSError, RuntimeError, ValueError):
+            pass  # whatever else keeps it from being listed, the machine says
         if len(self._sound) >= MAX_OBJECTS:
             self._sound.clear()
         self._sound[data] = self._clock() + KEEP_S
