@@ -74,6 +74,7 @@ def inspect(page: Page, request: pytest.FixtureRequest) -> Iterator[Any]:
 
     def look(state: str) -> None:
         page.evaluate(AXE.read_text() + "; undefined")
+        page.evaluate("scrollTo(0, 0)")  # what has slid below the header would count as small
         for width, scheme in looks:
             page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
