@@ -62,7 +62,7 @@ DOCUMENTED = {
     "api/shoestring_api/data_folders.py": {
         "MAX_FOLDERS": "500; 20,000", "MAX_ENTRIES": "20,000", "MAX_INDEX_BYTES": "32 MiB",
     },
-    "api/shoestring_api/data_buckets.py": {"MAX_OBJECTS": "3,000"},
+    "core/shoestring_core/store/objects/s3_data.py": {"MAX_OBJECTS": "3,000"},
     "api/shoestring_api/app.py": {"MAX_BODY_BYTES": "1 MiB"},
     "api/shoestring_api/routes/budgets.py": {"MAX_YEAR": "2100"},
     "api/shoestring_api/routes/agents.py": {"MAX_BODY_BYTES": "64 KiB for its frame"},

@@ -17,9 +17,9 @@ from shoestring_core.errors import Unavailable
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.fleet import service_heartbeats
 from shoestring_core.store.objects import Objects, open_objects
+from shoestring_core.store.objects.s3_data import DataBuckets
 
 from shoestring_api.change_notifier import ChangeNotifier
-from shoestring_api.data_buckets import DataBuckets
 from shoestring_api.event_broadcast import EventBroadcaster
 from shoestring_api.settings import ApiSettings
 from shoestring_api.stream_authentication import StreamAuthentications

@@ -22,15 +22,13 @@ from shoestring_core.image_folders import (
     no_cifar10,
     require_layout,
 )
-from shoestring_core.shard_checks import expand_pattern, require_indexed, require_no_gap
+from shoestring_core.shard_checks import SHARD_INDEX, expand_pattern, require_indexed, require_no_gap
 from shoestring_core.spec import SHARD_RANGE, JobSpec
 
 MAX_FOLDERS = 500
 """Folders that one submission looks into. Of larger data sets the rest is left to the machine."""
 MAX_ENTRIES = 20_000
 MAX_INDEX_BYTES = 32 << 20
-SHARD_INDEX = "shards.json"
-"""Is in a folder that `shoestring data prepare` has made."""
 
 
 def find_layout_problem(spec: JobSpec, roots: Sequence[Path]) -> str | None:

@@ -12,6 +12,8 @@ from shoestring_core.data_splits import LayoutError
 from shoestring_core.spec import MAX_SHARDS, SHARD_RANGE, count_shards
 from shoestring_core.wording.units import counted
 
+SHARD_INDEX = "shards.json"
+"""Is in a folder that `shoestring data prepare` has made."""
 _NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>\d{1,9})(?:(?P<of>[-_]of[-_])(?P<total>\d{1,9}))?(?P<after>\D*)")
 """The last number of a name, or the last but one where the last is how many there are: train-00012-of-00128.tar."""
 MIN_IN_SEQUENCE = 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
-from shoestring_api import data_buckets
-from shoestring_api.data_buckets import VARIABLES, DataBuckets
 from shoestring_core.spec import DataSource
+from shoestring_core.store.objects import s3_data
+from shoestring_core.store.objects.s3_data import VARIABLES, DataBuckets
 
 from tests.api.deployment import Deployment
 from tests.worker.providers.fake_aws import FakeAws
@@ -68,7 +68,7 @@ def test_a_problem_that_was_mended_is_gone_at_once(buckets: DataBuckets, aws: Fa
 
 
 def test_what_is_too_much_to_list_is_left_to_the_machine(buckets: DataBuckets, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_buckets, "MAX_OBJECTS", 0)
+    monkeypatch.setattr(s3_data, "MAX_OBJECTS", 0)
     assert buckets.find_problem(source("s3://data/sets/a/train-{000..003}.tar")) is None
 
 

@@ -144,8 +144,8 @@ def _print_epochs(loaded: LoadedRun) -> None:
         for e in loaded.run.epochs
     ]
     columns = ("EPOCH", "TRAIN TIME", "TOP-1", "TOP-5", loaded.run.metric)
-    columns = columns[:4] if loaded.run.metric in (TOP1, TOP5) else columns
-    measured = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    shown = 4 if loaded.run.metric in (TOP1, TOP5) else 5
+    measured = [number for number in range(shown) if any(row[number] for row in rows)]
     print_table(
         [columns[number] for number in measured], [[row[number] for number in measured] for row in rows],
         "No epoch evaluated yet.",

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoestring_core.data_splits import LayoutError
-from shoestring_core.shard_checks import expand_pattern, require_no_gap
+from shoestring_core.shard_checks import SHARD_INDEX, expand_pattern, require_no_gap
 from shoestring_core.spec import SHARD_RANGE, DataSource
-
-from shoestring_api.data_folders import SHARD_INDEX
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
