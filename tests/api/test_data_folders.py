@@ -173,7 +173,7 @@ def test_a_shard_that_is_missing_is_noticed_before_a_machine_is_paid_for(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["a-000", "a-001", "a-003"], r"a-000\.tar to a-003\.tar: a-002\.tar is missing\. Fetch"),
+        (["a-000", "a-001", "a-003"], r"a-000\.tar to a-003\.tar: a-002\.tar is missing\. Add"),
         (["val-0", *(f"train-{number}" for number in (1, 2, 5, 6, 7))], r"train-7.*: 2 are missing, .* train-3\.tar"),
         (["a-1-of-3", "a-2-of-3"], r"2 shards of the 3 .* such as a-2-of-3\.tar: a-0-of-3\.tar is missing"),
         (["a-00002_of_00002"], r"1 shard of the 2 .*: a-00001_of_00002\.tar is missing"),

@@ -52,30 +52,30 @@ class DataBuckets:
         if not self._turns.acquire(blocking=False):
             return None
         try:
-            return self._look(data)
+            self._look(data)
+        except LayoutError as error:
+            return str(error)
         finally:
             self._turns.release()
+        return None
 
-    def _look(self, data: DataSource) -> str | None:
+    def _look(self, data: DataSource) -> None:
         from botocore import exceptions  # half a second, which only data in S3 are worth
 
         name, _, key = data.train.removeprefix("s3://").partition("/")
         try:
             _require_data(data, _Bucket(self._client(), name), key.strip("/"))
-        except LayoutError as error:
-            return str(error)
         except exceptions.ClientError as error:
             if error.response["Error"].get("Code") in MISSING_BUCKET:
-                return f"the bucket of {data.train} does not exist; correct data.train"
+                raise LayoutError(f"the bucket of {data.train} does not exist; correct data.train") from error
         except (exceptions.ConnectionError, exceptions.HTTPClientError):
             self._silent_until = self._clock() + KEEP_S
-            return None
+            return
         except (exceptions.BotoCoreError, OSError, RuntimeError, ValueError):
             pass  # whatever else keeps it from being listed, the machine says
         if len(self._sound) >= MAX_OBJECTS:
             self._sound.clear()
         self._sound[data] = self._clock() + KEEP_S
-        return None
 
     def _client(self) -> BaseClient:
         import boto3
