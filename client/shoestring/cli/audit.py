@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -34,7 +35,7 @@ def list_entries(
         (f"{one.at:%Y-%m-%d %H:%M:%S}", one.actor, one.action, one.subject, _facts(one), one.address or "operator")
         for one in entries
     ]
-    columns = ("WHEN", "WHO", "WHAT", "ON", "FACTS", "FROM")
+    columns = ("WHEN (UTC)", "WHO", "WHAT", "ON", "FACTS", "FROM")
     print_result(
         entries, as_json, lambda: print_table(columns, rows, "No entries.", wrap=("ON", "FACTS"), drop=("FACTS",))
     )
@@ -71,8 +72,11 @@ def _print(found: AuditVerification) -> None:
 
 
 def _facts(entry: AuditEntry) -> str:
-    return ", ".join(
-        f"{name} {value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in entry.detail.items()
-        if value not in (None, "")
-    )
+    return ", ".join(f"{name} {_fact(name, value)}" for name, value in entry.detail.items() if value not in (None, ""))
+
+
+def _fact(name: str, value: object) -> str:
+    """A time, which is kept in µs, as a date."""
+    if name.endswith("_at") and type(value) is int:
+        return f"{datetime.fromtimestamp(value / 1e6, UTC):%Y-%m-%d %H:%M}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -173,7 +173,9 @@ def _print_forecast(forecast: BudgetForecast) -> None:
     out.print(f"spent {format_dollars(forecast.spent)}, held {format_dollars(forecast.committed)}, "
               f"limit {format_dollars(forecast.limit)}")  # fmt: skip
     if forecast.at_end is None:
-        out.print("No forecast: there is no limit, or too little was spent so far.")
+        out.print(
+            "No forecast: there is no limit." if forecast.limit is None else "No forecast: too little was spent so far."
+        )
         return
     end = forecast.at_end
     low, high = format_dollars(end.low), format_dollars(end.high)

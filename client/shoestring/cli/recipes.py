@@ -11,7 +11,7 @@ from shoestring_core.exit_codes import ExitCode
 
 from shoestring import trainer
 from shoestring.cli.models import ImageCount, Params
-from shoestring.cli.terminal import Json, out, print_error, print_json_document, print_result, print_table
+from shoestring.cli.terminal import Json, out, print_error, print_result, print_table
 
 app = typer.Typer()
 
@@ -76,10 +76,18 @@ def show_recipe(
 def _print_recipe(recipe: rest.Recipe) -> None:
     out.print(f"{recipe.name}@{recipe.version}  {recipe.title}\n{recipe.description}\n")
     rows = [
-        (p.name, p.type, "" if p.default is None else str(p.default), ", ".join(map(str, p.choices or [])), p.help)
+        (p.name, p.type, _as_typed(p.default), ", ".join(map(_as_typed, p.choices or [])), p.help)
         for p in recipe.params
     ]
     columns = ("PARAMETER", "TYPE", "DEFAULT", "CHOICES", "DESCRIPTION")
     print_table(columns, rows, "No parameters.", wrap=("DEFAULT", "CHOICES", "DESCRIPTION"), drop=("CHOICES", "TYPE"))
-    if recipe.claim:
-        print_json_document(recipe.claim.model_dump(mode="json", exclude_defaults=True))
+    if claim := recipe.claim:
+        out.print(f"\nClaim    {claim.metric} {claim.value:g} in {claim.time}, on {claim.hardware}")
+        if claim.cost:
+            out.print(f"Cost     {claim.cost}")
+        out.print(f"Source   {claim.source}")
+
+
+def _as_typed(value: object) -> str:
+    """A value as it is given in KEY=VALUE."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -58,7 +58,7 @@ function MembersPanel({ admin }: { admin: boolean }) {
       <Async reading={reading}>
         {(all) => (
           <TableScroll label="Members">
-            <table>
+            <table className="stacked people">
               <thead>
                 <tr>
                   <th>Name</th>
@@ -70,9 +70,9 @@ function MembersPanel({ admin }: { admin: boolean }) {
               <tbody>
                 {all.map((one) => (
                   <tr key={one.id} data-member={one.user}>
-                    <td>{one.user}</td>
-                    <td>{admin ? <RoleSelect member={one} set={(role) => setRole.mutate({ id: one.id, role })} /> : one.role}</td>
-                    <td>{one.keys}</td>
+                    <td className="name">{one.user}</td>
+                    <td data-label="Role">{admin ? <RoleSelect member={one} set={(role) => setRole.mutate({ id: one.id, role })} /> : one.role}</td>
+                    <td data-label="Keys">{one.keys}</td>
                     {admin && (
                       <td>
                         <button type="button" className="small" onClick={() => setRemoving(one)}>
@@ -162,7 +162,7 @@ function KeysTable({ valid, busy, revoke }: { valid: Key[]; busy: boolean; revok
   if (valid.length === 0) return <p className="muted">You have no key.</p>;
   return (
     <TableScroll label="Your keys">
-      <table>
+      <table className="stacked people">
         <thead>
           <tr>
             <th>Key</th>
@@ -175,10 +175,10 @@ function KeysTable({ valid, busy, revoke }: { valid: Key[]; busy: boolean; revok
         <tbody>
           {valid.map((one) => (
             <tr key={one.id}>
-              <td>{one.name || <code>{one.id.slice(-8)}</code>}</td>
-              <td>{KINDS[one.kind]}</td>
-              <td>{one.scopes ? one.scopes.join(", ") : "all"}</td>
-              <td>{one.expires_at ? <Time at={one.expires_at} /> : "never"}</td>
+              <td className="name">{one.name || <code>{one.id.slice(-8)}</code>}</td>
+              <td data-label="Kind">{KINDS[one.kind]}</td>
+              <td data-label="May">{one.scopes ? one.scopes.join(", ") : "all"}</td>
+              <td data-label="Ends">{one.expires_at ? <Time at={one.expires_at} /> : "never"}</td>
               <td>
                 <button type="button" className="small" disabled={busy} onClick={() => revoke(one.id)}>
                   Revoke
@@ -204,7 +204,7 @@ function LoginsPanel() {
       <Async reading={reading}>
         {(all) => (
           <TableScroll label="Where you are signed in">
-            <table>
+            <table className="stacked people">
               <thead>
                 <tr>
                   <th>Since</th>
@@ -216,11 +216,11 @@ function LoginsPanel() {
               <tbody>
                 {all.map((one) => (
                   <tr key={one.id}>
-                    <td>
+                    <td data-label="Since">
                       <Time at={one.created_at} />
                     </td>
-                    <td>{one.address}</td>
-                    <td>{one.current ? "this browser" : one.browser}</td>
+                    <td data-label="Address">{one.address}</td>
+                    <td data-label="Browser">{one.current ? "this browser" : one.browser}</td>
                     <td>
                       <button type="button" className="small" disabled={end.isPending} onClick={() => end.mutate(one.id)}>
                         Sign out
