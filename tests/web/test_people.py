@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -54,6 +55,9 @@ def test_roles_keys_and_logins_are_changed_on_the_page(
     expect(page.get_by_label("Role of ada")).to_have_value("admin")
     page.get_by_role("button", name="Make a key").click()
     expect(page.locator("[data-new-key] code")).to_have_text(re.compile("sst_pat_.{36}"))
+    made = next(one for one in deployment.admin.get("/v1/keys").json()["keys"] if one["name"] == "made in the browser")
+    ends = page.locator("[data-new-key] time")
+    assert datetime.fromisoformat(str(ends.get_attribute("datetime"))) == datetime.fromisoformat(made["expires_at"])
     inspect("a new key")
     page.locator('[data-member="ben"]').get_by_role("button", name="Remove").click()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()

@@ -138,7 +138,12 @@ function KeysPanel() {
       {make.data && (
         <div className="note" data-new-key>
           <p>
-            Your key, which ends in 90 days and is shown only now: <code>{make.data.secret}</code>
+            Your key, shown only now: <code>{make.data.secret}</code>{" "}
+            {make.data.key.expires_at && (
+              <>
+                It ends <Time at={make.data.key.expires_at} />, no later than the login or key that it was made with.
+              </>
+            )}
           </p>
           <CopyButton text={make.data.secret} label="Copy the key" />
         </div>
