@@ -153,26 +153,23 @@ class SharedMachines:
 
     def _check_evictions(self, snapshot: QueueSnapshot, decision: SchedulingDecision) -> None:
         running = {one.job: one for one in snapshot.running}
-        lenders = {account: snapshot.balances[account] for account in self.teams}
-        for start in decision.starts:
-            team = start.inputs.queued.account_path[-2]
-            lenders[team] = lenders[team].holding(0, rate_of(start.offer, start.nodes))
         for claimant, evictions in itertools.groupby(decision.evictions, key=lambda one: one.inputs.claimant):
             its = list(evictions)
             case = preemption.EvictionInputs.from_json(its[0].inputs.as_json())
             assert preemption.decide_evictions(case) == tuple(its), "a stored decision recomputes to itself"
-            before = _potential(lenders.values())
             team = self.queue[claimant].account_path[-2]
+            teams = {one.id: one for one in (*case.lenders, case.team)}  # as they are at the claimant's turn
+            before = _potential(teams.values())
             for eviction in its:
                 victim = running.pop(eviction.job)
                 assert victim.team != team
                 assert victim.since is not None
                 assert self.now - victim.since >= preemption.MIN_RUN_TIME
-                lenders[victim.team] = lenders[victim.team].holding(0, -victim.rate)
-                assert lenders[victim.team].rate >= lenders[victim.team].guaranteed_rate, "evicted below the guarantee"
-            lenders[team] = lenders[team].holding(0, case.rate)
-            assert lenders[team].rate <= lenders[team].guaranteed_rate, "more is claimed than is guaranteed"
-            assert _potential(lenders.values()) < before, "the largest share falls"
+                teams[victim.team] = teams[victim.team].holding(0, -victim.rate)
+                assert teams[victim.team].rate >= teams[victim.team].guaranteed_rate, "evicted below the guarantee"
+            teams[team] = teams[team].holding(0, case.rate)
+            assert teams[team].rate <= teams[team].guaranteed_rate, "more is claimed than is guaranteed"
+            assert _potential(teams.values()) < before, "the largest share falls"
             slots = sum(self.running[one.job].queued.requirements.nodes for one in its)
             assert slots >= case.slots_missing
 
