@@ -179,6 +179,13 @@ class Alarm(EventData):
     overdrawn: tuple[Overdraft, ...] = ()
 
 
+class StorageChange(EventData):
+    """Checkpoints of a job that runs can't be stored for much longer (lost), or again for as long as it runs."""
+
+    kind: ClassVar[str] = "storage"
+    lost: bool
+
+
 class AgentReport(EventData):
     """An event on a machine. Further fields are what its ranks logged: hooks may log anything."""
 

@@ -424,6 +424,11 @@ class AlarmEvent(BaseEvent):
     data: events.Alarm
 
 
+class StorageEvent(BaseEvent):
+    kind: Literal["storage"]
+    data: events.StorageChange
+
+
 class AgentEvent(BaseEvent):
     kind: Literal["agent"]
     data: events.AgentReport
@@ -448,6 +453,7 @@ Event = TypeAliasType(
         | ForecastEvent
         | BudgetRequestEvent
         | AlarmEvent
+        | StorageEvent
         | AgentEvent,
         Field(discriminator="kind"),
     ],

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from shoestring_core import rest, wire
 from shoestring_core.decide import failures
-from shoestring_core.store.fleet import gangs
+from shoestring_core.store.fleet import billing, gangs
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.tables import ProviderRow
 from shoestring_core.wording.attempts import MachinePreempted, RankKilled, RolledBack
@@ -239,6 +239,18 @@ def test_a_job_that_recovers_says_so_and_shows_no_value_of_the_steps_that_it_los
     agent.report(member={"generation": 2, "state": "ready", "port": 29500})
     agent.points(range(4, 6), generation=2)
     assert (deployment.job(job).status_text, deployment.job(job).latest) == ("Training.", {"train/loss": 5.2})
+
+
+def test_a_job_that_can_soon_store_nothing_says_until_when_it_goes_on_and_what_is_lost(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    agent.points(range(1, 8))
+    assert deployment.store.write(lambda db: billing.tell_storage(db, job, 1, "Sign in again.", lost=True))
+    shown = deployment.job(job)
+    assert shown.status_text.startswith("Training. Its machines go on until 20")
+    assert "Sign in again. With the upload URLs that they hold, they store a last one" in shown.status_text
+    events = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
+    (told,) = [event for event in events if event["kind"] == "storage"]
+    assert (told["data"], told["reason"]["text"]) == ({"lost": True}, shown.status_text.removeprefix("Training. "))
 
 
 def test_a_job_whose_steps_are_done_says_that_it_exports_its_model(deployment: Deployment) -> None:

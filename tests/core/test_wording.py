@@ -68,6 +68,7 @@ EXAMPLES: list[Reason] = [
         offers.NearestOffer("g6e.xlarge", "ec2", "us-east-1a", "1 × L40S with 48 GB", "spot", "0.78", ("gpu",)),
     ),
     waits.ProviderUnanswered("ec2"),
+    waits.NothingStorable("The credentials can't be renewed."),
     waits.QuotaExhausted("ec2", "g5.xlarge", "spot"),
     waits.QuotaBelowNeed(
         "ec2", "us-east-1", "All G and VT Spot Instance Requests", 0, "g5.xlarge", "spot", 2, 8, "the console"
@@ -117,6 +118,9 @@ EXAMPLES: list[Reason] = [
     jobs.Recovering(2, ((4, 5),)),
     jobs.Preparing(()),
     jobs.Training(((4, 5),)),
+    jobs.WithTrouble(jobs.Training(()), jobs.StorageLost("The credentials can't be renewed.", 1_795_878_240_000_000)),
+    jobs.StorageLost("The credentials can't be renewed.", 1_795_878_240_000_000),
+    jobs.StorageRestored(),
     jobs.Exporting(()),
     jobs.Stopping(StopReason.TIME_LIMIT),
     jobs.PausedByBudget(),

@@ -574,7 +574,22 @@ def test_a_machine_is_funded_no_longer_than_it_could_store_a_checkpoint(world: W
     assert world.alive(job)[0].funded_until == world.clock.now + world.timeouts.funding_lease
 
 
-def test_while_the_object_store_is_out_of_reach_no_hold_is_extended_and_the_tick_goes_on(
+def test_a_machine_is_funded_from_its_start_no_longer_than_it_could_store_a_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    ends = world.clock.now // S + 40
+    monkeypatch.setattr(world.objects, "urls_end_by", lambda: ends)
+    job = world.submit()
+    world.tick()
+    assert world.alive(job)[0].funded_until == ends * S - world.timeouts.drain
+    late = world.submit()
+    world.clock.pass_(40)
+    world.tick()
+    assert world.machines(late) == []
+    assert world.job(late).wait_detail["code"] == "nothing_storable"
+
+
+def test_while_the_object_store_is_out_of_reach_no_hold_is_extended_and_no_job_starts(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
     def out_of_reach() -> None:
@@ -591,4 +606,13 @@ def test_while_the_object_store_is_out_of_reach_no_hold_is_extended_and_the_tick
     assert world.alive(job)[0].funded_until == funded
     later = world.submit()
     world.tick(1)
-    assert world.machines(later), "other work is done in the same tick"
+    assert world.machines(later) == []
+    assert world.job(later).wait_detail["facts"] == {"problem": "The credentials can't be renewed."}
+    assert world.job(job).wait_detail["facts"] == {"problem": "The credentials can't be renewed.", "until": funded}
+    monkeypatch.setattr(world.objects, "urls_end_by", lambda: None)
+    world.tick(1)
+    assert world.machines(later)
+    assert world.job(job).wait_detail is None
+    with world.store.read() as db:
+        told = db.sql.scalars(select(EventRow.data).where(EventRow.job == job, EventRow.kind == "storage")).all()
+    assert told == [{"lost": True}, {"lost": False}], "once each"

@@ -23,6 +23,7 @@ NOT_ON_THE_DAY = {
     "record_eviction",  # tests/worker/test_evictions.py
     "roll_over",  # a period ends: tests/core/store/test_periods.py
     "tell_forecast",  # tests/core/store/test_forecasts.py
+    "tell_storage",  # the credentials end: tests/worker/test_credentials.py
 }
 
 

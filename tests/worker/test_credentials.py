@@ -41,7 +41,7 @@ def test_machines_train_while_their_urls_last_and_resume_an_hour_later_from_what
     job = world.submit()
     world.tick()
     generation = world.form(job)
-    credentials, trained = Credentials(world), 0
+    credentials, trained, told = Credentials(world), 0, []
     monkeypatch.setattr(world.objects, "urls_end_by", credentials.urls_end_by)
     while machines := world.provider.alive():  # until its funding ends; a second is a step
         trained += TICK_S
@@ -54,7 +54,10 @@ def test_machines_train_while_their_urls_last_and_resume_an_hour_later_from_what
             world.provider.silent = True
             world.provider.end(machines[0].id, "exited")
         world.tick(TICK_S)
+        if (trouble := world.job(job).wait_detail) and trouble["code"] == "storage_lost" and not told:
+            told.append(trouble["facts"])
     assert LIFE_S - 4 * TICK_S <= trained <= LIFE_S, "it ends for want of URLs, and not long before"
+    assert told == [{"problem": "", "until": credentials.ends - world.timeouts.drain}], "once, while it trains"
     while not credentials.valid:
         world.tick(300)
     assert launches(world) == 1, "nothing is bought that nobody can list"

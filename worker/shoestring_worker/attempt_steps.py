@@ -13,7 +13,7 @@ from shoestring_core.decide import failures, funding
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import (
     BudgetExceeded,
     InvalidRequest,
@@ -37,7 +37,7 @@ from shoestring_core.wording.budget import PayerOverdrawn
 from shoestring_core.wording.jobs import TimeLimitReached
 
 from shoestring_worker.providers.base import ManagedProvider
-from shoestring_worker.steps import ItemRunner, write
+from shoestring_worker.steps import ItemRunner, find_storage, write
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -119,15 +119,18 @@ class AttemptSteps:
             wanted = wanted.beside(rows.offered_hardware(others[0]))
         with self.store.read() as db:
             offer = rank_offers(load_offers(db), wanted, now, launches.load_refusals(db)).best
-        if offer is None:
+        storage = find_storage(self.objects)
+        if offer is None or storage.problem:
             return []
         machines = [
-            self.items.run(f"slot {slot} of job {active.job.id}", self._refill_slot, active, slot, offer)
+            self.items.run(f"slot {slot} of job {active.job.id}", self._refill_slot, active, slot, offer, storage.until)
             for slot in slots
         ]
         return [PlannedMachine(offer.provider, machine) for machine in machines if machine is not None]
 
-    def _refill_slot(self, active: ActiveAttempt, slot: int, offer: Offer) -> UUID | None:
+    def _refill_slot(
+        self, active: ActiveAttempt, slot: int, offer: Offer, storable_until: int | None
+    ) -> UUID | None:  # fmt: skip
         try:
             return self._write(
                 planning.refill_slot,
@@ -139,6 +142,7 @@ class AttemptSteps:
                 ca=self.ca,
                 deployment=self.deployment,
                 timeouts=self._timeouts(active),
+                storable_until=storable_until,
             )
         except BudgetExceeded as short:
             log.info("slot %s of job %s stays empty: %s", slot, active.job.id, short)
@@ -147,7 +151,7 @@ class AttemptSteps:
     def extend_holds(self, active: ActiveAttempt, work: OpenWork) -> None:
         """Extend holds before they run out. If there is no money for that, the job checkpoints and pauses, or ends.
 
-        No machine is funded for longer than it could store a checkpoint.
+        No machine is funded for longer than it could store a checkpoint; the job is told when that comes to an end.
         """
         if not active.wanted:
             return
@@ -155,12 +159,19 @@ class AttemptSteps:
         if account and active.spec.on_budget != "finish":  # that goes on with what it has reserved
             self._stop_for_budget(active, PayerOverdrawn(account))
             return
-        urls_end = self.objects.urls_end_by()
-        storable = None if urls_end is None else urls_end * S
-        for machine in active.machines:
-            held = work.fundings.get(machine.id)
-            if held is not None and funding.due_extension(held, work.now, self._timeouts(active), storable):
-                self.items.run(f"the funding of machine {machine.id}", self._extend_hold, active, machine.id, storable)
+        storage, timeouts = find_storage(self.objects), self._timeouts(active)
+        held = {machine.id: work.fundings[machine.id] for machine in active.machines if machine.id in work.fundings}
+        lost = bool(storage.problem) or any(
+            funding.is_cut_short(one, work.now, timeouts, storage.until) for one in held.values()
+        )
+        if lost != bool(active.job.wait_detail):
+            self._write(billing.tell_storage, active.job.id, active.attempt.number, storage.problem, lost=lost)
+        if storage.problem:
+            self.items.warn(f"the funding of job {active.job.id}", storage.problem)
+            return
+        for machine, one in held.items():
+            if funding.due_extension(one, work.now, timeouts, storage.until):
+                self.items.run(f"the funding of machine {machine}", self._extend_hold, active, machine, storage.until)
 
     def _extend_hold(self, active: ActiveAttempt, machine: UUID, storable_until: int | None) -> None:
         try:

@@ -107,8 +107,8 @@ class ControlLoop:
             for name, provider in self.providers.items()
         }
         self._scheduler = JobScheduler(
-            self.store, self.providers, self.timeouts, self.agent_url, self.ca, self.deployment, self._items,
-            schedule_again=self._more_work.set, monotonic=self.monotonic,
+            self.store, self.providers, self.objects, self.timeouts, self.agent_url, self.ca, self.deployment,
+            self._items, schedule_again=self._more_work.set, monotonic=self.monotonic,
         )  # fmt: skip
         self._attempts = AttemptSteps(
             self.store, self.providers, self.objects, self.agent_url, self.ca, self.deployment, self._items

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from shoestring_core.decide import preemption
+from shoestring_core.decide.funding import Storage
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import is_stale
 from shoestring_core.decide.preemption import Eviction
@@ -23,9 +24,10 @@ from shoestring_core.store.fleet import planning, queue
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.fleet.queue import QueueMark
+from shoestring_core.store.objects import Objects
 
 from shoestring_worker.providers.base import ManagedProvider
-from shoestring_worker.steps import ItemRunner, write
+from shoestring_worker.steps import ItemRunner, find_storage, write
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class AppliedSchedule:
 
     mark: QueueMark
     offers: list[tuple[Offer, bool]]
+    storage: Storage
     valid_until: int | None
     made_at: float
 
@@ -58,6 +61,7 @@ class JobScheduler:
 
     store: Store
     providers: Mapping[str, ManagedProvider]
+    objects: Objects
     timeouts: Timeouts
     agent_url: str
     ca: str
@@ -77,16 +81,18 @@ class JobScheduler:
         """Make a schedule and apply it, unless the last one still applies at `now`. Returns the machines to launch."""
         if not mark.queued:
             return []
-        offers = self._load_offers(offer_versions)
-        if self._still_applies(mark, offers, now):
+        offers, storage = self._load_offers(offer_versions), find_storage(self.objects)
+        if self._still_applies(mark, offers, storage, now):
             return []
+        if storage.problem:
+            self.items.warn("no job starts", storage.problem)
         timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
         with self.store.read() as db:
             now, loaded = db.now, queue.load_queue(db, self.timeouts, self._known)
-            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
+            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage)
             while not schedule.complete:
                 loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
-                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts)
+                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage)
         self._forget_all_but(loaded.snapshot.queue)
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
@@ -110,7 +116,7 @@ class JobScheduler:
             backoffs += [until for until in protected if until is not None and until > now]
             mark = loaded.mark._replace(plan_version=version)
             stale = [(offer, is_stale(offer, now)) for offer in offers]
-            self._applied = AppliedSchedule(mark, stale, min(backoffs, default=None), self.monotonic())
+            self._applied = AppliedSchedule(mark, stale, storage, min(backoffs, default=None), self.monotonic())
         return planned
 
     def _load_offers(self, versions: Mapping[str, int]) -> list[Offer]:
@@ -149,11 +155,12 @@ class JobScheduler:
     def _record_waits(self, waits: Sequence[Wait], before: Mapping[UUID, queue.StoredWait], version: int) -> bool:
         return write(self.store, queue.apply_waits, waits, before, version)
 
-    def _still_applies(self, mark: QueueMark, offers: list[Offer], now: int) -> bool:
+    def _still_applies(self, mark: QueueMark, offers: list[Offer], storage: Storage, now: int) -> bool:
         last = self._applied
         return (
             last is not None
             and (last.mark, last.offers) == (mark, [(offer, is_stale(offer, now)) for offer in offers])
+            and last.storage == storage
             and (last.valid_until is None or now < last.valid_until)
             and self.monotonic() < last.made_at + RECHECK_S
         )

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
+from shoestring_core.decide.funding import Storage
+from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import DatabaseUnavailable, Unavailable
 from shoestring_core.store.db import Store
+from shoestring_core.store.objects import Objects
 from shoestring_core.store.transactions import Write
 
 from shoestring_worker.failpoints import around
@@ -75,6 +78,15 @@ class _Failure:
     count: int = 0
     last_at: float = float("-inf")
     logged_at: float = float("-inf")
+
+
+def find_storage(objects: Objects) -> Storage:
+    """How long checkpoints can be stored, by the end of the object store's credentials."""
+    try:
+        end = objects.urls_end_by()
+    except Unavailable as unavailable:
+        return Storage(problem=f"{unavailable} {unavailable.hint or ''}".strip())
+    return Storage(None if end is None else end * S)
 
 
 def write(store: Store, function: Callable[Concatenate[Write, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -14,6 +14,14 @@ from shoestring_api.serializers.stored import read_reason, read_spans
 
 
 def status_of(rows: JobRows) -> Reason:
+    """With what will keep it from going on, if it runs and that is known."""
+    status, trouble = _state_of(rows), None
+    if rows.job.state in (JobState.LAUNCHING, JobState.RUNNING):
+        trouble = read_reason(rows.job.wait_detail)
+    return jobs.WithTrouble(status, trouble) if trouble else status
+
+
+def _state_of(rows: JobRows) -> Reason:
     row = rows.job
     newest, skipped = rows.generations[-1] if rows.generations else None, read_spans(row.skipped_step_spans)
     match JobState(row.state):

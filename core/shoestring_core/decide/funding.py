@@ -28,6 +28,22 @@ class MachineFunding:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How long checkpoints can be stored.
+
+    until    what a machine uploads later than this (µs UTC) can't be stored; None: no end is known
+    problem  why nothing can be stored from now on; "": it can
+    """
+
+    until: int | None = None
+    problem: str = ""
+
+
+STORABLE = Storage()
+"""Without an end."""
+
+
+@dataclass(frozen=True)
 class HoldExtension:
     """Add `amount` micro-dollars to the hold (0: the rest covers it) and fund the machine until `funded_until`."""
 
@@ -47,24 +63,35 @@ def initial_hold(rate_cap: str, timeouts: Timeouts, billed_at_least: int = 0, re
     return money.cost_ceiling(rate_cap, max(lived + timeouts.drain, billed_at_least))
 
 
+def funded_until(now: int, timeouts: Timeouts, storable_until: int | None) -> int:
+    """Until when a machine is funded by a new lease: it has ended before what it uploads can't be stored any more."""
+    until = now + timeouts.funding_lease
+    return until if storable_until is None else min(until, storable_until - timeouts.drain)
+
+
 def due_extension(
     funding: MachineFunding, now: int, timeouts: Timeouts, storable_until: int | None = None
 ) -> HoldExtension | None:
     """The extension of a hold, once less than half of the funding lease is left; None before that.
 
-    storable_until  what the machine uploads later than this (µs) can't be stored: it must have ended by then
+    storable_until  as `Storage.until`
 
     A lease that ends later than a new one would was given before the clock was set back: it is given anew.
     """
     if timeouts.funding_lease // 2 <= funding.funded_until - now <= timeouts.funding_lease + CLOCK_STEP:
         return None
-    until = now + timeouts.funding_lease
-    if storable_until is not None:
-        until = min(until, storable_until - timeouts.drain)
-        if until <= funding.funded_until:
-            return None
+    until = funded_until(now, timeouts, storable_until)
+    if storable_until is not None and until <= funding.funded_until:
+        return None
     need = money.cost_ceiling(funding.rate_cap, until + timeouts.drain - now)
     return HoldExtension(max(0, need - funding.remaining), until)
+
+
+def is_cut_short(funding: MachineFunding, now: int, timeouts: Timeouts, storable_until: int | None) -> bool:
+    """Whether an extension is due that the end of what can be stored forbids. Credentials that are renewed are so long
+    before that."""
+    due = funding.funded_until - now < timeouts.funding_lease // 2
+    return due and funded_until(now, timeouts, storable_until) <= funding.funded_until
 
 
 def when_budget_exhausted(on_budget: str) -> DesiredState:

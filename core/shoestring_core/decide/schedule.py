@@ -77,6 +77,7 @@ class StartInputs:
     refusals: tuple[RecentRefusal, ...]
     timeouts: dict[str, Timeouts]
     refused_until: int = 0
+    storage: funding.Storage = funding.STORABLE
     vcpus_in_use: dict[str, int] = field(default_factory=dict)
     quotas_blocked: tuple[str, ...] = ()
 
@@ -139,7 +140,11 @@ class SchedulingDecision:
 
 
 def schedule_jobs(
-    snapshot: QueueSnapshot, offers: Iterable[Offer], now: int, timeouts: Mapping[str, Timeouts]
+    snapshot: QueueSnapshot,
+    offers: Iterable[Offer],
+    now: int,
+    timeouts: Mapping[str, Timeouts],
+    storage: funding.Storage = funding.STORABLE,
 ) -> SchedulingDecision:
     """Decide for each job, in the order of service; each start reduces what is left for the jobs behind it.
 
@@ -184,6 +189,7 @@ def schedule_jobs(
             refusals=snapshot.refusals,
             timeouts=by_provider,
             refused_until=refused_until.get(queued.requirements, 0) if refused_until else 0,
+            storage=storage,
             vcpus_in_use=vcpus_in_use,
             quotas_blocked=waiting_for_quotas,
         )
@@ -368,6 +374,8 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
         return Wait(queued.job, waits.RetryDelayed())
     if inputs.now < inputs.refused_until:
         return Wait(queued.job, waits.BehindRefusedJob())
+    if not _can_store(inputs, placement.best):
+        return Wait(queued.job, waits.NothingStorable(inputs.storage.problem))
     available = next((offer for offer in placement.best_by_quota if _has_room(inputs, offer)), None)
     if wait := _wait_for_own_budget(inputs, available or placement.best):
         return wait
@@ -375,6 +383,12 @@ def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
         return _wait_for_room(inputs, placement)
     # last: while nothing is free, only the head of the queue is read, which may lack the job that goes first
     return _wait_for_turn(inputs) or _start(inputs, available)
+
+
+def _can_store(inputs: StartInputs, offer: Offer) -> bool:
+    """Whether a machine that is launched now has time to store anything."""
+    until = funding.funded_until(inputs.now, inputs.timeouts[offer.provider], inputs.storage.until)
+    return not inputs.storage.problem and until > inputs.now
 
 
 def why_no_offer(requirements: Requirements, placement: Placement) -> waits.WaitDetail:
@@ -520,7 +534,7 @@ def _start(inputs: StartInputs, offer: Offer) -> Start:
         nodes=inputs.queued.requirements.nodes,
         offer=offer,
         hold=machine_hold(offer, inputs.queued.requirements, timeouts),
-        funded_until=inputs.now + timeouts.funding_lease,
+        funded_until=funding.funded_until(inputs.now, timeouts, inputs.storage.until),
         inputs=inputs,
     )
 

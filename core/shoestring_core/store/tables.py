@@ -209,7 +209,7 @@ class JobRow(Base):
     wait_reason: Mapped[str | None]
     """None in the queue: no schedule has looked at it yet, because none behind those that it looked at could start."""
     wait_detail: Mapped[dict[str, Any] | None]
-    """A reason of `wording`, {code, facts}, as every JSON column of reasons."""
+    """A reason of `wording`, {code, facts}, as every JSON column of reasons. Of a job that runs: what will stop it."""
     end_reason: Mapped[str | None]
     end_detail: Mapped[dict[str, Any] | None]
     attempt: Mapped[int] = mapped_column(default=0)

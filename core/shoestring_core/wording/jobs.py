@@ -11,7 +11,7 @@ from pydantic import FiniteFloat
 from shoestring_core.durations import format_duration
 from shoestring_core.states import EndReason, JobStatus, StopReason, WaitReason
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import Span, batches_of_steps
+from shoestring_core.wording.units import Span, batches_of_steps, moment
 
 # The status of a job
 
@@ -129,6 +129,48 @@ class Exporting(Reason):
 
     def text(self) -> str:
         return f"Exporting the model: training is complete{_skipping(self.skipped)}."
+
+
+@dataclass(frozen=True)
+class WithTrouble(Reason):
+    """`status`: what it is doing; `trouble`: what will keep it from going on."""
+
+    code = "with_trouble"
+    status: NestedReason
+    trouble: NestedReason
+
+    def text(self) -> str:
+        return f"{self.status.text()} {self.trouble.text()}"
+
+
+@dataclass(frozen=True)
+class StorageLost(Reason):
+    """The service can't renew the credentials by which checkpoints are stored.
+
+    problem  as a sentence; "": none but that they end
+    until    until when its machines are funded (µs UTC): as long as the URLs work that they were given
+    """
+
+    code = "storage_lost"
+    problem: str
+    until: int
+
+    def text(self) -> str:
+        problem = self.problem or "Those that the service has end then, and have not been renewed."
+        return (
+            f"Its machines go on until {moment(self.until)} and no longer, for want of credentials to store "
+            f"checkpoints. {problem} With the upload URLs that they hold, they store a last one at that time, and "
+            "the job resumes from it once the credentials are valid. If they are lost before, what they did since the "
+            "last stored checkpoint is lost."
+        )
+
+
+@dataclass(frozen=True)
+class StorageRestored(Reason):
+    code = "storage_restored"
+
+    def text(self) -> str:
+        return "Checkpoints can be stored again."
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 Span = tuple[int, int]
 """Steps, first and last."""
@@ -16,6 +17,11 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 def disk_text(kind: str, gib: int, iops: int, mib_per_s: int) -> str:
     return f"{gib} GiB of {kind} with {iops} IOPS and {mib_per_s} MiB/s"
+
+
+def moment(at: int) -> str:
+    """A time (µs UTC), such as "2026-11-28 15:04 UTC"."""
+    return f"{datetime.fromtimestamp(at // 1_000_000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def batches_of_steps(spans: Sequence[Span]) -> str:

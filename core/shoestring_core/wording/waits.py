@@ -62,6 +62,19 @@ class ProviderUnanswered(WaitDetail):
 
 
 @dataclass(frozen=True)
+class NothingStorable(WaitDetail):
+    """`problem`: with the object store, as a sentence; "": its credentials are about to end."""
+
+    code = "nothing_storable"
+    waits_for = WaitReason.CAPACITY
+    problem: str
+
+    def text(self) -> str:
+        problem = self.problem or "The credentials for that end in a moment, and have not been renewed."
+        return f"No checkpoint could be stored. {problem} The job starts automatically once that is possible."
+
+
+@dataclass(frozen=True)
 class QuotaExhausted(WaitDetail):
     code = "quota_exhausted"
     waits_for = WaitReason.QUOTA

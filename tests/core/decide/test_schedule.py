@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
+from shoestring_core.decide.funding import Storage
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import MAX_OFFER_AGE
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
@@ -235,6 +236,17 @@ def test_every_start_can_be_recomputed_from_its_stored_inputs():
     for start in starts:
         stored = json.loads(json.dumps(start.inputs.as_json()))
         assert decide_start(StartInputs.from_json(stored)) == start
+
+
+def test_a_machine_is_funded_no_longer_than_what_it_does_can_be_stored():
+    for storable, funded in ((None, 60), (75, 60), (50, 35)):  # it may take 15 s to end
+        storage = Storage(None if storable is None else NOW + storable * S)
+        (start,) = schedule_jobs(snapshot(queued(1)), offers(), NOW, TIMEOUTS, storage).starts
+        assert start.funded_until == NOW + funded * S
+        assert decide_start(StartInputs.from_json(json.loads(json.dumps(start.inputs.as_json())))) == start
+    for storage in (Storage(NOW + 15 * S), Storage(problem="The credentials are refused.")):
+        (wait,) = schedule_jobs(snapshot(queued(1)), offers(), NOW, TIMEOUTS, storage).waits
+        assert wait.detail == waits.NothingStorable(storage.problem)
 
 
 def test_a_schedule_never_holds_more_than_a_limit_nor_launches_more_than_the_slots():

@@ -27,6 +27,7 @@ from shoestring_core.events import (
     Overdraft,
     SoftLineReached,
     SoftLinesChange,
+    StorageChange,
     WaitChange,
     WeightChange,
 )
@@ -136,6 +137,7 @@ EVENTS: list[EventData] = [
     BudgetRequestChange(request=ID, account=ID, amount="2.5", state="open"),
     Alarm(alarm="overrun", overdrawn=(Overdraft(account="team a", overdraft="0.1"),)),
     Alarm(alarm="wrong_session", machine=ID),
+    StorageChange(lost=True),
     AgentReport.model_validate({"event": "started", "machine": ID, "at": 1.5, "step": None, "steps_total": 7}),
 ]
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -181,6 +182,37 @@ def test_while_the_credentials_are_expired_machines_go_on_and_upload_with_what_t
     asyncio.run(deliver(tmp_path, agent, checkpoint, meanwhile=sign_in_again, held=held.upload_urls))
     assert agent.report().order.kind == "run"
     assert agent.report().upload_urls.nonce == "000002", "committed"
+
+
+def test_while_the_credentials_are_expired_the_urls_that_it_holds_are_kept_for_the_last_checkpoint(
+    on_s3: Deployment, tmp_path: Path, aws: FakeAws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, (agent,) = on_s3.running()
+    held = agent.points(range(1, 4))
+    monkeypatch.setattr(on_s3.state, "objects", ExpiredCredentials(on_s3.state.objects))
+    assert agent.points(range(4, 7)).upload_urls is None
+    periodic = replace(local_checkpoint(tmp_path, agent, 5, b"periodic"), reason="periodic")
+    last = local_checkpoint(tmp_path, agent, 6, b"the last one")
+
+    async def play() -> None:
+        (tmp_path / "cache").mkdir()
+        service = ServiceClient(on_s3.url, agent.machine, agent.session_secret)
+        spool, waited = Spool(tmp_path / "spool", tmp_path / "rejected"), asyncio.Event()
+        uploader = CheckpointUploader(service, spool, CheckpointCache(tmp_path / "cache"), waited.set)
+        uploader.add_urls(held.upload_urls)
+        uploader.add_urls(None)
+        uploader.submit(periodic)
+        running = asyncio.create_task(uploader.run())
+        async with asyncio.timeout(PATIENCE_S):
+            await waited.wait()
+            uploader.submit(last)
+            while set(await asyncio.to_thread(stored, aws, job)) != {"data", "manifest.json"}:
+                await asyncio.sleep(0.02)
+        running.cancel()
+        await service.close()
+
+    asyncio.run(play())
+    assert stored(aws, job)["data"] == len(b"the last one")
 
 
 class ExpiredCredentials:

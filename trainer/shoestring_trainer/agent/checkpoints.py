@@ -141,6 +141,7 @@ class CheckpointUploader:
     ) -> None:
         self._service, self._spool, self._cache, self._wake_reporter = service, spool, cache, wake_reporter
         self._unused_urls: dict[tuple[int, str], UploadUrls] = {}
+        self._offered = True
         self._used: set[tuple[int, str]] = set()
         self._next: LocalCheckpoint | None = None
         self._current: LocalCheckpoint | None = None
@@ -151,7 +152,8 @@ class CheckpointUploader:
         return self._next is None and self._current is None
 
     def add_urls(self, urls: UploadUrls | None) -> None:
-        """Keep a urls for later, two at most; those of newer generations stay."""
+        """Keep a urls for later, two at most; those of newer generations stay. None: the service could sign none."""
+        self._offered = urls is not None
         if urls and _key(urls) not in self._used:
             newest = sorted({**self._unused_urls, _key(urls): urls}.values(), key=lambda each: each.generation)
             self._unused_urls = {_key(each): each for each in newest[-2:]}
@@ -234,7 +236,7 @@ class CheckpointUploader:
         """
         for pause in backoff_delays(most_s=1.0):
             urls = next((urls for urls in self._unused_urls.values() if urls.generation == checkpoint.generation), None)
-            if urls:
+            if urls and (self._offered or checkpoint.is_last):  # else it may be the only one for the last checkpoint
                 del self._unused_urls[_key(urls)]
                 self._used.add(_key(urls))  # replies keep offering it until the commit
                 again = self._record_target(urls.nonce, manifest_sha256)

@@ -3674,6 +3674,39 @@ export interface components {
             mode: "stop" | "pause";
         };
         /**
+         * StorageChange
+         * @description Checkpoints of a job that runs can't be stored for much longer (lost), or again for as long as it runs.
+         */
+        StorageChange: {
+            /** Lost */
+            lost: boolean;
+        };
+        /** StorageEvent */
+        StorageEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "storage";
+            data: components["schemas"]["StorageChange"];
+        };
+        /**
          * SubmitJobRequest
          * @description Body of POST /v1/jobs: the spec as a tree, or its YAML/JSON text.
          */

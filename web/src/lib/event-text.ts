@@ -67,6 +67,8 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
       return eventText("Budget", sentence, "warn");
     case "alarm":
       return eventText("Alarm", sentence, "warn");
+    case "storage":
+      return eventText("Checkpoints", sentence, "warn");
     case "agent":
       return describeAgentEvent(text("event"), sentence, machine, number("step"));
     default:

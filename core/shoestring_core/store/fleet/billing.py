@@ -13,13 +13,14 @@ from sqlalchemy import bindparam, exists, or_, select, text, update
 
 from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.events import CostChange
+from shoestring_core.events import CostChange, StorageChange
 from shoestring_core.spec import reserved_time_of_stored
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read, Write
-from shoestring_core.wording import budget
+from shoestring_core.wording import Reason, budget
+from shoestring_core.wording.jobs import StorageLost, StorageRestored
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def load_fundings(db: Read, machines: Collection[UUID]) -> dict[UUID, funding.Ma
 def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts, storable_until: int | None = None) -> bool:
     """Extend a machine's hold if that is due; post its cost first. The agent gets the new lease after the commit.
 
-    storable_until  as in `funding.due_extension`
+    storable_until  as `funding.Storage.until`
 
     Raises BudgetExceeded: then nothing is changed, and its job must be stopped.
     """
@@ -58,6 +59,22 @@ def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts, storable_unt
     ledger.extend_hold(
         db, machine_id, due.amount, due.funded_until, if_funded_until=now.funded_until, reserved=reserved
     )
+    return True
+
+
+def tell_storage(db: Write, job_id: UUID, attempt_number: int, problem: str, *, lost: bool) -> bool:
+    """Tell a job that runs, once, that its checkpoints can't be stored for long (`lost`) or can again. Whether it was
+    told. `problem`: as `Storage.problem`."""
+    job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_number)
+    if not rows.is_wanted(job, attempt) or bool(job.wait_detail) == lost:
+        return False
+    until = max((row.funded_until or db.now for row in rows.load_gang(db, job_id, attempt_number)), default=db.now)
+    reason: Reason = StorageLost(problem, until) if lost else StorageRestored()
+    told = {"wait_detail": reason.as_json() if lost else None}
+    rows.try_update(db, update(JobRow).where(JobRow.id == job_id).values(told))
+    db.event(
+        StorageChange(lost=lost), team=job.team_id, actor="fleet", job=job_id, attempt=attempt_number, reason=reason,
+    )  # fmt: skip
     return True
 
 

@@ -96,15 +96,21 @@ def refill_slot(
     deployment: str,
     timeouts: Timeouts,
     ca: str = "",
+    storable_until: int | None = None,
 ) -> UUID | None:
-    """Insert another machine for a slot whose last one was never launched. None: no longer wanted, or already there.
+    """Insert another machine for a slot whose last one was never launched. None: no longer wanted, or already there, or
+    there is no time left to store what it does.
+
+    storable_until  as `funding.Storage.until`
 
     Raises BudgetExceeded.
     """
     job, attempt = rows.lock_job(db, job_id), rows.load_attempt(db, job_id, attempt_number)
     if not rows.is_wanted(job, attempt) or slot in {row.slot for row in rows.load_gang(db, job_id, attempt_number)}:
         return None
-    until = db.now + timeouts.funding_lease
+    until = funding.funded_until(db.now, timeouts, storable_until)
+    if until <= db.now:
+        return None
     machine = _insert_machine(db, job_id, attempt_number, slot, offer, until, agent_url, deployment, ca)
     ledger.place_hold(
         db,

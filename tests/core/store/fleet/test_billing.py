@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -15,6 +16,7 @@ from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import billing, gangs, launches
 from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, JobRow, MachineRow
 from shoestring_core.wording import budget
+from shoestring_core.wording.jobs import StorageLost, StorageRestored
 from sqlalchemy import event, update
 
 from tests.core.world import (
@@ -106,6 +108,26 @@ def test_of_two_extensions_at_once_one_is_made(fleet: Fleet) -> None:
     with meanwhile(fleet.store, "machines", theirs):
         assert not fleet.write(billing.extend_funding, machine, fleet.timeouts)
     assert held(fleet, machine) == ("open", amount, funded_until, 2**60)
+
+
+def test_a_job_that_runs_is_told_once_that_nothing_can_be_stored_for_long_and_once_that_it_can(fleet: Fleet) -> None:
+    job, machines = fleet.running(nodes=2)
+    fleet.alter(MachineRow, MachineRow.id == machines[1], funded_until=2**51)
+    other, _ = fleet.running()
+    tell = partial(fleet.write, billing.tell_storage, job, 1, "The credentials are refused.")
+    assert not tell(lost=False)
+    assert tell(lost=True)
+    assert not tell(lost=True)
+    lost = StorageLost("The credentials are refused.", 2**51)
+    assert (fleet.job_row(job).wait_detail, fleet.job_row(other).wait_detail) == (lost.as_json(), None)
+    assert tell(lost=False)
+    assert fleet.job_row(job).wait_detail is None
+    reasons = [lost.as_json(), StorageRestored().as_json()]
+    assert [(one.data, one.reason) for one in fleet.events("storage")] == list(
+        zip([{"lost": True}, {"lost": False}], reasons, strict=True)
+    )
+    fleet.write(jobs.stop, job, "ann")
+    assert not tell(lost=True), "its machines end anyway"
 
 
 def test_a_machine_that_the_budget_does_not_cover_is_not_funded_further(fleet: Fleet) -> None:

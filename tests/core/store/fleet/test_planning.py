@@ -40,10 +40,13 @@ def planned_as(slot: int) -> dict[str, Any]:
     return MachinePlanned(slot, "local.cpu", "spot", "local", "0.158").as_json()
 
 
-def refill(fleet: Fleet, job: UUID, slot: int, offer: Offer = OFFER) -> UUID | None:
+def refill(
+    fleet: Fleet, job: UUID, slot: int, offer: Offer = OFFER, storable_until: int | None = None
+) -> UUID | None:  # fmt: skip
     return fleet.write(
-        planning.refill_slot, job, 1, slot, offer, agent_url="http://api", deployment="test", timeouts=fleet.timeouts
-    )
+        planning.refill_slot, job, 1, slot, offer, agent_url="http://api", deployment="test", timeouts=fleet.timeouts,
+        storable_until=storable_until,
+    )  # fmt: skip
 
 
 # The queue as the scheduler sees it
@@ -273,6 +276,16 @@ def test_no_machine_is_bought_for_a_slot_that_needs_none(fleet: Fleet, why: str)
     assert refill(fleet, job, slot) is None
     assert len(fleet.ids(job)) == 2
     assert fleet.totals(fleet.job_row(job)) == before
+
+
+def test_a_machine_that_fills_a_slot_again_is_funded_no_longer_than_what_it_does_can_be_stored(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    refused, _ = fleet.ids(job)
+    fleet.write(launches.record_refusal, fleet.call(refused), RefusalKind.CAPACITY, "full")
+    storable = fleet.clock.now + fleet.timeouts.drain
+    assert refill(fleet, job, 0, storable_until=storable) is None
+    machine = refill(fleet, job, 0, storable_until=storable + 20 * S)
+    assert fleet.machine_row(machine).funded_until == fleet.hold_row(machine).funded_until == fleet.clock.now + 20 * S
 
 
 def test_a_slot_that_the_budget_does_not_cover_stays_empty(fleet: Fleet) -> None:
