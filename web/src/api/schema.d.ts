@@ -2057,7 +2057,7 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["GuaranteedRateEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["ForecastEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["AgentEvent"];
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["GuaranteedRateEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["ForecastEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["StorageEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
