@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shoestring_core.decide.placement import rank_offers
+from shoestring_core.decide.requirements import GIB, Requirements
 from shoestring_core.errors import Forbidden, InvalidSpec, Problem
 from shoestring_core.isolation import IsolationStatus
 from shoestring_core.spec import DataSource, JobSpec, parse
-from shoestring_core.store.fleet.offers import load_timeouts
+from shoestring_core.store.fleet.offers import load_known, load_timeouts
 from shoestring_core.store.identity import Principal
 
 from shoestring_api.app_state import AppState
@@ -32,6 +34,7 @@ def parse_spec(source: dict[str, Any] | str, caller: Principal, state: AppState)
         raise InvalidSpec([Problem("/data/train", problem, "data-layout")])
     if spec.data and spec.data.is_in_s3 and (problem := state.data_buckets.find_problem(spec.data)):
         raise InvalidSpec([Problem("/data/train", problem, "data-layout")])
+    _check_disk(spec, state)
     return spec
 
 
@@ -52,6 +55,23 @@ def _check_provider(spec: JobSpec, state: AppState) -> None:
     if known and spec.resources.provider not in known:
         message = f"There is no provider {spec.resources.provider!r} here. Use {' or '.join(known)}."
         raise InvalidSpec([Problem("/resources/provider", message, "unknown-provider")])
+
+
+def _check_disk(spec: JobSpec, state: AppState) -> None:
+    """Refuse data that are larger than the disk of every machine that the job could get."""
+    least = state.data_buckets.least_bytes(spec.data) if spec.data and spec.data.is_in_s3 else 0
+    if not spec.data or not least:
+        return
+    with state.store.read() as db:
+        offers = rank_offers(load_known(db).offers, Requirements.of(spec.resources)).ranked
+    disks = {offer.disk.gib if offer.disk else None for offer in offers}
+    largest = max((gib for gib in disks if gib is not None), default=0)
+    if None not in disks and 0 < largest * GIB < least:
+        message = (
+            f"{spec.data.train} has at least {least / GIB:,.1f} GiB, and the machines' disks have {largest:,} GiB."
+        )
+        advice = "Raise resources.disk.size, or stream prepared shards (data.stream)."
+        raise InvalidSpec([Problem("/resources/disk/size", f"{message} {advice}", "disk-too-small")])
 
 
 def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:

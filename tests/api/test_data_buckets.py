@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from shoestring_core.decide.offers import Hardware, Offer
+from shoestring_core.decide.requirements import GIB
 from shoestring_core.spec import DataSource
+from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.objects import s3_data
 from shoestring_core.store.objects.s3_data import VARIABLES, DataBuckets
 
 from tests.api.deployment import Deployment
+from tests.core.decide.test_disks import DISK
 from tests.worker.providers.fake_aws import FakeAws
 
 SHARDS = [f"sets/a/train-{number:03}.tar" for number in (0, 1, 3)] + [f"sets/b/{number}.tar" for number in range(4)]
@@ -103,3 +107,37 @@ def test_a_problem_in_a_bucket_is_one_of_the_spec(deployment: Deployment, bucket
         (problem,) = answer.json()["errors"]
         assert (problem["pointer"], problem["code"]) == ("/data/train", "data-layout")
         assert problem["message"].startswith("there are no objects in s3://data/nothing")
+
+
+def test_the_bytes_that_a_machine_copies_are_known_as_far_as_they_were_listed(buckets: DataBuckets) -> None:
+    places = {
+        source("s3://data/sets/b"): 4, source("s3://data/sets/b/{1..2}.tar"): 2, source("s3://data"): 10,
+        source("s3://data/images", "imagefolder"): 1, source("s3://data/streamed", stream=True): 0,
+    }  # fmt: skip
+    for data, least in places.items():
+        assert buckets.least_bytes(data) == 0, "it was not looked at yet"
+        assert buckets.find_problem(data) is None
+        assert buckets.least_bytes(data) == least
+
+
+def test_data_that_are_larger_than_every_disk_are_refused_before_a_machine_is_paid_for(
+    deployment: Deployment, buckets: DataBuckets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hardware = Hardware(4, 16_384, "A10G", 1, 24_576)
+    cloud = Offer("ec2", "r", "ra", "g5.xlarge", "spot", "0.4", "1", 4, "test", False, hardware, disk=DISK)
+    deployment.store.write(lambda db: save_offers(db, "ec2", [cloud], deployment.state.timeouts))
+    deployment.state.data_buckets = buckets
+    monkeypatch.setattr(DataBuckets, "least_bytes", lambda *_: 300 * GIB)
+
+    def problems(**resources: object) -> list[tuple[str, str]]:
+        data = {"train": "s3://data/images"}
+        spec = {"recipe": "imagefolder/resnet9", "data": data, "resources": resources}
+        answer = deployment.member.post("/v1/quotes", json={"spec": spec})
+        return [(one["pointer"], one["message"]) for one in answer.json().get("errors", [])]
+
+    for small in ({}, {"disk": {"size": "200GB"}}):
+        ((pointer, message),) = problems(gpu="A10G", **small)
+        assert pointer == "/resources/disk/size"
+        assert message.startswith("s3://data/images has at least 300.0 GiB, and the machines' disks have ")
+    assert problems(gpu="A10G", disk={"size": "400GB"}) == []
+    assert problems() == [], "nothing is known of the local cloud's disk"

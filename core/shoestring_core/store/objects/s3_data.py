@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,14 @@ class DataBuckets:
         self._settings = {name.removeprefix(VARIABLES): value for name, value in given.items()}
         self._clock = clock
         self._turns = threading.BoundedSemaphore(AT_ONCE)
-        self._sound: dict[DataSource, float] = {}
-        """Until when what was found of a location counts."""
+        self._sound: dict[DataSource, tuple[float, int]] = {}
+        """Until when what was found of a location counts, and the bytes that it has at least."""
         self._silent_until = 0.0
 
     def find_problem(self, data: DataSource) -> str | None:
         """Return what is wrong with data in S3, in the machine's words; None if nothing is known to be."""
         now = self._clock()
-        if not self._settings or now < max(self._silent_until, self._sound.get(data, 0.0)):
+        if not self._settings or now < max(self._silent_until, self._sound.get(data, (0.0, 0))[0]):
             return None
         if not self._turns.acquire(blocking=False):
             return None
@@ -59,12 +59,17 @@ class DataBuckets:
             self._turns.release()
         return None
 
+    def least_bytes(self, data: DataSource) -> int:
+        """How many bytes a machine copies at least, by what was found when it was looked at; 0: nothing is known."""
+        return self._sound.get(data, (0.0, 0))[1]
+
     def _look(self, data: DataSource) -> None:
         from botocore import exceptions  # half a second, which only data in S3 are worth
 
         name, _, key = data.train.removeprefix("s3://").partition("/")
+        least = 0
         try:
-            _require_data(data, _Bucket(self._client(), name), key.strip("/"))
+            least = _require_data(data, _Bucket(self._client(), name), key.strip("/"))
         except exceptions.ClientError as error:
             if error.response["Error"].get("Code") in MISSING_BUCKET:
                 raise LayoutError(f"the bucket of {data.train} does not exist; correct data.train") from error
@@ -75,7 +80,7 @@ class DataBuckets:
             pass  # whatever else keeps it from being listed, the machine says
         if len(self._sound) >= MAX_OBJECTS:
             self._sound.clear()
-        self._sound[data] = self._clock() + KEEP_S
+        self._sound[data] = self._clock() + KEEP_S, least
 
     def _client(self) -> BaseClient:
         import boto3
@@ -102,52 +107,57 @@ class _Bucket:
     def __init__(self, client: Any, name: str) -> None:
         self._client, self.name = client, name
 
-    def keys(self, prefix: str) -> list[str] | None:
-        """Return the keys that begin so; None if they are more than are looked at."""
-        found: list[str] = []
+    def objects(self, prefix: str) -> tuple[dict[str, int], bool]:
+        """Return the bytes of the objects whose keys begin so, and whether that is all: not if they are too many."""
+        found: dict[str, int] = {}
         more: dict[str, str] = {}
         while len(found) < MAX_OBJECTS:
             page = self._client.list_objects_v2(Bucket=self.name, Prefix=prefix, **more)
-            found += [each["Key"] for each in page.get("Contents", ())]
+            found |= {each["Key"]: each["Size"] for each in page.get("Contents", ())}
             if not page.get("IsTruncated"):
-                return found
+                return found, True
             more = {"ContinuationToken": page["NextContinuationToken"]}
-        return None
+        return found, False
 
     def has_any(self, prefix: str) -> bool:
         return bool(self._client.list_objects_v2(Bucket=self.name, Prefix=prefix, MaxKeys=1).get("Contents"))
 
 
-def _require_data(data: DataSource, bucket: _Bucket, key: str) -> None:
-    """Raise LayoutError unless there are the objects that the location names."""
+def _require_data(data: DataSource, bucket: _Bucket, key: str) -> int:
+    """Raise LayoutError unless there are the objects that the location names. Returns the bytes to copy, at least."""
     pattern = SHARD_RANGE.search(key.rpartition("/")[2])
     folder = f"{key}/" if key else ""
     if pattern is not None:
-        _require_pattern(bucket, key, key[: key.rindex(pattern[0])])
-    elif not bucket.has_any(key if key.endswith(".tar") else folder):
+        return _require_pattern(bucket, key, key[: key.rindex(pattern[0])])
+    if not bucket.has_any(key if key.endswith(".tar") else folder):
         raise LayoutError(f"there are no objects in {data.train}; correct data.train, or upload the data first")
-    elif data.stream and not bucket.has_any(folder + SHARD_INDEX):
+    if data.stream and not bucket.has_any(folder + SHARD_INDEX):
         raise LayoutError(
             f"{data.train} holds no {SHARD_INDEX}, so it can't be streamed; give the URL of a folder that "
             "`shoestring data prepare` has made, or leave stream out"
         )
-    elif data.format == "webdataset" and not key.endswith(".tar"):
-        _require_no_gap(bucket, folder)
+    if data.stream or key.endswith(".tar"):
+        return 0
+    objects, is_all = bucket.objects(folder)
+    if data.format == "webdataset" and is_all:
+        _require_no_gap(bucket, folder, objects)
+    return sum(objects.values())
 
 
-def _require_pattern(bucket: _Bucket, key: str, begin: str) -> None:
-    keys = bucket.keys(begin)
-    if keys is None:
-        return
-    names = {found.rpartition("/")[2] for found in keys if found.rpartition("/")[0] == key.rpartition("/")[0]}
+def _require_pattern(bucket: _Bucket, key: str, begin: str) -> int:
+    objects, is_all = bucket.objects(begin)
+    if not is_all:
+        return 0
+    folder = key.rpartition("/")[0]
+    sizes = {name: size for found, size in objects.items() for at, _, name in [found.rpartition("/")] if at == folder}
     with _named_as_given(bucket):
-        expand_pattern(_place(bucket, key), names.__contains__)
+        shards = expand_pattern(_place(bucket, key), sizes.__contains__)
+    return sum(sizes[shard.name] for shard in shards)
 
 
-def _require_no_gap(bucket: _Bucket, folder: str) -> None:
+def _require_no_gap(bucket: _Bucket, folder: str, keys: Collection[str]) -> None:
     """Of a folder of shards without folders in it: of others the machine knows which shards it takes."""
-    keys = bucket.keys(folder)
-    if keys is not None and not any("/" in found.removeprefix(folder) for found in keys):
+    if not any("/" in found.removeprefix(folder) for found in keys):
         with _named_as_given(bucket):
             require_no_gap(_place(bucket, found) for found in keys if found.endswith(".tar"))
 
