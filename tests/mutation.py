@@ -38,12 +38,20 @@ FUNCTIONS = {"any": "all", "all": "any", "min": "max", "max": "min"}
 METHODS = {"is_": "is_not", "is_not": "is_", "in_": "not_in", "not_in": "in_", "desc": "asc", "asc": "desc"}
 CONDITIONS = ("where", "and_", "or_", "filter", "filter_by", "values")
 """Calls of which one argument is dropped."""
+GUARDS = ("where", "and_", "or_")
+"""Calls whose arguments are the terms of a condition."""
+PREDICATES = (*GUARDS, "exists", "is_", "is_not", "in_", "not_in")
 NOT_CODE = ("annotation", "returns", "decorator_list", "bases")
+Variants = Callable[[ast.AST, str], Iterator[ast.AST]]
+"""What a node may become by a fault, and the field of its parent that it is in."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault. `before` and `after` are the code around it, without what both have in common."""
+    """One fault. `before` and `after` are the code around it, without what both have in common.
+
+    statement  the line on which the statement begins that has it
+    """
 
     module: str
     number: int
@@ -53,6 +61,7 @@ class Mutant:
     after: str
     twin: int = 1
     """Counts equal faults of a function."""
+    statement: int = 0
 
     @property
     def key(self) -> str:
@@ -61,21 +70,21 @@ class Mutant:
         return f"{self.module.removeprefix('shoestring_core.')} {self.function}: {self.before} → {self.after}{again}"
 
 
-def find_mutants(module: str, source: str) -> list[Mutant]:
-    """All mutants of a module, in the order of its code."""
+def find_mutants(module: str, source: str, variants: Variants | None = None) -> list[Mutant]:
+    """All mutants of a module, in the order of its code. `variants`: what a node may become; `missing_terms` or any."""
     seen, found = Counter[str](), []
-    for number, fault in enumerate(_faults(ast.parse(source))):
+    for number, fault in enumerate(_faults(ast.parse(source), variants or _variants)):
         before, after = _shorten(fault.before, fault.after)
-        mutant = Mutant(module, number, fault.function, fault.line, before, after)
+        mutant = Mutant(module, number, fault.function, fault.line, before, after, statement=fault.statement)
         seen[mutant.key] += 1
         found.append(replace(mutant, twin=seen[mutant.key]))
     return found
 
 
-def mutate(source: str, number: int) -> ast.Module:
+def mutate(source: str, number: int, variants: Variants | None = None) -> ast.Module:
     """The module with one fault."""
     tree = ast.parse(source)
-    list(_faults(tree))[number].plant()
+    list(_faults(tree, variants or _variants))[number].plant()
     return ast.fix_missing_locations(tree)
 
 
@@ -86,16 +95,28 @@ def mutate(source: str, number: int) -> ast.Module:
 class _Fault:
     function: str
     line: int
+    statement: int
     before: str
     after: str
     plant: Callable[[], None]
 
 
-def _faults(tree: ast.Module) -> Iterator[_Fault]:
+def _faults(tree: ast.Module, variants: Variants) -> Iterator[_Fault]:
+    statements = dict(_lines_of_statements(tree, 0))
     for node, field, function, put in _nodes(tree, ""):
-        for changed in _variants(node, field):
-            line = getattr(node, "lineno", 0)
-            yield _Fault(function, line, ast.unparse(node), ast.unparse(changed), partial(put, changed))
+        for changed in variants(node, field):
+            statement = statements[id(node)]
+            before, after = ast.unparse(node).strip(), ast.unparse(changed).strip()
+            line = getattr(node, "lineno", statement)
+            yield _Fault(function, line, statement, before, after, partial(put, changed))
+
+
+def _lines_of_statements(node: ast.AST, line: int) -> Iterator[tuple[int, int]]:
+    """Where the statement of each node begins, by its `id`."""
+    line = node.lineno if isinstance(node, ast.stmt) else line
+    yield id(node), line
+    for child in ast.iter_child_nodes(node):
+        yield from _lines_of_statements(child, line)
 
 
 def _nodes(node: ast.AST, function: str) -> Iterator[tuple[ast.AST, str, str, Callable[[ast.AST], None]]]:
@@ -150,13 +171,47 @@ def _variants(node: ast.AST, field: str) -> Iterator[ast.AST]:
             yield ast.Pass()
 
 
+def missing_terms(node: ast.AST, field: str) -> Iterator[ast.AST]:
+    """A condition without each of its terms, and a guard that holds always."""
+    match node:
+        case ast.BoolOp(op=operator, values=values):
+            if field in ("test", "ifs") or isinstance(operator, ast.And) or _compares(node):
+                yield from (_with(node, values=rest) if len(rest) > 1 else rest[0] for rest in _without_each(values))
+        case ast.BinOp(left=left, op=ast.BitAnd() | ast.BitOr(), right=right) if _compares(node):
+            yield from (left, right)
+        case ast.Call(args=terms) if _name(node) in GUARDS:
+            yield from (_with(node, args=rest) for rest in _without_each(terms))
+        case ast.Tuple(elts=parts) | ast.List(elts=parts) if any(isinstance(part, ast.Compare) for part in parts):
+            yield from (_with(node, elts=rest) for rest in _without_each(parts))
+        case ast.comprehension(ifs=[ast.expr() as only]) if not isinstance(only, ast.BoolOp):
+            yield _with(node, ifs=[])
+        case ast.If(body=[*_, ast.Return() | ast.Raise() | ast.Continue()], orelse=[]):
+            yield ast.Pass()
+        case ast.If(test=test) if not isinstance(test, ast.BoolOp):
+            yield _with(node, test=ast.Constant(True))
+
+
+def _compares(node: ast.AST) -> bool:
+    """Whether it is a condition: `a or b` may be a default, and `a | b` the union of two sets."""
+    return any(
+        isinstance(part, ast.Compare | ast.Not | ast.Invert)
+        or (isinstance(part, ast.Call) and _name(part) in PREDICATES)
+        for part in ast.walk(node)
+    )
+
+
+def _name(call: ast.Call) -> str:
+    """Of the function that is called, without what it belongs to."""
+    return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
+
+
 def _call_variants(call: ast.Call) -> Iterator[ast.AST]:
     match call.func:
         case ast.Name(id=name) if name in FUNCTIONS:
             yield _with(call, func=ast.Name(FUNCTIONS[name], ast.Load()))
         case ast.Attribute(value=value, attr=name) if name in METHODS:
             yield _with(call, func=ast.Attribute(value, METHODS[name], ast.Load()))
-    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    name = _name(call)
     if name in CONDITIONS:
         yield from (_with(call, args=rest) for rest in _without_each(call.args))
         yield from (_with(call, keywords=rest) for rest in _without_each(call.keywords))

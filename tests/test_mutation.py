@@ -9,11 +9,13 @@ import random
 import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from tests import mutation
-from tests.soak import mutants
+from tests import changed_code, mutation
+from tests.soak import guards, mutants
 
 PLANTED = """
 def limit():
@@ -102,3 +104,92 @@ def test_a_seed_always_draws_the_same_mutants() -> None:
     assert mutants.draw(7, 20) == mutants.draw(7, 20)
     assert mutants.draw(7, 20) != mutants.draw(8, 20)
     assert {mutant.module for mutant in mutants.draw(7, 10**6)} == set(mutants.module_files())
+
+
+# Guards: one term of a condition at a time, tried in forks
+
+GUARDED = """
+STATES = [name for name in ALL if name in ALIVE]
+OPEN = update(Row).where(Row.id == bindparam("id"), Row.state == "open")
+
+def close(row, now=None):
+    if row is None or row.ended:
+        return
+    label = row.name or "none"
+    if row.left:
+        row = other(row)
+    elif now:
+        write(OPEN.where((Row.until <= now) | Row.lost.is_(None)), names | {label})
+    return [one for one in row.parts if one.alive and one.name]
+"""
+
+
+SIGN = """def sign(x):
+    if x > 0:
+        return 1
+    elif x:
+        return -1
+    return 0
+"""
+EARLY = """def lapsed(now):
+    return now > 3 and now < 9
+
+def unused():
+    return 1
+
+EARLY = lapsed(1)
+
+def ask():
+    return EARLY
+"""
+
+
+def test_a_guard_loses_each_of_its_terms_and_a_default_or_a_union_none() -> None:
+    found = mutation.find_mutants("guarded", GUARDED, mutation.missing_terms)
+    assert [(mutant.statement, mutant.function, mutant.after[:27]) for mutant in found] == [
+        (2, "", "for name in ALL"),
+        (3, "", "update(Row).where(Row.state"),
+        (3, "", "update(Row).where(Row.id =="),
+        (6, "close", "pass"),
+        (6, "close", "row.ended"),
+        (6, "close", "row is None"),
+        (9, "close", "if True: row = other(row) e"),
+        (11, "close", "if True: write(OPEN.where(("),
+        (12, "close", "OPEN.where()"),
+        (12, "close", "Row.until <= now"),
+        (12, "close", "Row.lost.is_(None)"),
+        (13, "close", "one.name"),
+        (13, "close", "one.alive"),
+    ]
+
+
+def test_marks_tell_which_statements_of_functions_are_run() -> None:
+    reached: list[str] = []
+    space: dict[str, Any] = {"__reached__": reached.append}
+    exec(compile(changed_code.mark_statements(SIGN, "m"), "m", "exec"), space)
+    assert [space["sign"](x) for x in (5, -5, 0)] == [1, -1, 0]
+    assert reached == ["m:2", "m:3", "m:2", "m:4", "m:5", "m:2", "m:4", "m:6"]
+
+
+def test_what_a_module_makes_at_import_from_a_guard_is_made_again_with_its_mutant() -> None:
+    module = ModuleType("early")
+    exec(EARLY, module.__dict__)
+    mutant = mutation.find_mutants("early", EARLY, mutation.missing_terms)[0]
+    tree = mutation.mutate(EARLY, mutant.number, mutation.missing_terms)
+    exec(compile(ast.Module(tree.body[:1], []), "early", "exec"), module.__dict__)  # as its function is replaced
+    assert module.EARLY is False
+    assert changed_code.make_again(module, tree, mutant)
+    assert module.EARLY is True
+    assert list(changed_code.lines_that_use(ast.parse(EARLY), ["EARLY"])) == [10]
+
+
+def test_every_guard_can_be_taken_out(seed: int) -> None:
+    chosen = random.Random(seed)
+    for module, file in guards.module_files().items():
+        source = file.read_text(encoding="utf-8")
+        found = mutation.find_mutants(module, source, mutation.missing_terms)
+        assert found, f"{module} has none"
+        assert max(Counter(mutant.key for mutant in found).values()) == 1
+        for mutant in chosen.sample(found, min(3, len(found))):
+            compile(mutation.mutate(source, mutant.number, mutation.missing_terms), module, "exec")
+        compile(changed_code.mark_statements(source, module), module, "exec")

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutants tried in forks of one process that has imported the tests: each costs the tests that it runs, little else.
+
+A pytest plugin. Forks first run all tests and record which of them reach which statement. Then each mutant gets a fork
+that changes the code in memory and runs the tests that reach its statement until one fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests import shared_database
+from tests.changed_code import (
+    codes_within,
+    functions_by_place,
+    lines_that_use,
+    made_from,
+    make_again,
+    mark_statements,
+)
+from tests.mutation import Mutant, Variants, mutate
+
+NOT_PLANTED = "not planted"
+Reached = dict[str, set[str]]
+"""By test: the statements that it runs, as `MODULE:LINE`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """killed_by  the test that noticed the mutant, or "timeout"; None: it survived
+    tests      how many that reach it were to run
+    reaching   how many there are
+    """
+
+    killed_by: str | None
+    tests: int
+    reaching: int
+    seconds: float
+
+
+@dataclass
+class MutantForks:
+    """The plugin.
+
+    modules     the files of those that have mutants, by name
+    variants    as in `mutation.find_mutants`
+    tests_s     how long the tests of one mutant may take that aren't its module's own; a sample is drawn from more
+    on_outcome  is told as soon as a mutant has been tried
+    """
+
+    modules: Mapping[str, Path]
+    mutants: Sequence[Mutant]
+    variants: Variants
+    seed: int
+    jobs: int
+    tests_s: float
+    on_outcome: Callable[[Mutant, Outcome], None]
+
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _reached: Reached = field(default_factory=dict)
+    _kills: Counter[str] = field(default_factory=Counter)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # each fork would empty it
+        with tempfile.TemporaryDirectory(prefix="shoestring-forks-") as folder:
+            self._folder = Path(folder)
+            self._prepare_database()
+            self._functions = functions_by_place(self.modules)
+            self._record(session)
+            self._attempt_all(session)
+        return True
+
+    # Forks
+
+    def _fork(self, work: Callable[[], object], limit_s: float) -> _Fork:
+        result = self._folder / f"result-{time.monotonic_ns()}"
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                result.write_text(json.dumps(work()))
+                code = 0
+            finally:
+                os._exit(code)
+        return _Fork(pid, result, time.monotonic() + limit_s)
+
+    def _prepare_database(self) -> None:
+        place = self._folder / "empty.db"
+        ready = self._fork(lambda: str(shared_database.SharedDatabase(f"sqlite:///{place}").template), 120).wait()
+        assert isinstance(ready, str)
+        shared_database.ready_made = Path(ready)
+
+    # What each test reaches
+
+    def _record(self, session: pytest.Session) -> None:
+        by_file: dict[Path, list[pytest.Item]] = defaultdict(list)
+        for item in session.items:
+            by_file[item.path].append(item)
+        files = list(by_file.values())
+        shares = [[item for items in files[number :: self.jobs] for item in items] for number in range(self.jobs)]
+        forks = [self._fork(partial(self._run_recorded, session, share), 1800) for share in shares if share]
+        for fork in forks:
+            recorded = fork.wait()
+            if not isinstance(recorded, list):
+                pytest.exit("the tests hang, or end their process", 1)
+            for test, seconds, reached in recorded:
+                self._seconds[test], self._reached[test] = seconds, set(reached)
+        if failed := sorted({item.nodeid for item in session.items} - self._reached.keys()):
+            pytest.exit(f"The tests must pass before mutants are tried on them:\n{chr(10).join(failed)}", 1)
+
+    def _run_recorded(self, session: pytest.Session, items: list[pytest.Item]) -> list[tuple[str, float, list[str]]]:
+        """What each of the tests reaches; those that fail are left out."""
+        reached, records = set[str](), []
+        builtins.__reached__ = reached.add  # type: ignore[attr-defined]
+        for module, file in self.modules.items():
+            self._replace_functions(module, mark_statements(file.read_text(encoding="utf-8"), module))
+        for item in items:
+            reached.clear()
+            begun = time.monotonic()
+            if not _run_until_failure(session, [item]):
+                records.append((item.nodeid, time.monotonic() - begun, sorted(reached)))
+        return records
+
+    # Mutants
+
+    def _attempt_all(self, session: pytest.Session) -> None:
+        items = {item.nodeid: item for item in session.items}
+        waiting, running = list(reversed(self.mutants)), list[tuple[Mutant, _Fork, int, int, float]]()
+        while waiting or running:
+            while waiting and len(running) < self.jobs:
+                mutant = waiting.pop()
+                reaching = self._reaching(mutant)
+                chosen = self._choose(mutant, reaching)
+                if not chosen:
+                    self.on_outcome(mutant, Outcome(None, 0, 0, 0.0))
+                    continue
+                limit_s = 30 + 10 * sum(self._seconds[test] for test in chosen)
+                tests = [items[test] for test in chosen]
+                fork = self._fork(partial(self._run_mutant, session, mutant, tests), limit_s)
+                running.append((mutant, fork, len(chosen), len(reaching), time.monotonic()))
+            time.sleep(0.01)
+            for entry in [one for one in running if one[1].is_over()]:
+                mutant, fork, tests_run, of_all, begun = entry
+                running.remove(entry)
+                killed_by = fork.wait() if fork.answered else "timeout"
+                assert killed_by is None or isinstance(killed_by, str)
+                if killed_by == NOT_PLANTED:
+                    pytest.exit(f"{mutant.key} can't be tried: nothing runs that code", 1)
+                self._kills[killed_by or ""] += 1
+                self.on_outcome(mutant, Outcome(killed_by, tests_run, of_all, round(time.monotonic() - begun, 1)))
+
+    def _reaching(self, mutant: Mutant) -> list[str]:
+        """The tests that run the mutant's statement, or one that uses what is made from it at import."""
+        source = self.modules[mutant.module].read_text(encoding="utf-8")
+        made = made_from(ast.parse(source), mutant)
+        lines = {mutant.statement, *lines_that_use(ast.parse(source), made)}
+        places = {f"{mutant.module}:{line}" for line in lines}
+        return [test for test, reached in self._reached.items() if reached & places]
+
+    def _choose(self, mutant: Mutant, reaching: Sequence[str]) -> list[str]:
+        """Those of its module's own tests, and of the others as many as there is time for."""
+        own_file = f"/test_{mutant.module.rpartition('.')[2]}.py::"
+        own = [test for test in reaching if own_file in test]
+        others = [test for test in reaching if own_file not in test]
+        random.Random(f"{self.seed} {mutant.key}").shuffle(others)
+        others.sort(key=lambda test: self._kills[test] == 0)
+        total, within = 0.0, []
+        for test in others:
+            total += self._seconds[test]
+            if total <= self.tests_s:
+                within.append(test)
+        return [*sorted(own, key=self._cost), *sorted(within, key=self._cost)]
+
+    def _cost(self, test: str) -> float:
+        return self._seconds[test] / (1 + self._kills[test])
+
+    def _run_mutant(self, session: pytest.Session, mutant: Mutant, items: list[pytest.Item]) -> str | None:
+        """The test that fails."""
+        source = self.modules[mutant.module].read_text(encoding="utf-8")
+        tree = mutate(source, mutant.number, self.variants)
+        changed = self._replace_functions(mutant.module, tree)
+        made = make_again(importlib.import_module(mutant.module), tree, mutant)
+        return _run_until_failure(session, items) if changed or made else NOT_PLANTED
+
+    def _replace_functions(self, module: str, tree: ast.Module) -> bool:
+        """Give all functions of a module the code that they have in a changed tree of the same lines.
+
+        Whether that is another code for any.
+        """
+        changed = False
+        file = importlib.import_module(module).__file__ or ""
+        for code in codes_within(compile(tree, file, "exec", dont_inherit=True)):
+            for function in self._functions.get((file, code.co_qualname, code.co_firstlineno), ()):
+                changed = changed or function.__code__ != code
+                function.__code__ = code
+        return changed
+
+
+@dataclass
+class _Fork:
+    pid: int
+    result: Path
+    deadline: float
+    answered: bool = False
+    _over: bool = False
+
+    def is_over(self) -> bool:
+        """Whether it has ended, or has been killed because it took too long."""
+        if self._over:
+            return True
+        if time.monotonic() > self.deadline:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self._over = True
+            return True
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            self._over, self.answered = True, status == 0
+            with suppress(ProcessLookupError):  # what the tests have started
+                os.killpg(self.pid, signal.SIGKILL)
+        return self._over
+
+    def wait(self) -> object:
+        """What it returned; None if it gave no answer."""
+        while not self.is_over():
+            time.sleep(0.01)
+        return json.loads(self.result.read_text()) if self.answered else None
+
+
+def _run_until_failure(session: pytest.Session, items: Sequence[pytest.Item]) -> str | None:
+    """Run tests, without a word; the name of the first that fails."""
+    session.config.get_terminal_writer()._file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    failed = session.testsfailed
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed > failed:
+            return item.nodeid
+    return None
