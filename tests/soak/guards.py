@@ -26,6 +26,7 @@ import pytest
 
 from tests.mutant_forks import MutantForks, Outcome
 from tests.mutation import Mutant, find_mutants, missing_terms
+from tests.soak import mutants
 
 SEEDS = 1
 MIN_KILLED = 0.95
@@ -113,7 +114,12 @@ def module_files(only: str = "") -> dict[str, Path]:
 
 
 def explanations() -> dict[str, str]:
-    """Why mutants survive, by key: lines "- `key`: explanation"."""
+    """Why mutants survive, by key: those of guards.md, and those of mutants.md that are guards too."""
+    return mutants.explanations() | own_explanations()
+
+
+def own_explanations() -> dict[str, str]:
+    """Lines "- `key`: explanation"."""
     return dict(re.findall(r"^- `(.+?)`: (.+)$", EXPLANATIONS.read_text(encoding="utf-8"), re.MULTILINE))
 
 
@@ -130,7 +136,7 @@ def report(
         print(f"key: {mutant.key}")
     totals, alive = Counter(one.module for one in drawn), Counter(one.module for one in survivors)
     print("\n" + "\n".join(f"{module}: {count - alive[module]} of {count}" for module, count in sorted(totals.items())))
-    if len(files) == len(MODULES) and (outdated := explained.keys() - {mutant.key for mutant in every}):
+    if len(files) == len(MODULES) and (outdated := own_explanations().keys() - {one.key for one in every}):
         print(f"\nno longer in the code, for {EXPLANATIONS.name}:", *sorted(outdated), sep="\n- ")
     unexplained = sum(mutant.key not in explained for mutant in survivors)
     killed = len(drawn) - len(survivors)
