@@ -105,6 +105,18 @@ class Client:
         body = {"spec": spec if isinstance(spec, str) else dict(spec), "machine_counts": list(machine_counts)}
         return self._post("/v1/quotes", rest.Quote, body)
 
+    def calibration(self) -> rest.Calibration:
+        """How well the quotes of the team's newest jobs held."""
+        return self._get("/v1/quotes/calibration", rest.Calibration)
+
+    def queue(self) -> rest.Queue:
+        """The team's queued jobs in the order of service."""
+        return self._get("/v1/queue", rest.Queue)
+
+    def what_if(self, request: rest.WhatIfRequest) -> rest.WhatIf:
+        """The schedule to come, as things are and with the changes. Nothing is changed."""
+        return self._post("/v1/what-ifs", rest.WhatIf, request.model_dump(mode="json"))
+
     def job(self, job: UUID | str) -> rest.Job:
         """Return the job."""
         return self._get(f"/v1/jobs/{job}", rest.Job)

@@ -40,6 +40,11 @@ def to_decimal(amount: int) -> str:
     return f"{sign}{whole}.{decimals}"
 
 
+def rounded(amount: int) -> str:
+    """Decimal string of micro-dollars to a cent; of less than a dollar, two digits."""
+    return to_decimal(round(amount, -min(4, max(0, len(str(abs(amount))) - 2))))
+
+
 def cost(price_per_hour: str, duration_us: int) -> int:
     """Micro-dollars of `duration_us` microseconds at a decimal price per hour, rounded half to even."""
     return total_cost([(price_per_hour, duration_us)])

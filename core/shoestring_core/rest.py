@@ -20,6 +20,7 @@ from shoestring_core.decide.access import KeyKind, Role, Scope
 from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.decide.quotes import MAX_MACHINE_COUNTS
 from shoestring_core.decide.soft_lines import MAX_LINES
+from shoestring_core.decide.what_ifs import MAX_CHANGES
 from shoestring_core.errors import Problem
 from shoestring_core.json_floats import AnyFloat
 from shoestring_core.spec import MAX_NODES
@@ -174,7 +175,7 @@ class CreateQuoteRequest(RequestBody):
 
 
 class SecondsBand(Resource):
-    """One run of ten takes less than `low`, one more than `high`, half take less than `expected`."""
+    """Four runs of five take between `low` and `high`, at most one of ten less; half take less than `expected`."""
 
     low: float
     expected: float
@@ -182,7 +183,7 @@ class SecondsBand(Resource):
 
 
 class MoneyBand(Resource):
-    """One run of ten costs less than `low`, one more than `high`, half cost less than `expected`."""
+    """Four runs of five cost between `low` and `high`, at most one of ten less; half cost less than `expected`."""
 
     low: Money
     expected: Money
@@ -256,6 +257,156 @@ class Quote(Resource):
     """The limits.time that would be enough, where it is too short."""
     runs: int
     """The team's earlier runs of the same work."""
+
+
+class KeptQuote(Resource):
+    """The quote of the offer that a job would have got when it was submitted, beside what it took."""
+
+    nodes: int
+    type: str
+    market: str
+    basis: Literal["measured", "scaled", "unknown"]
+    runs: int
+    time_s: SecondsBand
+    cost: MoneyBand
+    actual: QuoteOutcome | None
+    """None: it can't be compared; `summary` says why."""
+    summary: Reason
+
+
+class QuoteOutcome(Resource):
+    """From the launch of the machines until the job ended, and what they cost; where both lie to the quoted bands."""
+
+    time_s: float
+    cost: Money
+    time_place: Literal["below", "within", "above"]
+    cost_place: Literal["below", "within", "above"]
+
+
+class RecipeCalibration(Resource):
+    """How many of a recipe's finished jobs took a time, and a cost, within what was quoted."""
+
+    recipe: str
+    compared: int
+    time_within: int
+    cost_within: int
+    not_compared: int
+    """Jobs that stopped early, were paused, or ran on other machines than those that were quoted."""
+
+
+class Calibration(Resource):
+    """How well the quotes of the team's newest jobs held."""
+
+    level: float
+    """The share of runs that a band is made to hold."""
+    recipes: list[RecipeCalibration]
+    compared: int
+    time_within: int
+    cost_within: int
+    summary: Reason
+
+
+class ExpectedStart(Resource):
+    """When and where a queued job is expected to start, if jobs take as long as their quotes say."""
+
+    at: datetime
+    nodes: int
+    offer: Offer
+    ends_at: datetime | None
+    """None: no run says how long it takes."""
+    cost: Money | None
+    """Expected; None: no run says."""
+
+
+class QueueEntry(Resource):
+    job: UUID
+    name: str
+    user: str
+    recipe: str | None
+    position: int
+    """Its place in the queue of all teams, from 1."""
+    queued_at: datetime
+    wait_reason: WaitReason | None
+    """None: it starts now."""
+    reason: Reason | None
+    start: ExpectedStart | None
+    """None: it can't be told."""
+    outlook: Reason
+    """When it starts, and for how much more it would start now, in words."""
+
+
+class Queue(Resource):
+    """The team's queued jobs in the order of service."""
+
+    at: datetime
+    waiting: int
+    """Jobs in the queue, of all teams."""
+    jobs: list[QueueEntry]
+    further_back: int
+    """Jobs of all teams behind those whose place is known."""
+
+
+class BudgetWhatIf(RequestBody):
+    """Another limit or weight of a budget; what isn't named stays as it is."""
+
+    budget: UUID = Field(strict=False)
+    limit: str | None = None
+    """Dollars of its period, such as 25.00; "none": no limit."""
+    weight: int | None = Field(default=None, ge=MIN_WEIGHT, le=MAX_WEIGHT)
+
+
+class JobWhatIf(RequestBody):
+    """Something else with a queued job of the team."""
+
+    job: UUID = Field(strict=False)
+    first: bool = False
+    """Before its owner's other jobs."""
+    any_machine: bool = False
+    """On machines of any provider, place, type and market."""
+    stop: bool = False
+    """It leaves the queue."""
+
+
+class WhatIfRequest(RequestBody):
+    """Body of POST /v1/what-ifs."""
+
+    budgets: list[BudgetWhatIf] = Field(default=[], max_length=MAX_CHANGES)
+    jobs: list[JobWhatIf] = Field(default=[], max_length=MAX_CHANGES)
+
+
+class WhatIfJob(Resource):
+    """A queued job of the team: when it is expected to start as things are, and with the changes."""
+
+    job: UUID
+    name: str
+    user: str
+    before: ExpectedStart | None
+    after: ExpectedStart | None
+    """None: it can't be told, or the job leaves the queue."""
+
+
+class WhatIfBudget(Resource):
+    """What a budget is expected to have spent of its period, as things are and with the changes."""
+
+    budget: UUID
+    kind: str
+    owner: str
+    limit_before: Money | None
+    limit_after: Money | None
+    before: list[SpentBy]
+    after: list[SpentBy]
+
+
+class WhatIf(Resource):
+    """The schedule to come, as things are and with the changes. Nothing is changed by asking."""
+
+    at: datetime
+    summary: Reason
+    jobs: list[WhatIfJob]
+    paused: list[UUID]
+    """Running jobs of the team that would pause, because a limit is below what is spent and held."""
+    budgets: list[WhatIfBudget]
+    """Those that are changed, and the team's."""
 
 
 class StopJobRequest(RequestBody):
@@ -530,6 +681,8 @@ class CostReport(Resource):
     """Budgets that pay for it: the job's own first, the organization's last. Empty until a hold is placed."""
     energy: Energy | None = None
     """None if no machine could measure it."""
+    quote: KeptQuote | None = None
+    """None: no run said what it would take when it was submitted."""
 
 
 class Artifact(Resource):

@@ -56,6 +56,7 @@ MISSING = dict.fromkeys(PARAMETERS, NO_ID)
 BODIES: dict[str, dict[str, Any]] = {
     "submit_job": {"spec": SPEC},
     "create_quote": {"spec": SPEC},
+    "create_what_if": {"budgets": []},
     "ask": {"amount": "1.00", "why": "more seeds"},
     "set_limit": {"limit": "5.00"},
     "grant": {"amount": "1.00"},
@@ -70,6 +71,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "import_members": {"csv": "name\nnew member\n"},
 }
 """What each operation that needs a body is sent; {to} is replaced as a path's parameters are."""
+
+ASKING = {"create_quote", "create_what_if"}
+"""Operations that are no GET, but change nothing."""
 
 KEYS: list[tuple[Scope, ...] | None] = [None, *((scope,) for scope in access.SCOPES)]
 
@@ -252,7 +256,7 @@ def test_only_looking_needs_no_more_than_to_look(matrix: Matrix) -> None:
     """What changes something needs another scope than `read`, and but for the caller's own logins a role."""
     for operation, method, _ in matrix.operations():
         rule = access.RULES.get(operation)
-        if rule is None or method == "GET" or operation == "create_quote":
+        if rule is None or method == "GET" or operation in ASKING:
             continue
         assert rule.scope != "read", operation
         assert rule.role != "viewer" or rule.scope in ("keys", None), operation
@@ -291,7 +295,7 @@ async def test_what_changes_something_is_in_the_audit_log_with_it(matrix: Matrix
     """But for submitting, which jobs and their events tell, and quotes, which change nothing."""
     own = matrix.ours.owned | matrix.ours.own_logins["admin"]
     for operation, method, path in matrix.operations():
-        if method == "GET" or operation in access.MACHINES | {"submit_job", "retry_job", "create_quote", "preempt"}:
+        if method == "GET" or operation in access.MACHINES | ASKING | {"submit_job", "retry_job", "preempt"}:
             continue
         matrix.store.audited = ()
         key = matrix.ours.keys["admin", None]

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from shoestring_core import money, results
-from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.sizing import SizingRecord, choose_machines
 from shoestring_core.store.fleet.offers import save_offers
-from shoestring_core.store.tables import JobRow
+from shoestring_core.store.tables import AccountRow, JobRow, MachineRow
+from shoestring_core.store.transactions import Write
+from sqlalchemy import update
 
 from tests.api.deployment import OFFER, Deployment
 
@@ -32,7 +34,7 @@ def measure(deployment: Deployment, nodes: int, step_s: float) -> None:
 @pytest.fixture
 def known(deployment: Deployment) -> Deployment:
     """Measured: one machine takes about 8 s an epoch, two take 5; there are four."""
-    offer = Offer(**{**vars(OFFER), "slots": 4})
+    offer = replace(OFFER, slots=4)
     deployment.store.write(lambda db: save_offers(db, "local", [offer], deployment.state.timeouts))
     measure(deployment, 1, 0.18)
     measure(deployment, 2, 0.115)
@@ -186,7 +188,7 @@ def test_a_retry_keeps_the_machines_that_were_chosen(known: Deployment) -> None:
 
 
 def test_more_machines_than_there_ever_are_are_refused_wherever_they_are_asked_for(deployment: Deployment) -> None:
-    offer = Offer(**{**vars(OFFER), "slots": 2})
+    offer = replace(OFFER, slots=2)
     deployment.store.write(lambda db: save_offers(db, OFFER.provider, [offer], deployment.state.timeouts))
     for path in ("/v1/quotes", "/v1/jobs"):
         answer = deployment.member.post(path, json={"spec": QUICK | {"resources": {"nodes": 4}}})
@@ -195,3 +197,41 @@ def test_more_machines_than_there_ever_are_are_refused_wherever_they_are_asked_f
         assert "shoestring up --slots 4" in problem["message"]
     assert deployment.member.get("/v1/jobs").json()["jobs"] == []
     deployment.submit(resources={"nodes": 2})
+
+
+def test_the_quote_at_submission_is_kept_and_compared_with_what_the_job_took(known: Deployment) -> None:
+    (best,) = quote(known, resources={"nodes": 1})["offers"]
+    job = known.submit(**QUICK, resources={"nodes": 1})
+    kept = known.member.get(f"/v1/jobs/{job}/cost").json()["quote"]
+    assert (kept["time_s"], kept["cost"], kept["actual"]) == (best["time_s"], best["cost"], None)
+    assert "once it has ended" in kept["summary"]["text"]
+    held = known.member.get("/v1/quotes/calibration").json()
+    assert (held["compared"], held["recipes"]) == (0, [])
+    (agent,) = known.launch(job)
+    launched = known.store.write(lambda db: db.now)
+    ended = launched + round(best["time_s"]["expected"] * 1e6)
+
+    def end(db: Write) -> None:
+        of_machine = update(MachineRow).where(MachineRow.id == agent.machine)
+        db.execute(of_machine.values(launched_at=launched, state="terminated", ended_at=ended))
+        of_job = {"state": "ended", "end_reason": "succeeded", "first_step_at": launched}
+        db.execute(update(JobRow).where(JobRow.id == job).values(**of_job, ended_at=ended, settled_at=ended))
+        spent = money.from_decimal(best["cost"]["expected"]["amount"]) * 100
+        db.execute(update(AccountRow).where(AccountRow.owner == str(job)).values(posted=spent))
+
+    known.store.write(end)
+    kept = known.member.get(f"/v1/jobs/{job}/cost").json()["quote"]
+    assert (kept["actual"]["time_place"], kept["actual"]["cost_place"]) == ("within", "above")
+    assert "the time is within the quote, the cost more than quoted" in kept["summary"]["text"]
+    held = known.member.get("/v1/quotes/calibration").json()
+    assert held["recipes"] == [
+        {"recipe": "digits/quickstart@1", "compared": 1, "time_within": 1, "cost_within": 0, "not_compared": 0}
+    ]
+    assert known.stranger.get("/v1/quotes/calibration").json()["recipes"] == []
+    known.store.write(lambda db: db.execute(update(JobRow).where(JobRow.id == job).values(quote={"nodes": "odd"})))
+    assert known.member.get(f"/v1/jobs/{job}/cost").json()["quote"] is None  # damaged: as if there were none
+
+
+def test_a_job_of_which_nothing_is_known_keeps_no_quote(known: Deployment) -> None:
+    job = known.submit(recipe="digits/quickstart", params={"width": 16})
+    assert known.member.get(f"/v1/jobs/{job}/cost").json()["quote"] is None

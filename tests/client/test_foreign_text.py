@@ -24,9 +24,11 @@ from shoestring.cli import (
     members,
     models,
     offers,
+    queue,
     quotes,
     results,
     terminal,
+    what_ifs,
 )  # fmt: skip
 from shoestring_core import rest
 from shoestring_core.errors import Problem
@@ -81,6 +83,10 @@ QUOTED = {
     "left_after_end": MONEY, "cost": {"low": MONEY, "expected": MONEY, "high": MONEY},
     "interruptions": {"source": "advisor"},
 }  # fmt: skip
+KEPT_QUOTE = {
+    "nodes": 1, "type": HOSTILE, "market": HOSTILE, "basis": "measured", "runs": 1, "time_s": QUOTED["time_s"],
+    "cost": QUOTED["cost"], "actual": None, "summary": REASON,
+}  # fmt: skip
 NOT_OFFERED = {"provider": HOSTILE, "types": [HOSTILE], "regions": [HOSTILE], "reason": REASON}
 SPLIT = {"cost": MONEY, "training": MONEY, "wasted": MONEY, "causes": [{"cause": "idle", "cost": MONEY}] * 4}
 WASTE = {
@@ -99,6 +105,26 @@ ENTRY = {
 }  # fmt: skip
 LISTS: dict[str, Any] = {
     "/v1/members": {"members": [MEMBER]},
+    "/v1/quotes/calibration": {
+        "level": 0.8, "compared": 1, "time_within": 1, "cost_within": 1, "summary": REASON,
+        "recipes": [{"recipe": HOSTILE, "compared": 1, "time_within": 1, "cost_within": 1, "not_compared": 0}],
+    },
+    "/v1/queue": {
+        "at": "2026-01-01T00:00:00Z", "waiting": 1, "further_back": 0,
+        "jobs": [
+            {"job": ENDED["id"], "name": HOSTILE, "user": HOSTILE, "recipe": HOSTILE, "position": 1,
+             "queued_at": "2026-01-01T00:00:00Z", "wait_reason": "slots", "reason": REASON, "start": None,
+             "outlook": REASON},
+        ],
+    },
+    "/v1/what-ifs": {
+        "at": "2026-01-01T00:00:00Z", "summary": REASON, "paused": [],
+        "jobs": [{"job": ENDED["id"], "name": HOSTILE, "user": HOSTILE, "before": None, "after": None}],
+        "budgets": [
+            {"budget": BUDGET["id"], "kind": "team", "owner": HOSTILE, "limit_before": MONEY, "limit_after": MONEY,
+             "before": [], "after": []},
+        ],
+    },
     "/v1/teams": {"teams": [{"id": MEMBER["id"], "name": HOSTILE, "role": "admin", "members": 1, "current": True}]},
     "/v1/keys": {"keys": [TIMES | {"id": MEMBER["id"], "kind": "svc", "name": HOSTILE}]},
     "/v1/sessions": {"logins": [LOGIN]},
@@ -115,17 +141,19 @@ ANSWERS: dict[str, Any] = {
     "/metrics": {"curves": [], "generations": [], "cursor": "1"},
     "/logs": {"lines": [LINE]},
     "/artifacts": {"artifacts": []},
-    "/cost": {"cost": JOB["cost"], "machines": [], "transfers": [], "budgets": [BUDGET]},
+    "/cost": {"cost": JOB["cost"], "machines": [], "transfers": [], "budgets": [BUDGET], "quote": KEPT_QUOTE},
 }
 COMMANDS: dict[tuple[str, ...], int] = {
-    ("ls",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0, ("resume", "JOB"): 0,
+    ("ls",): 0, ("queue",): 0, ("show", "JOB"): 0, ("watch", "JOB"): 0, ("logs", "JOB"): 0, ("stop", "JOB"): 0,
+    ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
-    ("quote", "digits/quickstart"): 0, ("budget", "show"): 0, ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
+    ("quote", "digits/quickstart"): 0, ("quote", "--calibration"): 0, ("budget", "show"): 0,
+    ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
     ("budget", "guarantee", "2.00"): 0,
     ("budget", "lines", "50"): 0, ("budget", "period", "month"): 0, ("budget", "waste"): 0,
     ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
     ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,
-    ("budget", "deny", "a"): 0,
+    ("budget", "deny", "a"): 0, ("budget", "simulate", "1"): 0,
     ("members", "ls"): 0, ("members", "role", HOSTILE, "lead"): 0, ("members", "remove", HOSTILE): 0,
     ("members", "invitations"): 0, ("teams", "ls"): 0, ("keys", "ls"): 0, ("keys", "logins"): 0,
     ("keys", "logout", "a"): 0, ("audit", "ls"): 0, ("audit", "verify"): ExitCode.JOB_FAILED,
@@ -192,7 +220,21 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def connect(*_: object, **__: object) -> Client:
         return Client("http://service", "sst_pat_x", transport=httpx.MockTransport(answer))
 
-    for module in (artifacts, audit, budget_requests, budgets, jobs, keys, members, models, offers, quotes, results):
+    for module in (
+        artifacts,
+        audit,
+        budget_requests,
+        budgets,
+        jobs,
+        keys,
+        members,
+        models,
+        offers,
+        queue,
+        quotes,
+        results,
+        what_ifs,
+    ):
         monkeypatch.setattr(module, "open_client", connect)
     monkeypatch.setattr(login, "Client", connect)
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))

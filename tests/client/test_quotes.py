@@ -88,3 +88,16 @@ def test_a_file_and_numbers_of_machines_are_sent(bodies: list[Any], tmp_path: Pa
     printed = run(str(file), "--machines", "1,2,4", "--json")
     assert bodies == [{"spec": "recipe: digits/quickstart\n", "machine_counts": [1, 2, 4]}]
     assert json.loads(printed[0])["offers"][0]["time_s"]["high"] == 720
+
+
+def test_calibration_is_a_table_by_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {
+        "level": 0.8, "compared": 4, "time_within": 3, "cost_within": 2,
+        "summary": {"code": "c", "facts": {}, "text": "Of 4 finished jobs."},
+        "recipes": [{"recipe": "a/b", "compared": 4, "time_within": 3, "cost_within": 2, "not_compared": 1}],
+    }  # fmt: skip
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=held))
+    monkeypatch.setattr(quotes, "open_client", lambda _: Client("http://service", "sst_pat_x", transport=transport))
+    lines = run("--calibration")
+    assert lines == ["Of 4 finished jobs.", "RECIPE JOBS TIME WITHIN COST WITHIN NOT COMPARED", "a/b 4 75 % 50 % 1"]
+    assert CliRunner().invoke(cli.app, ["quote", "--calibration", "digits/quickstart"]).exit_code == 2

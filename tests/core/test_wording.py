@@ -23,6 +23,8 @@ from shoestring_core.wording import (
     machines,
     offers,
     people,
+    queue,
+    quotes,
     sizing,
     waits,
 )
@@ -60,6 +62,21 @@ EXAMPLES: list[Reason] = [
     audit.SealMissing(4),
     audit.SealForged(4),
     audit.SealDiffers(4),
+    # quotes
+    quotes.QuoteWas("2 × g5.xlarge", "on_demand", 540.0, 720.0, "1.80", "2.40", quotes.QuoteNotCompared("paused")),
+    quotes.QuoteHeld(600.0, "2.50", "within", "above"),
+    quotes.QuoteNotCompared("other_machines"),
+    quotes.Calibrated(12, 10, 9, 80),
+    # queue
+    queue.Outlook(
+        queue.StartsAt("2026-11-29T02:00:00+00:00", 7200.0, "1 × g6.xlarge (L4, spot)", "0.42"),
+        queue.StartsElsewhere("1 × g5.xlarge (A10G, spot)", "0.31", False, ("resources.instance=g5.xlarge",)),
+    ),
+    queue.StartsAt("2026-11-29T02:00:00+00:00", 200_000.0, "2 × local.cpu (spot)", None),
+    queue.StartsNow("1 × local.cpu (spot)", "0.02"),
+    queue.StartUnknown(held_up=False),
+    queue.StartsElsewhere("1 × local.cpu (spot)", "-0.02", True, ("resources.spot=prefer",)),
+    queue.WhatIfMoves(2, 0, 1, 0, 1),
     # waits
     waits.NoOffer(
         ("gpu: H100", "zones: us-east-1a"),

@@ -523,7 +523,7 @@ def test_every_page_fits_light_and_dark(deployment: Deployment, open_page: OpenP
     backgrounds = set()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        for path in ("/", f"/jobs/{job}", "/new", "/budget", "/people", "/login", "/nowhere"):
+        for path in ("/", f"/jobs/{job}", "/new", "/queue", "/budget", "/people", "/login", "/nowhere"):
             page.goto(f"{deployment.url}{path}")
             expect(page.locator("h1")).to_have_count(1)
             if path.startswith("/jobs"):

@@ -124,6 +124,18 @@ STATES = (
         "a term without its last day", "/budget", "Enter the last day",
         (LIMIT, fill("New limit, dollars", "5"), press("Save limit"), PERIOD, choose("Period", "term")),
     ),
+    State("a queue that can't be read", "/queue", BROKEN, fails="GET /v1/queue"),
+    State("a queue that loads", "/queue", hangs="GET /v1/queue"),
+    State("an empty queue", "/queue", "No job of your team is waiting"),
+    State("a limit of a what-if that is no number", "/queue", "Enter dollars", (fill("Another limit, dollars", "x"),)),
+    State(
+        "a what-if", "/queue", "Nothing is changed by looking",
+        (fill("Another limit, dollars", "5"), press("Show what would change"), see("No job of your team would start")),
+    ),
+    State(
+        "a what-if that can't be read", "/queue", BROKEN,
+        (fill("Another limit, dollars", "5"), press("Show what would change")), fails="POST /v1/what-ifs",
+    ),
     State("a valid spec", "/new", "Spec is valid", (press("Validate"), see("Price"), unfold)),
     State(
         "a spec with errors", "/new?recipe=cifar10/airbench94", "of the form must be corrected",

@@ -7,6 +7,7 @@ import { formatDollars } from "./lib/money";
 import { LoginPage } from "./features/login/login-page";
 import { JobsPage } from "./features/jobs/jobs-page";
 import { BudgetPage, tightestBudget } from "./features/budget/budget-page";
+import { QueuePage } from "./features/queue/queue-page";
 import { PeoplePage } from "./features/people/people-page";
 import { Page } from "./components/page";
 import { ProblemNote } from "./components/problem-note";
@@ -59,6 +60,7 @@ function Route({ address }: { address: URL }) {
   if (job) return <JobPage key={job[1]} id={job[1]!.toLowerCase()} />;
   if (path === "/" || path === "/jobs") return <JobsPage />;
   if (path === "/new") return <NewJobPage />;
+  if (path === "/queue") return <QueuePage />;
   if (path === "/budget") return <BudgetPage />;
   if (path === "/people") return <PeoplePage />;
   return (
@@ -81,6 +83,7 @@ function Header({ path, team, user }: { path: string; team: string; user: string
       </Link>
       <nav aria-label="Main">
         <Link to="/" {...here("/")}>Jobs</Link>
+        <Link to="/queue" {...here("/queue")}>Queue</Link>
         <Link to="/budget" {...here("/budget")}>Budget</Link>
         {run && <Link to="/new" {...here("/new")}>New job</Link>}
       </nav>

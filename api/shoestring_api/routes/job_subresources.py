@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from shoestring_core import rest
 from shoestring_core.store import events as feed
-from shoestring_core.store import jobs, ledger, queries
+from shoestring_core.store import jobs, kept_quotes, ledger, queries
 from shoestring_core.store.metrics import load_curves, load_energy_curves
 
 from shoestring_api.dependencies import Caller, Cursor, ReadDep
@@ -17,6 +17,7 @@ from shoestring_api.serializers.attempts import serialize_attempts, serialize_ge
 from shoestring_api.serializers.cost_reports import serialize_cost_report
 from shoestring_api.serializers.costs import serialize_budgets
 from shoestring_api.serializers.events import serialize_curves, serialize_events
+from shoestring_api.serializers.quotes import serialize_kept_quote
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -66,7 +67,7 @@ def get_metrics(
 
 @router.get("/{job_id}/cost")
 def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
-    """Return what the job costs, its machines and its ledger entries."""
+    """Return what the job costs, its machines and its ledger entries, and what was quoted when it was submitted."""
     row = queries.load_job_rows(db, [jobs.get(db, caller.team, job_id)])[0]
     transfers = ledger.transfers_of(db, row.account.id) if row.account else []
     accounts = queries.load_accounts(
@@ -75,4 +76,6 @@ def get_cost(job_id: UUID, db: ReadDep, caller: Caller) -> rest.CostReport:
     funding_accounts = ledger.ancestors(db, row.account.id) if row.account else []
     names = ledger.titles(db, list(accounts.values()))
     budgets = serialize_budgets(db, funding_accounts)
-    return serialize_cost_report(row, transfers, names, budgets, load_energy_curves(db, job_id), db.now)
+    quoted = kept_quotes.read_quote(row.job)
+    kept = serialize_kept_quote(quoted, kept_quotes.load_outcomes(db, [row.job])[job_id]) if quoted else None
+    return serialize_cost_report(row, transfers, names, budgets, load_energy_curves(db, job_id), kept, db.now)

@@ -26,7 +26,7 @@ from shoestring_api.dependencies import Caller, Cursor, IdempotencyKey, ReadDep,
 from shoestring_api.idempotency import run_once
 from shoestring_api.job_specs import parse_spec
 from shoestring_api.json_body import ExactJsonRoute
-from shoestring_api.routes.quotes import apply_sizing
+from shoestring_api.routes.quotes import apply_sizing, quote_submission
 from shoestring_api.serializers.jobs import serialize_job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ExactJsonRoute)
@@ -45,8 +45,8 @@ def submit_job(body: rest.SubmitJobRequest, state: StateDep, caller: Caller, key
 
     def work(db: Write) -> rest.Job:
         sized, sizing = apply_sizing(db, caller, spec)
-        hold = planning.min_hold(db, sized)
-        new = jobs.submit(db, caller, sized, min_hold=hold, sizing=sizing, init=init)
+        hold, quote = planning.min_hold(db, sized), quote_submission(db, caller, sized, sizing)
+        new = jobs.submit(db, caller, sized, min_hold=hold, sizing=sizing, quote=quote, init=init)
         return serialize_job(queries.rows_of_new_job(db, new, caller), db.now)
 
     if body.dry_run:

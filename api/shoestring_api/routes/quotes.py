@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from shoestring_core import rest
-from shoestring_core.decide.quotes import make_quote
+from shoestring_core.decide.calibration import calibrate
+from shoestring_core.decide.quotes import QuotedOffer, make_quote, quote_first
 from shoestring_core.decide.sizing import Choice, SizingInputs, SizingRecord, choose_machines
 from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.errors import TimeLimitUnmet
 from shoestring_core.spec import JobSpec
-from shoestring_core.store import jobs, ledger, quote_inputs, sizing_inputs
+from shoestring_core.store import jobs, kept_quotes, ledger, quote_inputs, sizing_inputs
 from shoestring_core.store.fleet import planning
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.transactions import Read
@@ -19,7 +20,7 @@ from shoestring_core.wording.sizing import Sized
 from shoestring_api.dependencies import Caller, ReadDep, StateDep
 from shoestring_api.job_specs import parse_spec
 from shoestring_api.json_body import ExactJsonRoute
-from shoestring_api.serializers.quotes import serialize_quote
+from shoestring_api.serializers.quotes import serialize_calibration, serialize_quote
 
 router = APIRouter(prefix="/v1/quotes", tags=["quotes"], route_class=ExactJsonRoute)
 
@@ -40,6 +41,12 @@ def create_quote(body: rest.CreateQuoteRequest, state: StateDep, db: ReadDep, ca
     return serialize_quote(make_quote(inputs), inputs, choice, reason)
 
 
+@router.get("/calibration")
+def get_calibration(db: ReadDep, caller: Caller) -> rest.Calibration:
+    """Return how often the team's newest jobs took the time and the cost that were quoted when they were submitted."""
+    return serialize_calibration(calibrate(kept_quotes.load_quoted_jobs(db, caller.team)))
+
+
 def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, SizingRecord | None]:
     """Return the spec with the number of machines that its limits.time needs, and the stored record of that choice.
 
@@ -49,6 +56,23 @@ def apply_sizing(db: Read, caller: Principal, spec: JobSpec) -> tuple[JobSpec, S
         return spec, None
     inputs, choice, reason = _size(db, caller, spec)
     return spec.with_nodes(choice.nodes), SizingRecord(inputs, choice, reason)
+
+
+def quote_submission(
+    db: Read, caller: Principal, spec: JobSpec, sizing: SizingRecord | None
+) -> QuotedOffer | None:  # fmt: skip
+    """Return the quote of the offer that a job would get, to be kept with it; None if no run says what it takes.
+
+    `spec` and `sizing` are as `apply_sizing` returns them.
+    """
+    if spec.recipe is None or not db.once(sizing_inputs.has_trained, caller.team, spec.recipe):
+        return None
+    inputs = sizing.inputs if sizing else sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec)
+    if not inputs.measurements:
+        return None
+    paying = ledger.paying_accounts(db, caller.team, caller.user)
+    chosen_type = sizing.choice.type if sizing else None
+    return quote_first(quote_inputs.load_quote_inputs(db, paying, spec, inputs, chosen_type))
 
 
 def _size(db: Read, caller: Principal, spec: JobSpec) -> tuple[SizingInputs, Choice, Sized]:

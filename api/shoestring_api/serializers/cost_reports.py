@@ -21,7 +21,7 @@ from shoestring_api.serializers.times import to_datetime
 
 def serialize_cost_report(
     rows: JobRows, transfers: Iterable[TransferRow], names: Mapping[UUID, str], budgets: list[rest.Budget],
-    meters: Iterable[metrics.StoredCurve], now: int,
+    meters: Iterable[metrics.StoredCurve], quote: rest.KeptQuote | None, now: int,
 ) -> rest.CostReport:  # fmt: skip
     return rest.CostReport(
         cost=serialize_cost(rows, now),
@@ -42,6 +42,7 @@ def serialize_cost_report(
         ],
         budgets=budgets,
         energy=_sum_energy(rows, meters),
+        quote=quote,
     )
 
 

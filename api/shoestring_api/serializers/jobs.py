@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from shoestring_core import rest, wording
+from shoestring_core.decide.progress import remaining_s
 from shoestring_core.states import DesiredState, EndReason, GenerationState, JobState, JobStatus
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import GenerationRow, JobRow
@@ -59,8 +60,9 @@ def compute_progress(row: JobRow, generations: list[GenerationRow], now: int) ->
     epoch = row.last_epoch_milli / 1000 if row.last_epoch_milli is not None else None
     total = row.steps_total
     eta_s = None
-    if total and current and current.first_step_at and current.state == GenerationState.FORMED:
-        done, spent_s = step - current.start_step, (now - current.first_step_at) / 1e6
-        eta_s = round(max(0, total - step) * spent_s / done, 1) if done >= 2 and spent_s > 0 else None
+    if current and current.state == GenerationState.FORMED:
+        eta_s = remaining_s(total, step, current.start_step, current.first_step_at, now)
     fraction = min(1.0, step / total) if total else None
-    return rest.Progress(step=step, steps_total=total, epoch=epoch, fraction=fraction, eta_s=eta_s)
+    return rest.Progress(
+        step=step, steps_total=total, epoch=epoch, fraction=fraction, eta_s=None if eta_s is None else round(eta_s, 1)
+    )

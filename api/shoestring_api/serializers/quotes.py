@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from shoestring_core import rest
+from collections.abc import Sequence
+
+from shoestring_core import money, rest, wording
+from shoestring_core.decide.calibration import Comparison, RecipeCalibration, RunOutcome, compare
+from shoestring_core.decide.predictions import LEVEL
 from shoestring_core.decide.quotes import Amounts, Interruptions, Quote, QuotedOffer, QuoteInputs
 from shoestring_core.decide.sizing import Choice
 from shoestring_core.wording.sizing import Sized
@@ -29,6 +33,66 @@ def serialize_quote(quote: Quote, inputs: QuoteInputs, choice: Choice, reason: S
         sufficient_time_limit_s=choice.sufficient_time_limit_s,
         runs=len({measurement.job for measurement in inputs.sizing.measurements}),
     )
+
+
+def serialize_kept_quote(quoted: QuotedOffer, outcome: RunOutcome) -> rest.KeptQuote:
+    """`quoted` has an estimate: no other is kept."""
+    time_s, cost, compared = _seconds(quoted), quoted.cost, compare(quoted, outcome)
+    assert time_s
+    assert cost
+    actual: rest.QuoteOutcome | None = None
+    then: wording.Reason
+    if isinstance(compared, Comparison):
+        places = (compared.time_place, compared.cost_place)
+        actual = rest.QuoteOutcome(
+            time_s=round(compared.time_s, 3),
+            cost=rest.Money.of(compared.cost),
+            time_place=compared.time_place,
+            cost_place=compared.cost_place,
+        )
+        then = wording.quotes.QuoteHeld(compared.time_s, money.to_decimal(compared.cost), *places)
+    else:
+        then = wording.quotes.QuoteNotCompared(compared)
+    summary = wording.quotes.QuoteWas(
+        machines=f"{quoted.nodes} × {quoted.offer.type}",
+        market=quoted.offer.market,
+        time_low_s=time_s.low,
+        time_high_s=time_s.high,
+        cost_low=money.to_decimal(cost.low),
+        cost_high=money.to_decimal(cost.high),
+        then=then,
+    )
+    return rest.KeptQuote(
+        nodes=quoted.nodes,
+        type=quoted.offer.type,
+        market=quoted.offer.market,
+        basis=quoted.basis,
+        runs=quoted.runs,
+        time_s=time_s,
+        cost=_money_band(cost),
+        actual=actual,
+        summary=rest.Reason.of(summary),
+    )
+
+
+def serialize_calibration(recipes: Sequence[RecipeCalibration]) -> rest.Calibration:
+    compared, time_within, cost_within = (
+        sum(getattr(one, name) for one in recipes) for name in ("compared", "time_within", "cost_within")
+    )
+    return rest.Calibration(
+        level=LEVEL,
+        recipes=[
+            rest.RecipeCalibration(
+                recipe=one.recipe, compared=one.compared, time_within=one.time_within, cost_within=one.cost_within,
+                not_compared=one.not_compared,
+            )
+            for one in recipes
+        ],
+        compared=compared,
+        time_within=time_within,
+        cost_within=cost_within,
+        summary=rest.Reason.of(wording.quotes.Calibrated(compared, time_within, cost_within, round(100 * LEVEL))),
+    )  # fmt: skip
 
 
 def _serialize(quoted: QuotedOffer) -> rest.QuotedOffer:

@@ -28,11 +28,13 @@ from shoestring.cli import (
     members,
     models,
     offers,
+    queue,
     quotes,
     recipes,
     results,
     service,
     simulate,
+    what_ifs,
 )
 from shoestring.cli.spec_arguments import SpecCommand
 from shoestring.cli.terminal import out, print_error
@@ -83,6 +85,7 @@ app = typer.Typer(cls=BrokenPipeSafeGroup, no_args_is_help=True, rich_markup_mod
 app.callback(help=HELP)(_options)
 app.command("submit", cls=SpecCommand)(jobs.submit)
 app.command("quote", cls=SpecCommand)(quotes.quote)
+app.command("queue")(queue.show_queue)
 app.command("ls")(jobs.list_jobs)
 app.command("show")(jobs.show)
 app.command("watch")(jobs.watch)
@@ -97,6 +100,7 @@ app.command("predict")(models.predict)
 app.command("export")(models.export)
 app.command("model")(models.model)
 budgets.app.add_typer(budget_requests.app)
+budgets.app.add_typer(what_ifs.app)
 app.add_typer(budgets.app, name="budget")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")

@@ -92,9 +92,10 @@ def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
     """
     with open_client(url) as client:
         details = client.job(resolve_job_id(client, job))
-        attempts = client.attempts(details.id)
-    document = {"job": details.model_dump(mode="json"), **attempts.model_dump(mode="json")}
-    print_result(document, as_json, lambda: _print_job(details, attempts))
+        attempts, quote = client.attempts(details.id), client.cost(details.id).quote
+    quoted = {"quote": quote.model_dump(mode="json") if quote else None}
+    document = {"job": details.model_dump(mode="json"), **quoted, **attempts.model_dump(mode="json")}
+    print_result(document, as_json, lambda: _print_job(details, attempts, quote))
 
 
 def watch(job: JobId, url: Url = None, as_json: Json = False) -> None:
@@ -257,13 +258,15 @@ def _print_jobs(jobs: list[rest.Job]) -> None:
     )
 
 
-def _print_job(job: rest.Job, attempts: rest.AttemptList) -> None:
+def _print_job(job: rest.Job, attempts: rest.AttemptList, quote: rest.KeptQuote | None) -> None:
     out.print(watching.render_job(job))
     if details := job.status_text.removeprefix(watching.headline(job)).strip():
         out.print(details, highlight=False)
     out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.rolled_back_steps}")
     if job.sizing:
         out.print(job.sizing.text)
+    if quote:
+        out.print(quote.summary.text)
     rows = [
         (f"{m.attempt}.{m.slot}", m.type, str(m.state), f"${m.cost.amount}", m.market, m.end_cause or "", str(m.id))
         for attempt in attempts.attempts

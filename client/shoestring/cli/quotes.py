@@ -34,6 +34,9 @@ def quote(
     machines: Annotated[
         str, typer.Option("--machines", metavar="N,N…", help="Compare these numbers of machines, such as 1,2,4.")
     ] = "",
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Say how often the quotes of earlier jobs held.")
+    ] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -46,11 +49,34 @@ def quote(
     shoestring quote digits/quickstart limits.time=5m
     shoestring quote digits/quickstart epochs=20 --machines 1,2,4
     shoestring quote -f job.yaml --json
+    shoestring quote --calibration
     """
+    if calibration:
+        if recipe or params or file or machines:
+            raise typer.BadParameter("--calibration is about all earlier jobs: give no spec beside it")
+        with open_client(url) as client:
+            held = client.calibration()
+        print_result(held, as_json, lambda: _print_calibration(held))
+        return
     tree, counts = spec_tree(recipe, params, file), _parse_counts(machines)
     with open_client(url) as client:
         quoted = client.quote(tree, machine_counts=counts)
     print_result(quoted, as_json, lambda: _print(quoted))
+
+
+def _print_calibration(held: rest.Calibration) -> None:
+    out.print(held.summary.text)
+    rows = [
+        (one.recipe, str(one.compared), _share(one.time_within, one.compared), _share(one.cost_within, one.compared),
+         str(one.not_compared))
+        for one in held.recipes
+    ]  # fmt: skip
+    if rows:
+        print_table(("RECIPE", "JOBS", "TIME WITHIN", "COST WITHIN", "NOT COMPARED"), rows, "", drop=("NOT COMPARED",))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else ""
 
 
 def _parse_counts(text: str) -> list[int]:
@@ -132,9 +158,7 @@ def _row(one: rest.QuotedOffer) -> tuple[str, ...]:
 
 
 def _rounded(amount: rest.Money) -> str:
-    """To a cent; of less than a dollar, two digits."""
-    micro = money.from_decimal(amount.amount)
-    return money.to_decimal(round(micro, -min(4, max(0, len(str(micro)) - 2))))
+    return money.rounded(money.from_decimal(amount.amount))
 
 
 def _basis(one: rest.QuotedOffer) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cache
 from typing import Any, Literal
 
@@ -169,6 +170,26 @@ def make_quote(inputs: QuoteInputs) -> Quote:
         return Quote((), why_no_offer(requirements, placement), others)
     above_quota = [one.offer for one in placement.passed_over if one.reason == "above_quota"]
     return Quote(offers, None, others, account_quotas([*placement.ranked, *above_quota]))
+
+
+def quote_first(inputs: QuoteInputs) -> QuotedOffer | None:
+    """The first offer of `make_quote`; None: no offer suits the job, or no run says what it takes."""
+    requirements = inputs.requirements
+    best = rank_offers(inputs.sizing.offers, requirements, inputs.now, inputs.refusals).best
+    quoted = None if best is None else _OfferQuotes(inputs).of(best, requirements.nodes)
+    return quoted if quoted and quoted.time_s and quoted.cost else None
+
+
+def quoted_on(quoted: QuotedOffer, offer: Offer, nodes: int) -> tuple[float, int] | None:
+    """Expected seconds and micro-dollars of a quoted job on as many machines of the same type, in any market and at any
+    price; None: the quote says nothing of that."""
+    if (offer.type, nodes) != (quoted.offer.type, quoted.nodes) or not (quoted.time_s and quoted.cost):
+        return None
+    if offer.market != quoted.offer.market and quoted.forecast and quoted.forecast.spot:
+        bands = predict(replace(quoted.forecast, spot=None))  # interruptions were of the other market
+        return bands.time_s.expected, _cost(offer, nodes, bands).expected
+    before, price = (Decimal(hourly(one.billing.extras, one.price)) for one in (quoted.offer, offer))
+    return quoted.time_s.expected, round(quoted.cost.expected * price / before) if before else quoted.cost.expected
 
 
 def default_counts(measured: Iterable[int], nodes: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from sqlalchemy import bindparam, select, update
 
 from shoestring_core import money
 from shoestring_core.decide.funding import end_reason_after_stopping
+from shoestring_core.decide.quotes import QuotedOffer
 from shoestring_core.decide.sizing import SizingRecord
 from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
 from shoestring_core.events import JobChange, MachinesChosen
@@ -42,6 +43,7 @@ def submit(
     *,
     min_hold: int,
     sizing: SizingRecord | None = None,
+    quote: QuotedOffer | None = None,
     retried_from: JobRow | None = None,
     init: UUID | None = None,
 ) -> NewJob:
@@ -49,6 +51,7 @@ def submit(
 
     min_hold       least micro-dollars to hold for its first machines
     sizing         why it runs on its machines
+    quote          of the offer that it would get, kept to be compared with what it takes
     retried_from   an ended job from whose last checkpoint it starts, unless that job succeeded
     init           the checkpoint that its weights are initialized from
 
@@ -63,6 +66,7 @@ def submit(
         name=spec.name or "job",
         spec=spec.resolved(),
         sizing=sizing.as_json() if sizing else None,
+        quote=quote.as_json() if quote else None,
         state=JobState.QUEUED,
         checkpoint=_start_checkpoint(retried_from),
         init_checkpoint=init,

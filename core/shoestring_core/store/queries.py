@@ -82,6 +82,15 @@ def load_jobs(db: Read, ids: Iterable[UUID]) -> list[JobRow]:
     return list(db.sql.scalars(_JOBS, {"jobs": list(ids)}))
 
 
+def load_user_names(db: Read, users: Iterable[UUID]) -> dict[UUID, str]:
+    return {row.id: row.name for row in db.sql.scalars(select(UserRow).where(UserRow.id.in_(set(users))))}
+
+
+def load_teams_of(db: Read, jobs: Iterable[UUID]) -> dict[UUID, UUID]:
+    """The team of each job."""
+    return dict(db.sql.execute(select(JobRow.id, JobRow.team_id).where(JobRow.id.in_(set(jobs)))).all())
+
+
 def load_attempts(db: Read, job: UUID) -> list[AttemptRow]:
     return list(db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.number)))
 

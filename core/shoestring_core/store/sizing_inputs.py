@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select, tuple_
+from sqlalchemy import ColumnElement, bindparam, func, select, tuple_
 
 from shoestring_core import results
 from shoestring_core.decide import sizing, workload
@@ -54,6 +54,11 @@ def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec) -> sizin
         measurements=load_measurements(db, team, spec),
         timeouts=known.timeouts,
     )
+
+
+def has_trained(db: Read, team: UUID, recipe: str) -> bool:
+    """Whether the team has measurements of the recipe at all: each submission asks, so it has to be cheap."""
+    return db.row(_TRAINED, team=team, recipe=recipe) is not None
 
 
 def load_measurements(db: Read, team: UUID, spec: JobSpec) -> tuple[Measurement, ...]:
@@ -191,3 +196,14 @@ def _left(db: Read, team: UUID, user: UUID, limit: int | None) -> tuple[int | No
     if limit is not None and (left is None or limit <= left):
         return limit, "limits.cost"
     return left, ledger.title(db, tightest) if tightest else ""
+
+
+_TRAINED = (
+    select(JobRow.id)
+    .where(
+        JobRow.team_id == bindparam("team"),
+        JobRow.first_step_at.is_not(None),
+        JobRow.spec["recipe"].as_string() == bindparam("recipe"),
+    )
+    .limit(1)
+)

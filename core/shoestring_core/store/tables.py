@@ -202,6 +202,8 @@ class JobRow(Base):
     spec: Mapped[dict[str, Any]]
     sizing: Mapped[dict[str, Any] | None]
     """decide.sizing.SizingRecord: why it runs on its machines. None: the spec named the machines."""
+    quote: Mapped[dict[str, Any] | None]
+    """decide.quotes.QuotedOffer that it would have got when it was submitted. None: no run said what it takes."""
     state: Mapped[str]
     desired_state: Mapped[str] = mapped_column(default="run")
     stop_reason: Mapped[str] = mapped_column(default="")
@@ -243,6 +245,10 @@ class JobRow(Base):
         _one_of("state", JobState),
         _one_of("desired_state", DesiredState),
         Index(None, "team_id", "created_at", "id"),
+        Index(
+            "ix_jobs_trained", "team_id", "created_at", "id",
+            sqlite_where=text("first_step_at IS NOT NULL"), postgresql_where=text("first_step_at IS NOT NULL"),
+        ),
         Index(None, "state", "settled_at"),
         Index("ix_jobs_queue", "state", "team_id", "user_id", "queued_at", "id", "desired_state"),
         Index(

@@ -15,12 +15,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shoestring_core.wording import agents, attempts, audit, budget, jobs, machines, offers, people, sizing, waits
+from shoestring_core.wording import (
+    agents,
+    attempts,
+    audit,
+    budget,
+    jobs,
+    machines,
+    offers,
+    people,
+    queue,
+    quotes,
+    sizing,
+    waits,
+)
 from shoestring_core.wording.reason import NestedReason, Reason, load, parse
 
 __all__ = [
     "NestedReason", "Reason", "agents", "attempts", "audit", "budget", "jobs", "load", "machines", "offers", "parse",
-    "people", "render", "sentence", "sizing", "waits",
+    "people", "queue", "quotes", "render", "sentence", "sizing", "waits",
 ]  # fmt: skip
 
 

@@ -204,6 +204,28 @@ export const offers = queryOptions({
   staleTime: 300_000,
 });
 
+/** The stream tells what moves the team's own jobs; what other teams do is read again every few seconds. */
+export const queue = queryOptions({
+  queryKey: ["queue"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/queue", { signal })),
+  refetchInterval: 5_000,
+});
+
+/** Below the queue's key: it is read again when the queue is, so that a what-if is as live as what it departs from. */
+export const whatIf = (request: Schemas["WhatIfRequest"]) =>
+  queryOptions({
+    queryKey: ["queue", "what-if", request],
+    queryFn: async ({ signal }) => body(await api.POST("/v1/what-ifs", { body: request, signal })),
+    refetchInterval: 5_000,
+    gcTime: 0,
+  });
+
+/** How often the quotes of the team's earlier jobs held. */
+export const calibration = queryOptions({
+  queryKey: ["calibration"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/quotes/calibration", { signal })),
+});
+
 /** Put a batch of stream messages where the pages read. */
 export function receive(messages: readonly Message[]): void {
   const jobs = new Map<string, Job>();
@@ -218,6 +240,7 @@ export function receive(messages: readonly Message[]): void {
   jobCache.take(jobs.values());
   budgetCache.take(budgets.values());
   const moved = [...jobs.values()].some((one) => queries.getQueryData(job(one.id).queryKey)?.state !== one.state);
+  if (moved || budgets.size > 0) void queries.invalidateQueries({ queryKey: queue.queryKey });
   for (const one of jobs.values()) queries.setQueryData(job(one.id).queryKey, one);
   if (jobs.size > 0) updateLists(jobs, moved);
   if (budgets.size > 0) {

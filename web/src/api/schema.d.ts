@@ -177,7 +177,7 @@ export interface paths {
         };
         /**
          * Get Cost
-         * @description Return what the job costs, its machines and its ledger entries.
+         * @description Return what the job costs, its machines and its ledger entries, and what was quoted when it was submitted.
          */
         get: operations["get_cost"];
         put?: never;
@@ -266,6 +266,69 @@ export interface paths {
          *     A job that would be refused is refused here with the same error.
          */
         post: operations["create_quote"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/quotes/calibration": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Calibration
+         * @description Return how often the team's newest jobs took the time and the cost that were quoted when they were submitted.
+         */
+        get: operations["get_calibration"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/queue": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Queue
+         * @description Return the team's queued jobs in the order of service, with their places in the queue of all teams.
+         *
+         *     Starts are expected as the scheduler would decide if jobs take as long as their quotes say, and nobody submits,
+         *     stops or grants anything.
+         */
+        get: operations["get_queue"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/what-ifs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create What If
+         * @description Return the schedule to come and what budgets spend, as things are and with the changes. Nothing is changed.
+         */
+        post: operations["create_what_if"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1733,6 +1796,38 @@ export interface components {
             requests: components["schemas"]["BudgetRequest"][];
         };
         /**
+         * BudgetWhatIf
+         * @description Another limit or weight of a budget; what isn't named stays as it is.
+         */
+        BudgetWhatIf: {
+            /**
+             * Budget
+             * Format: uuid
+             */
+            budget: string;
+            /** Limit */
+            limit?: string | null;
+            /** Weight */
+            weight?: number | null;
+        };
+        /**
+         * Calibration
+         * @description How well the quotes of the team's newest jobs held.
+         */
+        Calibration: {
+            /** Level */
+            level: number;
+            /** Recipes */
+            recipes: components["schemas"]["RecipeCalibration"][];
+            /** Compared */
+            compared: number;
+            /** Time Within */
+            time_within: number;
+            /** Cost Within */
+            cost_within: number;
+            summary: components["schemas"]["Reason"];
+        };
+        /**
          * CheckpointCommit
          * @description A checkpoint whose data and manifest are uploaded. It becomes the job's latest only if every batch up to
          *     `through_seq` is stored and `generation` is still the current one.
@@ -1923,6 +2018,7 @@ export interface components {
             /** Budgets */
             budgets: components["schemas"]["Budget"][];
             energy: components["schemas"]["Energy"] | null;
+            quote: components["schemas"]["KeptQuote"] | null;
         };
         /**
          * CreateInvitationRequest
@@ -2064,6 +2160,23 @@ export interface components {
             events: components["schemas"]["Event"][];
             /** Next Cursor */
             next_cursor: string | null;
+        };
+        /**
+         * ExpectedStart
+         * @description When and where a queued job is expected to start, if jobs take as long as their quotes say.
+         */
+        ExpectedStart: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Nodes */
+            nodes: number;
+            offer: components["schemas"]["Offer"];
+            /** Ends At */
+            ends_at: string | null;
+            cost: components["schemas"]["Money"] | null;
         };
         /**
          * ForecastAlert
@@ -2477,6 +2590,55 @@ export interface components {
             cost: components["schemas"]["SplitCost"];
         };
         /**
+         * JobWhatIf
+         * @description Something else with a queued job of the team.
+         */
+        JobWhatIf: {
+            /**
+             * Job
+             * Format: uuid
+             */
+            job: string;
+            /**
+             * First
+             * @default false
+             */
+            first: boolean;
+            /**
+             * Any Machine
+             * @default false
+             */
+            any_machine: boolean;
+            /**
+             * Stop
+             * @default false
+             */
+            stop: boolean;
+        };
+        /**
+         * KeptQuote
+         * @description The quote of the offer that a job would have got when it was submitted, beside what it took.
+         */
+        KeptQuote: {
+            /** Nodes */
+            nodes: number;
+            /** Type */
+            type: string;
+            /** Market */
+            market: string;
+            /**
+             * Basis
+             * @enum {string}
+             */
+            basis: "measured" | "scaled" | "unknown";
+            /** Runs */
+            runs: number;
+            time_s: components["schemas"]["SecondsBand"];
+            cost: components["schemas"]["MoneyBand"];
+            actual: components["schemas"]["QuoteOutcome"] | null;
+            summary: components["schemas"]["Reason"];
+        };
+        /**
          * Key
          * @description An API key, without its secret.
          */
@@ -2858,7 +3020,7 @@ export interface components {
         };
         /**
          * MoneyBand
-         * @description One run of ten costs less than `low`, one more than `high`, half cost less than `expected`.
+         * @description Four runs of five cost between `low` and `high`, at most one of ten less; half cost less than `expected`.
          */
         MoneyBand: {
             low: components["schemas"]["Money"];
@@ -3069,6 +3231,48 @@ export interface components {
             eta_s: number | null;
         };
         /**
+         * Queue
+         * @description The team's queued jobs in the order of service.
+         */
+        Queue: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Waiting */
+            waiting: number;
+            /** Jobs */
+            jobs: components["schemas"]["QueueEntry"][];
+            /** Further Back */
+            further_back: number;
+        };
+        /** QueueEntry */
+        QueueEntry: {
+            /**
+             * Job
+             * Format: uuid
+             */
+            job: string;
+            /** Name */
+            name: string;
+            /** User */
+            user: string;
+            /** Recipe */
+            recipe: string | null;
+            /** Position */
+            position: number;
+            /**
+             * Queued At
+             * Format: date-time
+             */
+            queued_at: string;
+            wait_reason: components["schemas"]["WaitReason"] | null;
+            reason: components["schemas"]["Reason"] | null;
+            start: components["schemas"]["ExpectedStart"] | null;
+            outlook: components["schemas"]["Reason"];
+        };
+        /**
          * Quote
          * @description Where a job would run, how long it takes and what it costs. Nothing is stored, nothing spent.
          */
@@ -3102,6 +3306,25 @@ export interface components {
             sufficient_time_limit_s: number | null;
             /** Runs */
             runs: number;
+        };
+        /**
+         * QuoteOutcome
+         * @description From the launch of the machines until the job ended, and what they cost; where both lie to the quoted bands.
+         */
+        QuoteOutcome: {
+            /** Time S */
+            time_s: number;
+            cost: components["schemas"]["Money"];
+            /**
+             * Time Place
+             * @enum {string}
+             */
+            time_place: "below" | "within" | "above";
+            /**
+             * Cost Place
+             * @enum {string}
+             */
+            cost_place: "below" | "within" | "above";
         };
         /**
          * QuotedOffer
@@ -3198,6 +3421,22 @@ export interface components {
             /** Params */
             params: components["schemas"]["RecipeParameter"][];
             claim: components["schemas"]["RecipeClaim"] | null;
+        };
+        /**
+         * RecipeCalibration
+         * @description How many of a recipe's finished jobs took a time, and a cost, within what was quoted.
+         */
+        RecipeCalibration: {
+            /** Recipe */
+            recipe: string;
+            /** Compared */
+            compared: number;
+            /** Time Within */
+            time_within: number;
+            /** Cost Within */
+            cost_within: number;
+            /** Not Compared */
+            not_compared: number;
         };
         /** RecipeClaim */
         RecipeClaim: {
@@ -3430,7 +3669,7 @@ export interface components {
         };
         /**
          * SecondsBand
-         * @description One run of ten takes less than `low`, one more than `high`, half take less than `expected`.
+         * @description Four runs of five take between `low` and `high`, at most one of ten less; half take less than `expected`.
          */
         SecondsBand: {
             /** Low */
@@ -3991,6 +4230,78 @@ export interface components {
             kind: "weight";
             data: components["schemas"]["WeightChange"];
         };
+        /**
+         * WhatIf
+         * @description The schedule to come, as things are and with the changes. Nothing is changed by asking.
+         */
+        WhatIf: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            summary: components["schemas"]["Reason"];
+            /** Jobs */
+            jobs: components["schemas"]["WhatIfJob"][];
+            /** Paused */
+            paused: string[];
+            /** Budgets */
+            budgets: components["schemas"]["WhatIfBudget"][];
+        };
+        /**
+         * WhatIfBudget
+         * @description What a budget is expected to have spent of its period, as things are and with the changes.
+         */
+        WhatIfBudget: {
+            /**
+             * Budget
+             * Format: uuid
+             */
+            budget: string;
+            /** Kind */
+            kind: string;
+            /** Owner */
+            owner: string;
+            limit_before: components["schemas"]["Money"] | null;
+            limit_after: components["schemas"]["Money"] | null;
+            /** Before */
+            before: components["schemas"]["SpentBy"][];
+            /** After */
+            after: components["schemas"]["SpentBy"][];
+        };
+        /**
+         * WhatIfJob
+         * @description A queued job of the team: when it is expected to start as things are, and with the changes.
+         */
+        WhatIfJob: {
+            /**
+             * Job
+             * Format: uuid
+             */
+            job: string;
+            /** Name */
+            name: string;
+            /** User */
+            user: string;
+            before: components["schemas"]["ExpectedStart"] | null;
+            after: components["schemas"]["ExpectedStart"] | null;
+        };
+        /**
+         * WhatIfRequest
+         * @description Body of POST /v1/what-ifs.
+         */
+        WhatIfRequest: {
+            /**
+             * Budgets
+             * @default []
+             */
+            budgets: components["schemas"]["BudgetWhatIf"][];
+            /**
+             * Jobs
+             * @default []
+             */
+            jobs: components["schemas"]["JobWhatIf"][];
+        };
     };
     responses: never;
     parameters: never;
@@ -4486,6 +4797,97 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Quote"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    get_calibration: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Calibration"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    get_queue: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Queue"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    create_what_if: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WhatIfRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WhatIf"];
                 };
             };
             /** @description What was wrong and how to fix it */

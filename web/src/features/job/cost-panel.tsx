@@ -46,8 +46,9 @@ export function CostPanel({ job }: { job: Job }) {
       </dl>
       {jobCost.settled && <p className="footnote muted">Settled: every machine has terminated and been billed.</p>}
       <Async reading={report} rows={1}>
-        {({ energy, transfers }) => (
+        {({ energy, transfers, quote }) => (
           <>
+            {quote && <p data-kept-quote={quote.actual ? quote.actual.cost_place : "open"}>{quote.summary.text}</p>}
             {energy && (
               <dl className="amounts">
                 <Line name={`Energy, ${energy.of.map((part) => part.toUpperCase()).join(" and ")}`} value={formatEnergy(energy.joules)} />

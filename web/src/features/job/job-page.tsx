@@ -1,7 +1,7 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { lazy, Suspense, useEffect, useState } from "react";
 import { api, body, newIdempotencyKey, Problem } from "../../api/client";
-import { attempts, budgets, job as jobQuery, type Job, queries } from "../../api/queries";
+import { attempts, budgets, job as jobQuery, type Job, queries, queue } from "../../api/queries";
 import { CurvesPanel } from "./curves-panel";
 import { ArtifactsPanel } from "./artifacts-panel";
 import { LogsPanel } from "./logs-panel";
@@ -66,6 +66,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
             </>
           )}
         </p>
+        {job.state === "queued" && <QueuedOutlook id={job.id} />}
         {job.sizing && <p data-sizing>{job.sizing.text}</p>}
         <p className="muted">
           {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{shortId(job.id)}</code>{" "}
@@ -95,6 +96,17 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
         </Suspense>
       </div>
     </Page>
+  );
+}
+
+/** When a queued job is expected to start. */
+function QueuedOutlook({ id }: { id: string }) {
+  const entry = useQuery(queue).data?.jobs.find(({ job }) => job === id);
+  if (!entry) return null;
+  return (
+    <p data-outlook>
+      <Link to="/queue">Place {entry.position} in the queue</Link>. {entry.outlook.text}
+    </p>
   );
 }
 

@@ -1,8 +1,9 @@
 import { useQuery } from "@tanstack/react-query";
-import { quote } from "../../api/queries";
+import { calibration, quote } from "../../api/queries";
 import type { Schemas } from "../../api/client";
 import { TableScroll } from "../../components/table-scroll";
 import { formatDollars } from "../../lib/money";
+import { formatPercent } from "../../lib/number";
 import { formatAgo } from "../../lib/time";
 import { useDebounced } from "../../lib/use-debounced";
 import { basisText, budgetText, costText, gpuText, interruptionText, machinesText, notPossibleText, placeText, quoteErrorText, timeText } from "./quote-text";
@@ -20,6 +21,7 @@ export function QuotePanel({ text }: { text: string }) {
         {error ? <p className="muted">{quoteErrorText(error)}</p> : data ? <QuoteText data={data} /> : <p className="muted">Getting a quote…</p>}
       </div>
       {data && <Alternatives data={data} />}
+      {data && <Calibration />}
     </div>
   );
 }
@@ -35,6 +37,42 @@ function QuoteText({ data }: { data: Schemas["Quote"] }) {
       <p>{data.summary.text}</p>
       {data.why_not_faster && <p className="muted">{data.why_not_faster.text}</p>}
     </>
+  );
+}
+
+/** How far the team can believe a quote: how often those of earlier jobs held, by recipe. */
+function Calibration() {
+  const held = useQuery(calibration).data;
+  if (!held || held.recipes.length === 0) return null;
+  return (
+    <details data-calibration>
+      <summary>How well quotes held</summary>
+      <p>{held.summary.text}</p>
+      <TableScroll label="How well quotes held, by recipe" short>
+        <table>
+          <thead>
+            <tr>
+              <th>Recipe</th>
+              <th className="num">Jobs</th>
+              <th className="num">Time within</th>
+              <th className="num">Cost within</th>
+              <th className="num">Not compared</th>
+            </tr>
+          </thead>
+          <tbody>
+            {held.recipes.map(({ recipe, compared, time_within, cost_within, not_compared }) => (
+              <tr key={recipe}>
+                <td>{recipe}</td>
+                <td className="num">{compared}</td>
+                <td className="num">{compared > 0 ? formatPercent(time_within / compared) : "–"}</td>
+                <td className="num">{compared > 0 ? formatPercent(cost_within / compared) : "–"}</td>
+                <td className="num">{not_compared}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </TableScroll>
+    </details>
   );
 }
 
