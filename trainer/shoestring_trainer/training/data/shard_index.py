@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from shoestring_core.shard_checks import require_indexed
 
-from shoestring_trainer.training.data.confined_files import read_confined
+from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.image_folder import refuse_layout
 from shoestring_trainer.training.data.shard_list import SAMPLES_FILE, Shard, ShardIndex, Split
 from shoestring_trainer.training.errors import DataError
@@ -39,7 +39,9 @@ def map_samples(folder: Path, index: ShardIndex) -> npt.NDArray[Any]:
     """Memory-map the rows of `shards.npy`. Raises DataError if it isn't the one that belongs to the index."""
     file = folder / SAMPLES_FILE
     try:
-        if hashlib.sha256(read_confined(file)).hexdigest() != index.samples_sha256:
+        with open_confined(file) as opened:  # block by block: a rank keeps what it has once taken of the memory
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != index.samples_sha256:
             raise ValueError("another SHA-256 than shards.json says")
         rows: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
