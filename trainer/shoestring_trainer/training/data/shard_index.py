@@ -29,6 +29,8 @@ SAMPLE = np.dtype(
 """A row: the shard's place in the list, the image file's place in the shard, its class, and width and height of the
 original image as it is shown. Rows are in the order of the shards."""
 
+BLOCK_BYTES = 1 << 20
+
 
 def sample_key(number: int) -> str:
     """Return the key of a sample: WebDataset's word for the name of its files without their extensions."""
@@ -40,8 +42,10 @@ def map_samples(folder: Path, index: ShardIndex) -> npt.NDArray[Any]:
     file = folder / SAMPLES_FILE
     try:
         with open_confined(file) as opened:  # block by block: a rank keeps what it has once taken of the memory
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if digest != index.samples_sha256:
+            digest = hashlib.sha256()
+            while block := opened.read(BLOCK_BYTES):
+                digest.update(block)
+        if digest.hexdigest() != index.samples_sha256:
             raise ValueError("another SHA-256 than shards.json says")
         rows: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
