@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -547,7 +548,7 @@ def test_a_machine_that_was_never_launched_releases_its_hold_at_once(world: Worl
     world.provider.slots = 0
     world.submit()
     offers = world.provider.offers(())
-    world.provider.offers = lambda _: [type(offer)(**(vars(offer) | {"slots": 4})) for offer in offers]
+    world.provider.offers = lambda _: [replace(offer, slots=4) for offer in offers]
     world.tick()
     with world.store.read() as db:
         assert db.sql.scalars(select(HoldRow.state)).all() == ["closed"]
