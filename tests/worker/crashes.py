@@ -11,10 +11,9 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 from uuid import UUID
 
 from shoestring_core import money
@@ -22,106 +21,23 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, Provi
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.sweeps import Leftover
 from shoestring_core.decide.timeouts import S
-from shoestring_core.errors import AgentRefused, InvalidRequest, ShoestringError, StaleTransition, Unavailable
+from shoestring_core.errors import AgentRefused, InvalidRequest, StaleTransition
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store import checkpoints, jobs, ledger
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import AccountRow, HoldRow, MachineRow, TransferRow
 from shoestring_core.wire import BootData
 from shoestring_worker import failpoints
-from shoestring_worker.providers.base import OutcomeUnknown
 from shoestring_worker.providers.sim import REGION, SimulatedProvider
 from sqlalchemy import func, select
 
 from tests.servers import until
 from tests.worker.conftest import World
-
-FaultKind = Literal["killed_before", "killed_after", "duplicate", "delay", "lost_reply"]
-KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-VERBS = frozenset(
-    {"launch", "offers", "list", "terminate", "enabled_regions", "list_region", "list_leftovers", "delete"}
-)
+from tests.worker.saboteur import DELAY_S, Fault, Killed, Saboteur
 
 GOAL = 60
 """Steps of a job."""
-DELAY_S = 6
-"""On either side of a call: together longer than `Timeouts.launch_call`."""
 LONGEST_S = 4_000
-
-
-class Killed(BaseException):
-    """kill -9: nothing after it happens, nothing is caught."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What happens when a failpoint is reached for the nth time.
-
-    killed_before, killed_after  the process ends
-    duplicate                    the call arrives twice; of a commit, two workers make it
-    delay                        it arrives late, and so does its answer
-    lost_reply                   it takes effect, and the worker isn't told
-    """
-
-    name: str
-    kind: FaultKind
-    nth: int = 1
-
-
-@dataclass
-class Saboteur:
-    """Plants a fault. `reached`: how often each failpoint was."""
-
-    fault: Fault | None
-    pass_time: Callable[[], None] = lambda: None
-    reached: Counter[str] = field(default_factory=Counter)
-    dead: bool = False
-    struck: bool = field(init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self.struck = self.fault is None
-
-    def __call__(self, name: str, call: Callable[[], Any]) -> Any:
-        with self._lock:
-            if self.dead:  # the other threads of a process end with it
-                raise Killed
-            self.reached[name] += 1
-            fault = self.fault
-            if fault is None or (name, self.reached[name]) != (fault.name, fault.nth):
-                fault = None
-            else:
-                self.struck = True
-        match fault.kind if fault else None:
-            case None:
-                return call()
-            case "killed_before":
-                self.dead = True
-                raise Killed
-            case "killed_after":
-                with suppress(Exception):
-                    call()
-                self.dead = True
-                raise Killed
-            case "delay":
-                self.pass_time()
-                result = call()
-                self.pass_time()
-                return result
-            case "duplicate":
-                return self._twice(name, call)
-        with suppress(Exception):
-            call()
-        raise OutcomeUnknown("the reply was lost") if name in VERBS else Unavailable("the connection was lost")
-
-    @staticmethod
-    def _twice(name: str, call: Callable[[], Any]) -> Any:
-        result = call()
-        if name in VERBS:
-            return call()
-        with suppress(ShoestringError):  # the other worker was too late, and learns it
-            call()
-        return result
 
 
 class Regions(SimulatedProvider):

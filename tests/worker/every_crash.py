@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.worker.conftest import World
-from tests.worker.crashes import KINDS, Day, Fault, FaultKind
+from tests.worker.crashes import Day
+from tests.worker.saboteur import KINDS, Fault, FaultKind
 from tests.worker.test_crashes import on_the_day
 
 pytestmark = pytest.mark.any_database

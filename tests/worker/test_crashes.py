@@ -13,7 +13,8 @@ import shoestring_worker
 from shoestring_worker.providers.base import Provider, RegionalProvider
 
 from tests.worker.conftest import World
-from tests.worker.crashes import VERBS, Day
+from tests.worker.crashes import Day
+from tests.worker.saboteur import VERBS
 
 WORKER = Path(shoestring_worker.__file__).parent
 CHOKE_POINT = "steps.py"
