@@ -40,4 +40,5 @@ if "shoestring_worker.app" in sys.orig_argv and "SHOESTRING_FAULT_FOLDER" in os.
             raise AssertionError("it lives")
 
     fault = None if (folder / "struck").exists() else Fault(**json.loads((folder / "fault.json").read_text()))
-    failpoints.plant(ProcessSaboteur(fault, lambda: time.sleep(DELAY_S))).__enter__()
+    planted = failpoints.plant(ProcessSaboteur(fault, lambda: time.sleep(DELAY_S)))
+    planted.__enter__()  # its reference is kept: without one it would be undone at once
