@@ -32,9 +32,8 @@ from tests.worker.saboteur import KINDS, Fault
 SEEDS = 12
 ARMED = ROOT / "tests" / "stand_ins" / "armed_worker"
 FAILPOINTS = (
-    "offers", "list", "launch", "terminate", "save_offers", "record_start", "begin_launch", "record_observation",
-    "apply_action", "post_cost", "extend_funding", "begin_termination", "finish_attempt", "settle_machine",
-    "settle_job",
+    "offers", "list", "launch", "save_offers", "record_start", "begin_launch", "record_observation", "apply_action",
+    "post_cost", "extend_funding", "finish_attempt", "settle_machine", "settle_job",
 )  # fmt: skip
 OFTEN = ("offers", "list", "save_offers", "record_observation")
 """Reached in most ticks: the fault strikes at one of the first."""
