@@ -392,12 +392,7 @@ class Storm:
         return self._once(db, key, lambda: jobs.submit(db, self.people[person], parsed, min_hold=0))
 
     def start(self, db: Write, key: str) -> object:
-        """What a tick does: the next job of the queue that its budget pays for."""
-        snapshot = queue.load_queue(db, self.timeouts, {}).snapshot
-        starts = schedule_jobs(snapshot, OFFERS, db.now, {"cloud": self.timeouts}).starts
-        if not starts:
-            return None
-        return planning.record_start(db, starts[0], snapshot.plan_version, agent_url="", deployment="storm")
+        return start_next(db, self.timeouts)
 
     def _once(self, db: Write, key: str, work: Callable[[], object]) -> bool:
         """As the API does it with an Idempotency-Key: whoever sends the same request again changes nothing."""
@@ -441,6 +436,16 @@ def begin(store: Store, scale: Scale) -> None:
         person, nodes = number % len(PEOPLE), 1 + number % SLOTS
         parsed = spec.parse({"recipe": "digits/quickstart", "resources": {"nodes": nodes}, "name": f"job {number}"})
         store.write(partial(jobs.submit, principal=persons[person], spec=parsed, min_hold=0))
+        store.write(partial(start_next, timeouts=scale.timeouts))
+
+
+def start_next(db: Write, timeouts: Timeouts) -> object:
+    """What a tick does: the next job of the queue that its budget pays for."""
+    snapshot = queue.load_queue(db, timeouts, {}).snapshot
+    starts = schedule_jobs(snapshot, OFFERS, db.now, {"cloud": timeouts}).starts
+    if not starts:
+        return None
+    return planning.record_start(db, starts[0], snapshot.plan_version, agent_url="", deployment="storm")
 
 
 def _payers(person: identity.Principal, db: Read) -> Sequence[AccountRow]:
