@@ -99,6 +99,14 @@ def too_low(caller: Principal, least: access.Role) -> Forbidden:
     return Forbidden(f"{needed}.", hint=f"Ask an admin of team {caller.team_name}.")
 
 
+def own_budget() -> Forbidden:
+    """The error for a lead who would give dollars to their own budget."""
+    return Forbidden(
+        "A lead gives no dollars to their own budget.",
+        hint="Ask for them: shoestring budget request. Another lead or an admin approves it.",
+    )
+
+
 def _names_job(given: str | None, job: UUID) -> bool:
     """Whether a path names the job, or none at all, or is malformed, which is refused as for everybody."""
     try:

@@ -873,6 +873,8 @@ class BudgetRequest(Resource):
     decided_at: datetime | None = None
     decided_by: str | None = None
     note: str = ""
+    approvable: bool = False
+    """It is open, and the caller may approve it: a lead, but not their own; one for the team's budget, an admin."""
     effect: Reason | None = None
     """Of an open one: what its approval would leave for others."""
 

@@ -109,6 +109,51 @@ def test_a_member_asks_and_an_admin_approves(deployment: Deployment) -> None:
     assert (denied["code"], denied["reason"]) == ("invalid-state", "budget_request_decided_before")
 
 
+def test_a_lead_gives_dollars_to_others_and_none_to_themselves(deployment: Deployment) -> None:
+    team_budget(deployment, "50.00")
+    ben, cleo = (f"/v1/budgets/{one}" for one in two_members(deployment))
+    make_lead(deployment, "ben")
+    lead = deployment.member
+    given = lead.post(f"{cleo}:grant", json={"amount": "1.00"})
+    assert (given.status_code, given.json()["limit"]["amount"]) == (200, "11.00")
+    gave = lead.post(f"{ben}:transfer", json={"amount": "2.00", "to": cleo.rpartition("/")[2]})
+    assert (gave.status_code, gave.json()["limit"]["amount"]) == (200, "8.00")
+    refused = [
+        lead.post(f"{ben}:grant", json={"amount": "1.00"}),
+        lead.post(f"{cleo}:transfer", json={"amount": "1.00", "to": ben.rpartition("/")[2]}),
+        lead.put(ben, json={"limit": "9.00"}),
+        lead.put(ben, json={"limit": "none"}),
+        lead.put(f"{ben}/period", json={"kind": "month"}),
+    ]
+    assert [(one.status_code, one.json()["detail"]) for one in refused] == [
+        (403, "A lead gives no dollars to their own budget.")
+    ] * 5
+    assert lead.put(ben, json={"limit": "7.00"}).status_code == 200
+    assert deployment.admin.get(ben).json()["limit"]["amount"] == "7.00"
+
+
+def test_a_leads_own_request_somebody_else_approves(deployment: Deployment) -> None:
+    team_budget(deployment, "50.00")
+    two_members(deployment)
+    make_lead(deployment, "ben")
+    make_lead(deployment, "cleo")
+    lead, other = deployment.member, deployment.client(key_of(deployment, "cleo"))
+    with other:
+        asked = [lead.post("/v1/budget-requests", json={"amount": "5.00", "why": "more"}).json() for _ in range(2)]
+        first, second = (f"/v1/budget-requests/{one['id']}" for one in asked)
+        assert [one["approvable"] for one in asked] == [False, False]
+        refused = lead.post(f"{first}:approve")
+        assert (refused.status_code, refused.json()["hint"][:13]) == (403, "Ask for them:")
+        assert {one["approvable"] for one in other.get("/v1/budget-requests").json()["requests"]} == {True}
+        assert other.post(f"{first}:approve").json()["state"] == "approved"
+        assert lead.post(f"{second}:deny").json()["state"] == "denied"  # taken back
+        own = deployment.admin.post("/v1/budget-requests", json={"amount": "5.00", "why": "more"}).json()
+        assert (own["owner"], own["approvable"]) == ("team vision", True)
+        seen = {one["id"]: one["approvable"] for one in other.get("/v1/budget-requests").json()["requests"]}
+        assert seen[own["id"]] is False  # the team's: an admin approves it
+        assert deployment.admin.post(f"/v1/budget-requests/{own['id']}:approve").json()["state"] == "approved"
+
+
 @pytest.mark.parametrize(
     "body", [{"amount": "5"}, {"amount": "5", "why": ""}, {"amount": "nan", "why": "x"}, {"why": "x"}]
 )
@@ -136,6 +181,18 @@ def team_budget(deployment: Deployment, limit: str) -> tuple[str, dict[str, Any]
     team = next(one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
     path = f"/v1/budgets/{team['id']}"
     return path, deployment.admin.put(path, json={"limit": limit}).json()
+
+
+def make_lead(deployment: Deployment, name: str) -> None:
+    users = {one["user"]: one["id"] for one in deployment.admin.get("/v1/members").json()["members"]}
+    assert deployment.admin.put(f"/v1/members/{users[name]}", json={"role": "lead"}).status_code == 200
+
+
+def key_of(deployment: Deployment, name: str) -> str:
+    def make(db: Write) -> str:
+        return identity.create_key(db, "pat", identity.ensure_member(db, "lab", "vision", name), None)[1]
+
+    return deployment.store.write(make)
 
 
 def two_members(deployment: Deployment) -> list[str]:

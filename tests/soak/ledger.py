@@ -215,8 +215,8 @@ def summarise(_case: str, last_lines: Sequence[str]) -> tuple[bool, list[str]]:
     lines = [
         (
             f"{total['operations']:,} operations, delivered {total['delivered']:,} times by {PROCESSES} processes on "
-            f"each of {len(towns)} databases, {total['kills']} of them killed with -9: 0 violations at every commit, in "
-            f"{total['snapshots']} snapshots, and in the end; {whole_s:.0f} s in all; seeds {seeds}"
+            f"each of {len(towns)} databases, {total['kills']} of them killed with -9: 0 violations at every commit, "
+            f"in {total['snapshots']} snapshots, and in the end; {whole_s:.0f} s in all; seeds {seeds}"
         ),
         (
             f"outcomes: {_counts(outcomes)}; rows: {_counts(rows)}; changes of limits: {_counts(limits)}; overruns, "

@@ -16,7 +16,7 @@ from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Read, Write
 
-from shoestring_api.dependencies import Caller, IdempotencyKey, ReadDep, StateDep, too_low
+from shoestring_api.dependencies import Caller, IdempotencyKey, ReadDep, StateDep, own_budget, too_low
 from shoestring_api.idempotency import run_once
 from shoestring_api.json_body import ExactJsonRoute
 from shoestring_api.serializers.costs import serialize_budgets, serialize_forecast, serialize_hosting
@@ -57,7 +57,7 @@ def set_limit(
     response: Response,
     if_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> rest.Budget:
-    """Set a limit (lead; that of the team: admin).
+    """Set a limit (lead; that of the team, and a lead's own if it rises: admin).
 
     A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
 
@@ -68,6 +68,8 @@ def set_limit(
     def work(db: Write) -> rest.Budget:
         account = _changeable(db, caller, budget_id)
         before = ledger.period_limit(account)
+        if before is not None and (limit is None or limit > before):
+            _require_others(caller, account)
         if limit is None or (before is not None and limit > before):
             gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
         after = ledger.set_limit(
@@ -83,7 +85,7 @@ def set_limit(
 def grant(
     budget_id: UUID, body: rest.GrantRequest, state: StateDep, caller: Caller, key: IdempotencyKey = None
 ) -> Response:
-    """Add dollars to a limit (lead). Jobs that were paused because the budget was exhausted are queued.
+    """Add dollars to a limit (lead; not their own). Jobs that were paused because the budget was exhausted are queued.
 
     Send an Idempotency-Key, so that a repeated request grants nothing more.
     """
@@ -91,6 +93,7 @@ def grant(
 
     def work(db: Write) -> rest.Budget:
         account = _changeable(db, caller, budget_id)
+        _require_others(caller, account)
         gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
         after = ledger.grant(db, account.id, amount, actor=caller.actor, reason=body.reason[:500])
         _record(db, caller, "grant", after, amount=body.amount, reason=body.reason)
@@ -104,7 +107,9 @@ def grant(
 def transfer(
     budget_id: UUID, body: rest.TransferRequest, state: StateDep, caller: Caller, key: IdempotencyKey = None
 ) -> Response:
-    """Move dollars that a budget has left to another below the same one (lead), and return the one that gave them.
+    """Move dollars that a budget has left to another below the same one, and return the one that gave them.
+
+    A lead may, but for their own budget as the other.
 
     Jobs that were paused because the other was exhausted are queued. Send an Idempotency-Key, so that a repeated
     request moves nothing more.
@@ -113,6 +118,7 @@ def transfer(
 
     def work(db: Write) -> rest.Budget:
         source, target = _changeable(db, caller, budget_id), _changeable(db, caller, body.to)
+        _require_others(caller, target)
         gangs.resume_jobs_paused_by_budget(db, target.id, caller.actor)
         reason = body.reason[:500]
         given, _ = ledger.transfer(db, source.id, target.id, amount, actor=caller.actor, reason=reason)
@@ -165,7 +171,9 @@ def set_guaranteed_rate(
 
 @router.put("/{budget_id}/period")
 def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, caller: Caller) -> rest.Budget:
-    """Make a budget monthly, end it with a term, or make it one-off again (lead). Its limit and use stay as they are.
+    """Make a budget monthly, end it with a term, or make it one-off again (lead; not their own).
+
+    Its limit and use stay as they are.
 
     A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
     """
@@ -174,6 +182,7 @@ def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, ca
         account = _changeable(db, caller, budget_id)
         if account.kind not in ledger.BUDGETS:
             raise InvalidRequest("The budget of a job has no periods.", hint="Set that of your team or a member.")
+        _require_others(caller, account)
         plan = _parse_period(body, db.now)
         after = ledger.set_period(db, account.id, plan, actor=caller.actor, reason=body.reason[:500])
         _record(db, caller, "set_period", after, **body.model_dump(mode="json"))
@@ -221,6 +230,13 @@ def _changeable(db: Read, caller: Principal, budget_id: UUID) -> AccountRow:
     if account.kind == "org" and len(queries.load_team_ids(db)) > 1:
         raise Forbidden("The organization's budget is shared by several teams.", hint="Set the team's budget instead.")
     return account
+
+
+def _require_others(caller: Principal, account: AccountRow) -> None:
+    """Raise Forbidden where a lead would give dollars to their own budget."""
+    own = ledger.belongs_to(account, caller.team, caller.user)
+    if not access.may_raise_budget(caller.role, account.kind, own=own):
+        raise own_budget()
 
 
 def _record(db: Write, caller: Principal, action: str, account: AccountRow, **detail: Any) -> None:

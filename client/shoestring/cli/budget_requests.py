@@ -39,7 +39,7 @@ def request(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Ask for more dollars. An admin of your team approves or denies it.
+    """Ask for more dollars. A lead or an admin of your team approves or denies it, for the team's budget an admin.
 
     \b
     shoestring budget request 5.00 --why "the last three seeds of the paper"
@@ -68,6 +68,8 @@ def list_requests(url: Url = None, as_json: Json = False) -> None:
 @app.command("approve")
 def approve(request: RequestId, note: Note = "", url: Url = None, as_json: Json = False) -> None:
     """Approve a request: its dollars are granted, and jobs that were paused for them go on.
+
+    A lead doesn't approve their own.
 
     \b
     shoestring budget approve 1a2b3c4d

@@ -136,6 +136,14 @@ def is_at_least(role: Role, least: Role) -> bool:
     return ROLES.index(role) >= ROLES.index(least)
 
 
+def may_raise_budget(role: Role, kind: str, *, own: bool) -> bool:
+    """Whether a member may give dollars to a budget: what a lead gets themselves, another lead or an admin decides.
+
+    own  it is the caller's own budget, or they are who asked
+    """
+    return is_at_least(role, budget_role(kind)) and (role == "admin" or not own)
+
+
 def budget_role(kind: str) -> Role:
     """The least role that changes a budget of this kind: a lead shares out what the team may spend."""
     return "lead" if kind in ("member", "job") else "admin"

@@ -102,11 +102,16 @@ def newest(db: Read, team: UUID, limit: int) -> Sequence[BudgetRequestRow]:
     return db.sql.scalars(mine.order_by(BudgetRequestRow.created_at.desc(), BudgetRequestRow.id).limit(limit)).all()
 
 
-def names(db: Read, requests: Sequence[BudgetRequestRow]) -> tuple[dict[UUID, str], dict[UUID, str]]:
-    """The titles of their budgets by account, and the names of who asked by user."""
-    accounts = db.sql.scalars(select(AccountRow).where(AccountRow.id.in_({row.account for row in requests}))).all()
+def budgets(db: Read, requests: Sequence[BudgetRequestRow]) -> dict[UUID, AccountRow]:
+    """The accounts that they are for, by id."""
+    accounts = select(AccountRow).where(AccountRow.id.in_({row.account for row in requests}))
+    return {row.id: row for row in db.sql.scalars(accounts)}
+
+
+def askers(db: Read, requests: Sequence[BudgetRequestRow]) -> dict[UUID, str]:
+    """The names of who asked, by user."""
     users = select(UserRow.id, UserRow.name).where(UserRow.id.in_({row.user_id for row in requests}))
-    return ledger.titles(db, accounts), dict(db.sql.execute(users).all())
+    return dict(db.sql.execute(users).all())
 
 
 def effect(db: Read, request: BudgetRequestRow) -> budget.GrantEffect | None:

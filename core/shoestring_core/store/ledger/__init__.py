@@ -34,6 +34,7 @@ once with `place_holds`.
 from shoestring_core.store.ledger.accounts import (
     accounts_upward,
     ancestors,
+    belongs_to,
     create_accounts,
     create_job_account,
     ensure_member_accounts,
@@ -80,6 +81,7 @@ __all__ = [
     "accounts_upward",
     "ancestors",
     "begin_roll_over",
+    "belongs_to",
     "create_accounts",
     "create_job_account",
     "due_borders",

@@ -42,6 +42,11 @@ def ensure_member_accounts(db: Write, team: UUID, user: UUID) -> list[AccountRow
     return db.values(AccountRow, _MEMBER_UPWARD, owner=owner)
 
 
+def belongs_to(account: AccountRow, team: UUID, user: UUID) -> bool:
+    """Whether it is a member's own budget."""
+    return account.kind == "member" and account.owner == f"{team}/{user}"
+
+
 def paying_accounts(db: Read, team: UUID, user: UUID) -> list[AccountRow]:
     """The accounts that pay for a member's jobs, the member's first; that of a new member may not exist yet."""
     return accounts_upward(db, "member", [f"{team}/{user}"]) or accounts_upward(db, "team", [str(team)])

@@ -37,7 +37,7 @@ export function BudgetPage() {
         job's page says whether its prices are simulated.
       </p>
       <JobsWaitingForBudget />
-      <RequestsPanel admin={admin || role === "lead"} />
+      <RequestsPanel />
       <Async reading={all}>
         {(budgets) => (
           <div className="budgets">

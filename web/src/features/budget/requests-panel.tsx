@@ -12,7 +12,7 @@ import { Time } from "../../components/time";
 
 const DECIDED_SHOWN = 5;
 
-export function RequestsPanel({ admin }: { admin: boolean }) {
+export function RequestsPanel() {
   const reading = useQuery(budgetRequests);
   const [asking, setAsking] = useState(false);
   const { ask } = useRights();
@@ -27,18 +27,18 @@ export function RequestsPanel({ admin }: { admin: boolean }) {
         )}
       </header>
       {asking && <AskForm done={() => setAsking(false)} />}
-      <Async reading={reading} rows={1}>{(all) => <Requests all={all} admin={admin} />}</Async>
+      <Async reading={reading} rows={1}>{(all) => <Requests all={all} />}</Async>
     </section>
   );
 }
 
-function Requests({ all, admin }: { all: readonly BudgetRequest[]; admin: boolean }) {
+function Requests({ all }: { all: readonly BudgetRequest[] }) {
   const open = all.filter(({ state }) => state === "open");
   const decided = all.filter(({ state }) => state !== "open").slice(0, DECIDED_SHOWN);
   return (
     <>
       {open.map((one) => (
-        <OpenRequest key={one.id} request={one} admin={admin} />
+        <OpenRequest key={one.id} request={one} />
       ))}
       {open.length === 0 && <p className="muted">No request is open.</p>}
       {decided.length > 0 && (
@@ -56,7 +56,7 @@ function Requests({ all, admin }: { all: readonly BudgetRequest[]; admin: boolea
   );
 }
 
-function OpenRequest({ request, admin }: { request: BudgetRequest; admin: boolean }) {
+function OpenRequest({ request }: { request: BudgetRequest }) {
   const decide = useMutation({
     mutationFn: async (verb: "approve" | "deny") => {
       const params = { path: { request_id: request.id } };
@@ -86,7 +86,7 @@ function OpenRequest({ request, admin }: { request: BudgetRequest; admin: boolea
         </p>
       )}
       <ProblemNote error={decide.error} />
-      {admin && (
+      {request.approvable && (
         <div className="row end">
           <button type="button" disabled={decide.isPending} onClick={() => decide.mutate("deny")}>Deny</button>
           <button type="button" className="primary" disabled={decide.isPending} onClick={() => decide.mutate("approve")}>
