@@ -439,10 +439,10 @@ def begin(store: Store, scale: Scale) -> None:
         store.write(partial(start_next, timeouts=scale.timeouts))
 
 
-def start_next(db: Write, timeouts: Timeouts) -> object:
-    """What a tick does: the next job of the queue that its budget pays for."""
+def start_next(db: Write, timeouts: Timeouts, offers: Sequence[Offer] = OFFERS) -> list[UUID] | None:
+    """What a tick does: start the next job of the queue that its budget pays for; returns its machines."""
     snapshot = queue.load_queue(db, timeouts, {}).snapshot
-    starts = schedule_jobs(snapshot, OFFERS, db.now, {"cloud": timeouts}).starts
+    starts = schedule_jobs(snapshot, offers, db.now, {"cloud": timeouts}).starts
     if not starts:
         return None
     return planning.record_start(db, starts[0], snapshot.plan_version, agent_url="", deployment="storm")
