@@ -46,6 +46,7 @@ DOCUMENTED = {
     "core/shoestring_core/store/events.py": {"MAX_BEHIND": "10,000"},
     "core/shoestring_core/store/budget_requests.py": {"MAX_OPEN": "20"},
     "core/shoestring_core/store/waste.py": {"MAX_WASTE_MACHINES": "5,000"},
+    "core/shoestring_core/store/teams.py": {"MAX_TEAMS": "50"},
     "core/shoestring_core/store/identity.py": {"MAX_KEYS": "50"},
     "core/shoestring_core/store/kept_quotes.py": {"MAX_COMPARED_JOBS": "500 ended jobs"},
     "core/shoestring_core/decide/projection.py": {"MAX_ROUNDS": "60 times"},

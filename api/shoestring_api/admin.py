@@ -16,11 +16,11 @@ from typing import Any
 from shoestring_core import money
 from shoestring_core.decide.access import ROLES
 from shoestring_core.errors import ShoestringError, Unauthenticated
-from shoestring_core.store import audit, identity, ledger, members, sessions
+from shoestring_core.store import audit, identity, ledger, members, sessions, teams
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.transactions import Write
 
-DEFAULT_BUDGET = "10.00"
+DEFAULT_BUDGET = money.to_decimal(teams.NEW_TEAM_LIMIT)
 """Dollars. A service without a limit could spend without bound."""
 MAX_NAME = 100
 

@@ -328,6 +328,10 @@ class Client:
         """Return the teams that this key's user is a member of."""
         return self._get("/v1/teams", rest.TeamList).teams
 
+    def create_team(self, name: str) -> rest.CreatedTeam:
+        """Make another team of the organization (admins), and a key for it."""
+        return _parse(self._call("POST", "/v1/teams", json={"name": name}), rest.CreatedTeam)
+
     def members(self) -> list[rest.Member]:
         """Return the members of the team."""
         return self._get("/v1/members", rest.MemberList).members

@@ -1131,6 +1131,20 @@ class TeamList(Resource):
     teams: list[Team]
 
 
+class CreateTeamRequest(RequestBody):
+    """Body of POST /v1/teams."""
+
+    name: str = Field(max_length=200)
+
+
+class CreatedTeam(Resource):
+    """A new team, and a key of its admin's. The secret is returned only here."""
+
+    team: Team
+    key: Key
+    secret: str
+
+
 class Invitation(Resource):
     """A link by which one person joins the team, without its secret."""
 

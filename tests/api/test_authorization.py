@@ -66,6 +66,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "set_period": {"kind": "month"},
     "set_soft_lines": {"percents": [50]},
     "create_key": {"kind": "pat"},
+    "create_team": {"name": "new team"},
     "set_role": {"role": "member"},
     "create_invitation": {"role": "viewer"},
     "import_members": {"csv": "name\nnew member\n"},

@@ -164,7 +164,7 @@ WITHOUT_FOREIGN_TEXT = {
     "retry", "open", "artifacts ls", "artifacts get", "chaos preempt", "recipes ls", "recipes show", "data prepare",
     "budget forecast", "simulate spot", "simulate schedule", "model", "up", "demo", "budget export",
     # they print ids, secrets, and what their own user gave
-    "keys create", "keys revoke", "members invite", "members uninvite", "members import",
+    "keys create", "keys revoke", "members invite", "members uninvite", "members import", "teams create",
     # they print ids, and names in AWS's own alphabet
     "aws bootstrap", "aws doctor", "aws down", "aws panic", "aws teardown", "aws up",
 }  # fmt: skip

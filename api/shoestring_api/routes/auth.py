@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from shoestring_core import rest
-from shoestring_core.decide.access import SCOPES, KeyKind, Scope
 from shoestring_core.errors import InvalidRequest
 from shoestring_core.store import audit, events, identity, queries, sessions
 from shoestring_core.store.identity import Principal
-from shoestring_core.store.tables import KeyRow
 from shoestring_core.store.tokens import hash_secret
 from shoestring_core.store.transactions import Read, Write
 
@@ -21,6 +18,7 @@ from shoestring_api import VERSION, dashboard
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import Caller, ReadDep, StateDep, address_of, cookie_name
 from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.serializers.keys import listed_scopes, serialize_key
 from shoestring_api.serializers.times import to_datetime
 
 router = APIRouter(tags=["auth"], route_class=ExactJsonRoute)
@@ -91,7 +89,7 @@ def create_login_code(state: StateDep, caller: Caller) -> rest.LoginCode:
 @router.get("/v1/keys")
 def list_keys(db: ReadDep, caller: Caller) -> rest.KeyList:
     """List the caller's API keys."""
-    return rest.KeyList(keys=[_serialize_key(row) for row in queries.load_keys(db, caller.team, caller.user)])
+    return rest.KeyList(keys=[serialize_key(row) for row in queries.load_keys(db, caller.team, caller.user)])
 
 
 @router.post("/v1/keys", status_code=201)
@@ -107,7 +105,7 @@ def create_key(body: rest.CreateKeyRequest, state: StateDep, caller: Caller) -> 
             db, caller, "create_key", audit.subject("key", key.name, key.id), kind=key.kind, scopes=key.scopes,
             job=key.job and str(key.job), expires_at=key.expires_at,
         )  # fmt: skip
-        return rest.CreatedKey(key=_serialize_key(key), secret=secret)
+        return rest.CreatedKey(key=serialize_key(key), secret=secret)
 
     return state.store.write(work)
 
@@ -166,28 +164,11 @@ def serialize_me(db: Read, principal: Principal) -> rest.Me:
         user=principal.user_name,
         team=principal.team_name,
         role=principal.role,
-        scopes=_listed(principal.scopes),
+        scopes=listed_scopes(principal.scopes),
         csrf=principal.csrf,
         version=VERSION,
         cursor=events.to_cursor(principal.team, events.latest_seq(db, principal.team)),
     )
-
-
-def _serialize_key(row: KeyRow) -> rest.Key:
-    return rest.Key(
-        id=row.id,
-        kind=cast("KeyKind", row.kind),
-        name=row.name,
-        scopes=_listed(identity.load_scopes(row.scopes)),
-        job=row.job,
-        created_at=to_datetime(row.created_at),
-        expires_at=to_datetime(row.expires_at),
-        revoked_at=to_datetime(row.revoked_at),
-    )
-
-
-def _listed(scopes: frozenset[Scope] | None) -> list[Scope] | None:
-    return None if scopes is None else [scope for scope in SCOPES if scope in scopes]
 
 
 def set_session_cookie(state: AppState, request: Request, response: Response, signed_in: sessions.NewSession) -> None:

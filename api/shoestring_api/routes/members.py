@@ -7,11 +7,16 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from shoestring_core import rest
-from shoestring_core.store import audit, members
+from shoestring_core.store import audit, identity, members, teams
 from shoestring_core.store.transactions import Write
 
 from shoestring_api.dependencies import Caller, ReadDep, StateDep
 from shoestring_api.json_body import ExactJsonRoute
+from shoestring_api.serializers.keys import serialize_key
+
+DAY_US = 86_400_000_000
+KEY_DAYS = 90
+"""For which the key of a new team is valid."""
 
 router = APIRouter(prefix="/v1", tags=["people"], route_class=ExactJsonRoute)
 
@@ -25,6 +30,23 @@ def list_teams(db: ReadDep, caller: Caller) -> rest.TeamList:
             for team in members.load_teams(db, caller.user)
         ]
     )
+
+
+@router.post("/teams", status_code=201)
+def create_team(body: rest.CreateTeamRequest, state: StateDep, caller: Caller) -> rest.CreatedTeam:
+    """Make another team of the organization (admin), with the caller as its admin, and a key for it.
+
+    It may spend $10.00 until one of its admins sets another limit. The key ends no later than the caller's.
+    """
+
+    def work(db: Write) -> rest.CreatedTeam:
+        admin = teams.create(db, caller, body.name)
+        key, secret = identity.create_key(db, "pat", admin, db.now + KEY_DAYS * DAY_US, name="made with the team")
+        audit.record(db, caller, "create_team", audit.subject("team", admin.team_name, admin.team))
+        made = rest.Team(id=admin.team, name=admin.team_name, role=admin.role, members=1, current=False)
+        return rest.CreatedTeam(team=made, key=serialize_key(key), secret=secret)
+
+    return state.store.write(work)
 
 
 @router.get("/members")

@@ -189,6 +189,23 @@ def list_teams(url: Url = None, as_json: Json = False) -> None:
     print_result(teams, as_json, lambda: print_table(columns, rows, "No teams.", wrap=("TEAM",)))
 
 
+@teams_app.command("create")
+def create_team(
+    name: Annotated[str, typer.Argument(help="What it is called.")], url: Url = None, as_json: Json = False
+) -> None:
+    """Make another team of your organization (admins), and print a key for it, which is shown only now.
+
+    You are its admin. It may spend $10.00 until you set another limit.
+
+    \b
+    shoestring teams create speech
+    """
+    with open_client(url) as client:
+        made = client.create_team(name)
+    print_result(made, as_json, lambda: out.print(made.secret))
+    err.print(f"You are the admin of team {name}. Log in to it with this key: shoestring login")
+
+
 def _find(client: Client, user: str) -> Member:
     for member in client.members():
         if member.user == user:

@@ -101,6 +101,7 @@ RULES: Mapping[str, Rule] = {
     "list_sessions": _OWN_LOGINS,
     "end_session": _OWN_LOGINS,
     "list_teams": _LOOK,
+    "create_team": _PEOPLE,
     "list_members": _LOOK,
     "set_role": _PEOPLE,
     "remove_member": _PEOPLE,

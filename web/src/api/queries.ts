@@ -135,6 +135,11 @@ export const waste = queryOptions({
 /** Members, invitations and logins change by what others do, of which the stream tells nothing. */
 const PEOPLE_MS = 3_000;
 
+export const teams = queryOptions({
+  queryKey: ["people", "teams"],
+  queryFn: async ({ signal }) => body(await api.GET("/v1/teams", { signal })).teams,
+});
+
 export const members = queryOptions({
   queryKey: ["people", "members"],
   queryFn: async ({ signal }) => body(await api.GET("/v1/members", { signal })).members,

@@ -369,7 +369,7 @@ export interface paths {
         get: operations["get_budget"];
         /**
          * Set Limit
-         * @description Set a limit (lead; that of the team: admin).
+         * @description Set a limit (lead; that of the team, and a lead's own if it rises: admin).
          *
          *     A limit below what is spent and held causes an overdraft: jobs save a checkpoint and pause.
          *
@@ -414,7 +414,7 @@ export interface paths {
         put?: never;
         /**
          * Grant
-         * @description Add dollars to a limit (lead). Jobs that were paused because the budget was exhausted are queued.
+         * @description Add dollars to a limit (lead; not their own). Jobs that were paused because the budget was exhausted are queued.
          *
          *     Send an Idempotency-Key, so that a repeated request grants nothing more.
          */
@@ -436,7 +436,9 @@ export interface paths {
         put?: never;
         /**
          * Transfer
-         * @description Move dollars that a budget has left to another below the same one (lead), and return the one that gave them.
+         * @description Move dollars that a budget has left to another below the same one, and return the one that gave them.
+         *
+         *     A lead may, but for their own budget as the other.
          *
          *     Jobs that were paused because the other was exhausted are queued. Send an Idempotency-Key, so that a repeated
          *     request moves nothing more.
@@ -503,7 +505,9 @@ export interface paths {
         get?: never;
         /**
          * Set Period
-         * @description Make a budget monthly, end it with a term, or make it one-off again (lead). Its limit and use stay as they are.
+         * @description Make a budget monthly, end it with a term, or make it one-off again (lead; not their own).
+         *
+         *     Its limit and use stay as they are.
          *
          *     A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
          */
@@ -572,7 +576,7 @@ export interface paths {
         put?: never;
         /**
          * Approve
-         * @description Approve a request (lead; for the team: admin): its dollars are granted, once however often it is approved.
+         * @description Approve a request (another lead; for the team: admin): its dollars are granted, however often it is approved.
          */
         post: operations["approve"];
         delete?: never;
@@ -865,7 +869,13 @@ export interface paths {
          */
         get: operations["list_teams"];
         put?: never;
-        post?: never;
+        /**
+         * Create Team
+         * @description Make another team of the organization (admin), with the caller as its admin, and a key for it.
+         *
+         *     It may spend $10.00 until one of its admins sets another limit. The key ends no later than the caller's.
+         */
+        post: operations["create_team"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1740,6 +1750,11 @@ export interface components {
              * @default
              */
             note: string;
+            /**
+             * Approvable
+             * @default false
+             */
+            approvable: boolean;
             effect: components["schemas"]["Reason"] | null;
         };
         /**
@@ -2083,6 +2098,14 @@ export interface components {
              */
             machine_counts: number[];
         };
+        /**
+         * CreateTeamRequest
+         * @description Body of POST /v1/teams.
+         */
+        CreateTeamRequest: {
+            /** Name */
+            name: string;
+        };
         /** CreatedInvitation */
         CreatedInvitation: {
             invitation: components["schemas"]["Invitation"];
@@ -2094,6 +2117,16 @@ export interface components {
          * @description A new API key. The secret is returned only here.
          */
         CreatedKey: {
+            key: components["schemas"]["Key"];
+            /** Secret */
+            secret: string;
+        };
+        /**
+         * CreatedTeam
+         * @description A new team, and a key of its admin's. The secret is returned only here.
+         */
+        CreatedTeam: {
+            team: components["schemas"]["Team"];
             key: components["schemas"]["Key"];
             /** Secret */
             secret: string;
@@ -5815,6 +5848,39 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["TeamList"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    create_team: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CreateTeamRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CreatedTeam"];
                 };
             };
             /** @description What was wrong and how to fix it */

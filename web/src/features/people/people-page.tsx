@@ -12,6 +12,7 @@ import { ProblemNote } from "../../components/problem-note";
 import { TableScroll } from "../../components/table-scroll";
 import { Time } from "../../components/time";
 import { InvitationsPanel } from "./invitations-panel";
+import { TeamsPanel } from "./teams-panel";
 
 type Member = Schemas["Member"];
 type Key = Schemas["Key"];
@@ -27,6 +28,7 @@ export function PeoplePage() {
     <Page title="People and keys">
       <MembersPanel admin={admin} />
       {admin && <InvitationsPanel />}
+      <TeamsPanel admin={admin} />
       <KeysPanel />
       <LoginsPanel />
     </Page>
