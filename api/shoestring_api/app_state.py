@@ -21,6 +21,7 @@ from shoestring_core.store.objects.s3_data import DataBuckets
 
 from shoestring_api.change_notifier import ChangeNotifier
 from shoestring_api.event_broadcast import EventBroadcaster
+from shoestring_api.key_uses import KeyUses
 from shoestring_api.queue_projection import SharedProjection
 from shoestring_api.settings import ApiSettings
 from shoestring_api.stream_authentication import StreamAuthentications
@@ -43,6 +44,7 @@ class AppState:
     data_buckets: DataBuckets = field(default_factory=lambda: DataBuckets(os.environ), repr=False)
     open_streams: Counter[UUID] = field(default_factory=Counter)
     """Live streams by person."""
+    key_uses: KeyUses = field(default_factory=KeyUses)
     projection: SharedProjection = field(default_factory=SharedProjection)
     stream_authentications: StreamAuthentications = field(default_factory=StreamAuthentications)
 

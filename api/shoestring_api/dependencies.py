@@ -61,18 +61,25 @@ def address_of(request: Request) -> str:
 
 def _identify(request: Request, state: AppState) -> Principal:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if not scheme:
+        return _signed_in(request, state)
+    if scheme.lower() != "bearer":
+        raise Unauthenticated(
+            "The Authorization header does not use the Bearer scheme.", hint="Send `Authorization: Bearer KEY`."
+        )
     with state.store.read(snapshot=False) as db:
-        if scheme:
-            if scheme.lower() != "bearer":
-                raise Unauthenticated(
-                    "The Authorization header does not use the Bearer scheme.", hint="Send `Authorization: Bearer KEY`."
-                )
-            return identity.authenticate(db, secret.strip())
-        cookie = request.cookies.get(cookie_name(state.settings))
-        if not cookie:
-            raise Unauthenticated(
-                "No API key was sent.", hint="Send `Authorization: Bearer KEY`, or sign in at /login."
-            )
+        principal = identity.authenticate(db, secret.strip())
+    assert principal.key is not None
+    state.key_uses.note(state.store, principal.key)
+    return principal
+
+
+def _signed_in(request: Request, state: AppState) -> Principal:
+    """The caller of a browser's session."""
+    cookie = request.cookies.get(cookie_name(state.settings))
+    if not cookie:
+        raise Unauthenticated("No API key was sent.", hint="Send `Authorization: Bearer KEY`, or sign in at /login.")
+    with state.store.read(snapshot=False) as db:
         principal = sessions.authenticate(db, cookie)
     if request.method not in SAFE_METHODS and request.headers.get("x-csrf-token") != principal.csrf:
         raise Forbidden("The X-CSRF-Token header is missing or wrong.", hint="Send the csrf value of GET /v1/me.")

@@ -1051,6 +1051,8 @@ class Key(Resource):
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    """When a request was last made with it, to within ten minutes. None: never."""
 
 
 class KeyList(Resource):

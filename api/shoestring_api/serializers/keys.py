@@ -23,6 +23,7 @@ def serialize_key(row: KeyRow) -> rest.Key:
         created_at=to_datetime(row.created_at),
         expires_at=to_datetime(row.expires_at),
         revoked_at=to_datetime(row.revoked_at),
+        last_used_at=to_datetime(row.last_used_at),
     )
 
 

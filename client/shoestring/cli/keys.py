@@ -51,10 +51,11 @@ def list_keys(url: Url = None, as_json: Json = False) -> None:
     words = {kind: word.value for word, kind in KINDS.items()}
     rows = [
         (short_id(key.id), words[key.kind], key.name, " ".join(key.scopes) if key.scopes else "all",
-         short_id(key.job) if key.job else "", "revoked" if key.revoked_at else _day(key.expires_at))
+         short_id(key.job) if key.job else "", _day(key.last_used_at),
+         "revoked" if key.revoked_at else _day(key.expires_at))
         for key in keys
     ]  # fmt: skip
-    columns = ("ID", "KIND", "NAME", "SCOPES", "JOB", "ENDS")
+    columns = ("ID", "KIND", "NAME", "SCOPES", "JOB", "USED", "ENDS")
     print_result(keys, as_json, lambda: print_table(columns, rows, "No keys.", wrap=("NAME", "SCOPES")))
 
 

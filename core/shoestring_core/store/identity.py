@@ -24,6 +24,9 @@ Columns: TypeAlias = Select[*tuple[Any, ...]]
 MAX_KEYS = 50
 """Valid API keys of a member in a team."""
 
+USE_NOTED_EVERY = 600 * 1_000_000
+"""µs: a key's last use is stored this exactly."""
+
 
 @dataclass(frozen=True)
 class Principal:
@@ -223,6 +226,12 @@ def authenticate(db: Read, secret: str) -> Principal:
     if key.expires_at is not None and key.expires_at <= db.now:
         raise Unauthenticated("This API key has expired.", hint="Ask an admin of your team for a new one.")
     return principal_of(key, key=key.id, expires_at=key.expires_at, scopes=load_scopes(key.scopes), job=key.job)
+
+
+def record_use(db: Write, key: UUID) -> None:
+    """A request was made with the key just now."""
+    noted_long_ago = or_(KeyRow.last_used_at.is_(None), KeyRow.last_used_at <= db.now - USE_NOTED_EVERY)
+    db.execute(update(KeyRow).where(KeyRow.id == key, noted_long_ago).values(last_used_at=db.now))
 
 
 def load_principal(

@@ -153,6 +153,8 @@ class KeyRow(Base):
     made_with: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
     expires_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
+    last_used_at: Mapped[int | None]
+    """By a request with its secret, to within `identity.USE_NOTED_EVERY`."""
     __table_args__ = (
         CheckConstraint("kind IN ('pat','svc','job','login')", name="kind"),
         CheckConstraint("(kind = 'job') = (job IS NOT NULL)", name="job_keys_name_a_job"),

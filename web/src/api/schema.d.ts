@@ -2704,6 +2704,8 @@ export interface components {
             expires_at: string | null;
             /** Revoked At */
             revoked_at: string | null;
+            /** Last Used At */
+            last_used_at: string | null;
         };
         /** KeyList */
         KeyList: {

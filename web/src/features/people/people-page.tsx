@@ -175,6 +175,7 @@ function KeysTable({ valid, busy, revoke }: { valid: Key[]; busy: boolean; revok
             <th>Key</th>
             <th>Kind</th>
             <th>May</th>
+            <th>Used</th>
             <th>Ends</th>
             <th aria-label="Actions" />
           </tr>
@@ -185,6 +186,7 @@ function KeysTable({ valid, busy, revoke }: { valid: Key[]; busy: boolean; revok
               <td className="name">{one.name || <code>{one.id.slice(-8)}</code>}</td>
               <td data-label="Kind">{KINDS[one.kind]}</td>
               <td data-label="May">{one.scopes ? one.scopes.join(", ") : "all"}</td>
+              <td data-label="Last used">{one.last_used_at ? <Time at={one.last_used_at} /> : "never"}</td>
               <td data-label="Ends">{one.expires_at ? <Time at={one.expires_at} /> : "never"}</td>
               <td>
                 <button type="button" className="small" disabled={busy} onClick={() => revoke(one.id)}>
