@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Update, func, select, update
+from sqlalchemy import Update, bindparam, func, select, update
 
 from shoestring_core import wire
 from shoestring_core.decide.offers import Hardware
@@ -46,19 +46,21 @@ def lock_job(db: Write, job_id: UUID) -> JobRow:
 
 
 def load_job(db: Read, job_id: UUID) -> JobRow:
-    return db.sql.scalars(select(JobRow).where(JobRow.id == job_id)).one()
+    (job,) = db.values(JobRow, _JOB, job=job_id)
+    return job
 
 
 def load_attempt(db: Read, job_id: UUID, attempt_number: int) -> AttemptRow:
-    return db.sql.scalars(select(AttemptRow).where(AttemptRow.job == job_id, AttemptRow.number == attempt_number)).one()
+    (attempt,) = db.values(AttemptRow, _ATTEMPT, job=job_id, attempt=attempt_number)
+    return attempt
 
 
 def load_machine(db: Read, machine_id: UUID) -> MachineRow:
     """Raises AgentRefused: only agents may ask for a machine that doesn't exist."""
-    row = db.sql.scalar(select(MachineRow).where(MachineRow.id == machine_id))
-    if row is None:
+    found = db.values(MachineRow, _MACHINE, machine=machine_id)
+    if not found:
         raise AgentRefused("No such machine.")
-    return row
+    return found[0]
 
 
 def offered_hardware(machine: MachineRow) -> Hardware:
@@ -69,10 +71,7 @@ def offered_hardware(machine: MachineRow) -> Hardware:
 
 def load_gang(db: Read, job_id: UUID, attempt_number: int) -> list[MachineRow]:
     """The machines of an attempt that are alive, by slot."""
-    alive = select(MachineRow).where(
-        MachineRow.job == job_id, MachineRow.attempt == attempt_number, MachineRow.state.in_(ALIVE)
-    )
-    return list(db.sql.scalars(alive.order_by(MachineRow.slot)))
+    return db.values(MachineRow, _GANG, job=job_id, attempt=attempt_number)
 
 
 def count_alive(db: Read) -> dict[Product, int]:
@@ -132,6 +131,16 @@ def record_machine_event(
 ) -> None:
     change = MachineChange(machine=machine, state=state, cause=cause)
     db.event(change, team=job.team_id, actor="fleet", reason=reason, job=job.id, attempt=attempt)
+
+
+_JOB = select(JobRow).where(JobRow.id == bindparam("job"))
+_ATTEMPT = select(AttemptRow).where(AttemptRow.job == bindparam("job"), AttemptRow.number == bindparam("attempt"))
+_MACHINE = select(MachineRow).where(MachineRow.id == bindparam("machine"))
+_GANG = (
+    select(MachineRow)
+    .where(MachineRow.job == bindparam("job"), MachineRow.attempt == bindparam("attempt"), MachineRow.state.in_(ALIVE))
+    .order_by(MachineRow.slot)
+)
 
 
 def record_generation_event(

@@ -70,10 +70,10 @@ def account_of(db: Read, kind: str, owner: str) -> AccountRow:
 
 def load_account(db: Read, account_id: UUID) -> AccountRow:
     """Raises NotFound."""
-    account = db.sql.scalar(select(AccountRow).where(AccountRow.id == account_id))
-    if account is None:
+    found = db.values(AccountRow, _BY_ID, account=account_id)
+    if not found:
         raise NotFound("There is no such budget.")
-    return account
+    return found[0]
 
 
 def ancestors(db: Read, account: UUID) -> list[AccountRow]:
@@ -152,7 +152,8 @@ def _new(kind: str, owner: str, parent: UUID | None, limit_micro: int | None = N
 
 
 def _find(db: Read, kind: str, owner: str) -> AccountRow | None:
-    return db.sql.scalar(_BY_OWNER, {"kind": kind, "owner": owner})
+    found = db.values(AccountRow, _BY_OWNER, kind=kind, owner=owner)
+    return found[0] if found else None
 
 
 def _upward(*leaves: ColumnElement[bool]) -> Select[AccountRow]:
@@ -170,6 +171,7 @@ _UPWARD = _upward(
 _MEMBER_UPWARD = with_clock(
     _upward(AccountRow.kind == "member", AccountRow.owner == bindparam("owner"), AccountRow.period == "")
 )
+_BY_ID = select(AccountRow).where(AccountRow.id == bindparam("account"))
 _BY_OWNER = select(AccountRow).where(
     AccountRow.kind == bindparam("kind"), AccountRow.owner == bindparam("owner"), AccountRow.period == ""
 )

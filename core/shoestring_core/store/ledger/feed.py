@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from shoestring_core import money
 from shoestring_core.events import Alarm, CostAction, CostChange, Overdraft
@@ -19,15 +19,18 @@ from shoestring_core.wording import Reason
 
 def record_movement(db: Write, machine: UUID, action: CostAction, amount: int, reason: Reason | None = None) -> UUID:
     """Record a movement of a machine's money for the team of its job; returns the team."""
-    job = db.sql.execute(
-        select(JobRow.id, JobRow.team_id, MachineRow.attempt)
-        .join(MachineRow, MachineRow.job == JobRow.id)
-        .where(MachineRow.id == machine)
-    ).one()
+    (job,) = db.rows(_JOB_OF_MACHINE, machine=machine)
     data = CostChange(action=action, machine=machine, amount=money.to_decimal(amount))
     db.event(data, team=job.team_id, actor="ledger", reason=reason, job=job.id, attempt=job.attempt)
     team: UUID = job.team_id
     return team
+
+
+_JOB_OF_MACHINE = (
+    select(JobRow.id, JobRow.team_id, MachineRow.attempt)
+    .join(MachineRow, MachineRow.job == JobRow.id)
+    .where(MachineRow.id == bindparam("machine"))
+)
 
 
 def record_alarm(

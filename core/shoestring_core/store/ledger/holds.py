@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from shoestring_core.errors import StaleTransition
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes, hold_amounts
@@ -106,7 +106,8 @@ def release_hold(db: Write, machine: UUID, reason: Reason) -> int:
 
 
 def newest_hold(db: Read, machine: UUID) -> HoldRow | None:
-    return db.sql.scalar(select(HoldRow).where(HoldRow.machine == machine).order_by(HoldRow.number.desc()).limit(1))
+    found = db.values(HoldRow, _NEWEST, machine=machine)
+    return found[0] if found else None
 
 
 def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
@@ -119,6 +120,9 @@ def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
     )
     if db.execute(update(HoldRow).where(*unchanged).values(consumed=consumed, state=state)) != 1:
         raise StaleTransition(budget.HoldConflict(str(hold.machine)))
+
+
+_NEWEST = select(HoldRow).where(HoldRow.machine == bindparam("machine")).order_by(HoldRow.number.desc()).limit(1)
 
 
 def _insert(db: Write, request: HoldRequest) -> HoldRow:

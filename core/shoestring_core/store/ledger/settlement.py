@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import case, func, or_, select
+from sqlalchemy import bindparam, case, func, or_, select
 
 from shoestring_core import money
 from shoestring_core.decide.billing import Line
@@ -137,12 +137,26 @@ def _insert_transfers(
 
 
 def _next_increment(db: Read, machine: UUID, line: str) -> int:
-    last = select(func.max(TransferRow.increment)).where(TransferRow.machine == machine, TransferRow.line == line)
-    return (db.sql.scalar(last) or 0) + 1
+    ((last,),) = db.rows(_LAST_INCREMENT, machine=machine, line=line)
+    return (last or 0) + 1
 
 
 def _posted_by_line(db: Read, hold: HoldRow) -> dict[str, int]:
     """What was posted of each bill line for the hold's machine."""
-    amount = case((TransferRow.debit_account == hold.account, TransferRow.amount), else_=-TransferRow.amount)
-    posted = select(TransferRow.line, func.sum(amount)).where(TransferRow.machine == hold.machine)
-    return {str(line): int(total) for line, total in db.sql.execute(posted.group_by(TransferRow.line))}
+    posted = db.rows(_POSTED_BY_LINE, account=hold.account, machine=hold.machine)
+    return {str(line): int(total) for line, total in posted}
+
+
+_LAST_INCREMENT = select(func.max(TransferRow.increment)).where(
+    TransferRow.machine == bindparam("machine"), TransferRow.line == bindparam("line")
+)
+_POSTED_BY_LINE = (
+    select(
+        TransferRow.line,
+        func.sum(
+            case((TransferRow.debit_account == bindparam("account"), TransferRow.amount), else_=-TransferRow.amount)
+        ),
+    )
+    .where(TransferRow.machine == bindparam("machine"))
+    .group_by(TransferRow.line)
+)
