@@ -281,15 +281,17 @@ class Client:
 
     def set_period(
         self, budget: UUID | str, kind: str, *, time_zone: str = "UTC", until: date | None = None,
-        rollover: str = "none", rollover_cap: str | None = None, reason: str = "",
+        starts: date | None = None, rollover: str = "none", rollover_cap: str | None = None, reason: str = "",
     ) -> rest.Budget:  # fmt: skip
         """Make a budget monthly (`month`), end it with a `term`, whose last day is `until`, or make it `one_off`.
 
+        starts        its first day, in the future; None: it begins now
         rollover      what a period leaves: it expires (`none`), or carries over (`unspent`)
         rollover_cap  decimal dollars that carry over at most
         """
         body = {
-            "kind": kind, "time_zone": time_zone, "until": until and until.isoformat(), "rollover": rollover,
+            "kind": kind, "time_zone": time_zone, "until": until and until.isoformat(),
+            "starts": starts and starts.isoformat(), "rollover": rollover,
             "rollover_cap": rollover_cap, "reason": reason,
         }  # fmt: skip
         return _parse(self._call("PUT", f"/v1/budgets/{budget}/period", json=body), rest.Budget)

@@ -718,6 +718,8 @@ class BudgetPeriod(Resource):
     ends_at: datetime
     ends: str
     """The end as people of its time zone write it."""
+    begins: str | None = None
+    """The beginning, so written, of one that has not begun: until then the budget is as it is. None: it has."""
     ended: bool
     """A term that is over."""
     rollover: Literal["none", "unspent"]
@@ -912,6 +914,8 @@ class SetPeriodRequest(RequestBody):
     """In which a day, and so a month, begins."""
     until: date | None = Field(default=None, strict=False)
     """Of a term: its last day."""
+    starts: date | None = Field(default=None, strict=False)
+    """The first day, in the future; None: it begins now."""
     rollover: Literal["none", "unspent"] = "none"
     rollover_cap: str | None = Field(default=None, max_length=100)
     """Decimal dollars that carry over at most; None: all that is unspent."""

@@ -68,6 +68,9 @@ def test_an_admin_makes_a_budget_monthly_and_ends_another_with_a_term(deployment
         {"kind": "month", "rollover": "unspent", "rollover_cap": "-1"},
         {"kind": "month", "rollover": "unspent", "rollover_cap": "1e400"},
         {"kind": "month", "time_zone": "\0"}, {"kind": "month", "time_zone": ""},
+        {"kind": "month", "starts": "2020-01-01"}, {"kind": "month", "starts": "9999-12-31"},
+        {"kind": "one_off", "starts": "2031-01-01"}, {"kind": "month", "starts": "soon"},
+        {"kind": "term", "starts": "2031-02-01", "until": "2031-01-31"}, {"kind": "term", "starts": "2031-02-01"},
     ]  # fmt: skip
     for body in wrong:
         refused = deployment.admin.put(f"{path}/period", json=body)
@@ -75,7 +78,13 @@ def test_an_admin_makes_a_budget_monthly_and_ends_another_with_a_term(deployment
     assert deployment.admin.get(path).json()["period"] == period
     assert deployment.member.put(f"{path}/period", json={"kind": "one_off"}).status_code == 403
     term = deployment.admin.put(f"{path}/period", json={"kind": "term", "until": "2031-03-31"}).json()["period"]
-    assert (term["kind"], term["ends"]) == ("term", "2031-04-01 00:00 UTC")
+    assert (term["kind"], term["ends"], term["begins"]) == ("term", "2031-04-01 00:00 UTC", None)
+    later = {"kind": "term", "starts": "2031-02-01", "until": "2031-03-31", "time_zone": "Europe/Berlin"}
+    term = deployment.admin.put(f"{path}/period", json=later).json()["period"]
+    assert [term["begins"], term["ends"]] == ["2031-02-01 00:00 Europe/Berlin", "2031-04-01 00:00 Europe/Berlin"]
+    assert (term["starts_at"], term["ended"]) == ("2031-01-31T23:00:00Z", False)
+    month = deployment.admin.put(f"{path}/period", json={"kind": "month", "starts": "2031-02-10"}).json()["period"]
+    assert [month["begins"], month["ends"]] == ["2031-02-10 00:00 UTC", "2031-03-01 00:00 UTC"]
     assert deployment.admin.put(f"{path}/period", json={"kind": "one_off"}).json()["period"] is None
 
 

@@ -175,7 +175,8 @@ def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, ca
 
     Its limit and use stay as they are.
 
-    A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
+    A month begins on its first day in the time zone, with the limit that was set; so does a period that `starts` on a
+    day to come, until which all stays as it is. Jobs that run at a border go on.
     """
 
     def work(db: Write) -> rest.Budget:
@@ -266,6 +267,8 @@ def _parse_period(body: rest.SetPeriodRequest, now: int) -> ledger.Plan | None:
     """Return the period; None for a one-off budget. Raises InvalidRequest."""
     if (body.until is not None) != (body.kind == "term"):
         raise InvalidRequest("A term needs its last day, and nothing else has one.", hint="Set until, or leave it out.")
+    if body.starts is not None and body.kind == "one_off":
+        raise InvalidRequest("A one-off budget has no beginning.", hint="Leave starts out.")
     if body.rollover_cap is not None and body.rollover == "none":
         raise InvalidRequest("There is no cap where nothing carries over.", hint="Set rollover to unspent.")
     if body.kind == "one_off":
@@ -274,13 +277,21 @@ def _parse_period(body: rest.SetPeriodRequest, now: int) -> ledger.Plan | None:
         zone = periods.checked_time_zone(body.time_zone)
     except ValueError as wrong:
         raise InvalidRequest(f"{wrong}.") from None
-    if body.until is not None and not body.until.year < MAX_YEAR:
-        raise InvalidRequest(f"A term ends before the year {MAX_YEAR}.")
-    ends_at = periods.end_of_month(now, zone) if body.until is None else periods.end_of_day(body.until, zone)
+    if any(day is not None and not day.year < MAX_YEAR for day in (body.starts, body.until)):
+        raise InvalidRequest(f"A period begins, and a term ends, before the year {MAX_YEAR}.")
+    begins_at = None if body.starts is None else periods.start_of_day(body.starts, zone)
+    if begins_at is not None and begins_at <= now:
+        raise InvalidRequest(f"The day {body.starts} has begun in {zone}.", hint="Leave starts out to begin now.")
+    if body.until is None:
+        ends_at = periods.end_of_month(now if begins_at is None else begins_at, zone)
+    else:
+        ends_at = periods.end_of_day(body.until, zone)
     if ends_at <= now:
         raise InvalidRequest(f"The day {body.until} is over in {zone}.", hint="Give the last day of the term.")
+    if begins_at is not None and ends_at <= begins_at:
+        raise InvalidRequest("A term ends on its first day or later.", hint="Set until to a later day than starts.")
     cap = None if body.rollover_cap is None else parse_amount(body.rollover_cap)
-    return ledger.Plan(body.kind, zone, ends_at, body.rollover, cap)
+    return ledger.Plan(body.kind, zone, ends_at, body.rollover, cap, begins_at)
 
 
 def _parse_version(if_match: str | None) -> int | None:

@@ -123,14 +123,19 @@ def _budget(row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | 
 
 
 def _period(row: BudgetPeriodRow) -> rest.BudgetPeriod:
+    starts_at, ends_at, begins = row.starts_at, row.ends_at, None
+    if row.then_ends_at is not None:
+        starts_at, ends_at = row.ends_at, row.then_ends_at
+        begins = periods.border_text(starts_at, row.time_zone)
     return rest.BudgetPeriod.model_validate(
         {
             "kind": row.kind,
             "amount": rest.Money.of(row.amount),
             "time_zone": row.time_zone,
-            "starts_at": to_datetime(row.starts_at),
-            "ends_at": to_datetime(row.ends_at),
-            "ends": periods.border_text(row.ends_at, row.time_zone),
+            "starts_at": to_datetime(starts_at),
+            "ends_at": to_datetime(ends_at),
+            "ends": periods.border_text(ends_at, row.time_zone),
+            "begins": begins,
             "ended": row.closed,
             "rollover": row.rollover,
             "rollover_cap": None if row.rollover_cap is None else rest.Money.of(row.rollover_cap),

@@ -213,6 +213,9 @@ def show_waste(
 def set_period(
     kind: Annotated[PeriodKind, typer.Argument(help="month, term or one-off.")],
     until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of a term.")] = None,
+    starts: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, in the future; default: it begins now.")
+    ] = None,
     time_zone: Annotated[str, typer.Option(help="In which a day begins, such as Europe/Berlin.")] = "UTC",
     carry_over: Annotated[
         str | None, typer.Option("--carry-over", help="all, or the dollars that carry over at most; default: nothing.")
@@ -229,6 +232,7 @@ def set_period(
     \b
     shoestring budget period month --time-zone Europe/Berlin --carry-over 20.00
     shoestring budget period term --until 2027-02-15 --owner ada
+    shoestring budget period term --starts 2027-04-01 --until 2027-09-30
     """
     cap = None if carry_over in (None, "all") else carry_over
     if cap is not None:
@@ -236,7 +240,8 @@ def set_period(
     with open_client(url) as client:
         budget = client.set_period(
             find_budget(client, owner).id, kind.value.replace("-", "_"), time_zone=time_zone,
-            until=until.date() if until else None, rollover="none" if carry_over is None else "unspent",
+            until=until.date() if until else None, starts=starts.date() if starts else None,
+            rollover="none" if carry_over is None else "unspent",
             rollover_cap=cap, reason=reason,
         )  # fmt: skip
     print_result(budget, as_json, lambda: out.print(f"{budget.owner}: {format_period(budget)}"))
@@ -322,6 +327,8 @@ def format_period(budget: Budget) -> str:
         return "one-off"
     period = budget.period
     ends = f"{period.kind} {'ended' if period.ended else 'until'} {period.ends}"
+    if period.begins is not None:
+        ends = f"{period.kind} from {period.begins}, until {period.ends}"
     if period.rollover == "none":
         return ends
     most = "" if period.rollover_cap is None else f" up to {format_dollars(period.rollover_cap)}"

@@ -60,6 +60,11 @@ def end_of_month(now: int, time_zone: str) -> int:
     return _first_moment(later.date().replace(day=1), time_zone)
 
 
+def start_of_day(day: date, time_zone: str) -> int:
+    """The first moment of a day in a time zone. µs UTC."""
+    return _first_moment(day, time_zone)
+
+
 def end_of_day(day: date, time_zone: str) -> int:
     """The first moment after a day in a time zone. µs UTC."""
     return _first_moment(day + timedelta(days=1), time_zone)

@@ -601,6 +601,9 @@ class BudgetPeriodRow(Base):
     time_zone: Mapped[str]
     starts_at: Mapped[int]
     ends_at: Mapped[int]
+    """The next border: the end; of a period that has not begun, its beginning."""
+    then_ends_at: Mapped[int | None]
+    """Of a period that has not begun: its end."""
     closed: Mapped[bool] = mapped_column(default=False)
     """A term that has ended."""
     rollover: Mapped[str]

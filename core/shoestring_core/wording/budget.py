@@ -459,7 +459,10 @@ class GuaranteedRateChanged(Reason):
 
 @dataclass(frozen=True)
 class PeriodChanged(Reason):
-    """`kind`: one_off | month | term. `ends`: the next border, in its time zone. `note`: the reason that was given."""
+    """`kind`: one_off | month | term. `ends`: its end, in its time zone. `note`: the reason that was given.
+
+    begins  when it begins, if it hasn't
+    """
 
     code = "period_changed"
     account_title: str
@@ -467,11 +470,17 @@ class PeriodChanged(Reason):
     ends: str | None
     carries_over: bool
     note: str
+    begins: str | None = None
 
     def text(self) -> str:
         title, note = _capitalized(self.account_title), f" {self.note}" if self.note else ""
         if self.ends is None:
             return f"{title} is one-off now: its limit has no end.{note}"
+        if self.begins is not None:
+            until = "" if self.kind == "month" else f" until {self.ends}"
+            what = "a monthly budget" if self.kind == "month" else "a budget for a term"
+            left = "goes to it" if self.carries_over else "expires then"
+            return f"{title} is {what} from {self.begins} on{until}. What is unspent by then {left}.{note}"
         period = (
             "a monthly budget now: this month ends" if self.kind == "month" else "a budget for a term now, which ends"
         )

@@ -6,6 +6,7 @@ Money is spent once: however a budget is rolled over, what was ever posted is at
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import pytest
@@ -13,16 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shoestring_core.decide.billing import Line
 from shoestring_core.decide.forecast import DAY, HOUR, WINDOW, Forecast
+from shoestring_core.decide.periods import end_of_month
 from shoestring_core.errors import BudgetExceeded, BudgetUnmovable
 from shoestring_core.store import ledger
 from shoestring_core.store.db import Store
-from shoestring_core.store.tables import AccountRow, LimitChangeRow
+from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, LimitChangeRow
+from shoestring_core.store.transactions import Read
 from shoestring_core.wording.budget import NeverRan
 from shoestring_core.wording.machines import LaunchNotNeeded
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tests.core.store.test_ledger import at_random, run_all
-from tests.core.world import World
+from tests.core.world import Clock, World, meanwhile
 
 
 @pytest.mark.one_case_on_postgresql
@@ -176,6 +179,63 @@ def test_two_workers_roll_a_border_over_once(world: World) -> None:
     assert len([one for one in done if one is not None]) == 1
     assert [row.kind for row in changes(world, world.account("team"))].count("rolled_over") == 1
     assert world.find_discrepancies() == []
+
+
+@pytest.mark.any_database
+@pytest.mark.parametrize(("kind", "then"), [("month", 100), ("term", 0)])
+def test_a_period_that_begins_later_begins_with_the_limit_that_is_set_by_then(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str, then: int
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(Read, "now", property(lambda _: clock.now))
+    job, account = world.job(), world.account("team").id
+    world.limit("team", 60)
+    begins, ends = clock.now + 10 * DAY, end_of_month(clock.now + 10 * DAY, "UTC")
+    plan = ledger.Plan(kind, "UTC", ends, "none", None, begins)
+    world.store.write(lambda db: ledger.set_period(db, account, plan, actor="ann", reason="spring"))
+    world.settle(world.hold(job, 50), 40)
+    assert world.roll_over("team") is None, "until then all stays as it is"
+    world.limit("team", 100)
+    clock.now = begins
+    after = world.roll_over("team")
+    assert (ledger.period_limit(after), ledger.period_use(after)) == (100, (0, 0))
+    assert changes(world, after)[-1].reason["facts"]["expired"] == "0.00006"
+    assert world.roll_over("team") is None
+    world.settle(world.hold(job, 100), 30)
+    clock.now = ends
+    assert ledger.period_limit(world.roll_over("team")) == then
+    assert world.roll_over("team") is None
+    assert world.find_discrepancies() == []
+
+
+def test_of_two_periods_that_are_set_at_once_one_holds_and_no_writer_fails(world: World) -> None:
+    world.limit("team", 100)
+    account = world.account("team").id
+
+    def set_months(rollover: str) -> None:
+        for _ in range(5):
+            with world.store.read() as db:
+                plan = ledger.Plan("month", "UTC", db.now + DAY, rollover)
+            world.store.write(lambda db, plan=plan: ledger.set_period(db, account, plan, actor="ann", reason=rollover))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(set_months, ["none", "unspent"]))
+    with world.store.read() as db:
+        period = ledger.load_periods(db, [account])[account]
+    assert len(changes(world, world.account("team"))) == 1 + 10
+    assert changes(world, world.account("team"))[-1].reason["facts"]["note"] == period.rollover
+    assert world.find_discrepancies() == []
+
+
+def test_a_limit_that_is_set_while_a_month_begins_is_the_months(world: World) -> None:
+    """Between the reading of what was due and the border's own rows."""
+    world.limit("team", 100)
+    world.period("team")
+    account = world.account("team").id
+    changed = update(BudgetPeriodRow).where(BudgetPeriodRow.account == account).values(amount=70)
+    with meanwhile(world.store, "budget_periods", changed):
+        after = world.roll_over("team")
+    assert ledger.period_limit(after) == 70
 
 
 def test_a_limit_that_will_not_last_its_month_is_told_once_for_each_limit(world: World) -> None:

@@ -509,7 +509,8 @@ export interface paths {
          *
          *     Its limit and use stay as they are.
          *
-         *     A month begins on its first day in the time zone, with the limit that was set. Jobs that run then go on.
+         *     A month begins on its first day in the time zone, with the limit that was set; so does a period that `starts` on a
+         *     day to come, until which all stays as it is. Jobs that run at a border go on.
          */
         put: operations["set_period"];
         post?: never;
@@ -1694,6 +1695,8 @@ export interface components {
             ends_at: string;
             /** Ends */
             ends: string;
+            /** Begins */
+            begins: string | null;
             /** Ended */
             ended: boolean;
             /**
@@ -3748,6 +3751,8 @@ export interface components {
             time_zone: string;
             /** Until */
             until?: string | null;
+            /** Starts */
+            starts?: string | null;
             /**
              * Rollover
              * @default none

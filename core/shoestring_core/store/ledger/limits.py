@@ -39,18 +39,18 @@ def set_limit(
     before = load_account(db, account)
     version, limit_before, overdraft_before = before.version, period_limit(before), before.overdraft
     guard = AccountRow.version == (version if if_version is None else if_version)
-    period = BudgetPeriodRow.account == account
-    db.execute(
-        delete(BudgetPeriodRow).where(period)
-        if limit is None
-        else update(BudgetPeriodRow).where(period).values(amount=limit)
-    )
     whole = None if limit is None else AccountRow.period_base + limit
     overdraft = 0 if whole is None else positive_part(AccountRow.posted + AccountRow.held - whole)
     if not _update(db, account, guard, limit_micro=whole, overdraft=overdraft):
         raise PreconditionFailed(
             "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."
         )
+    period = BudgetPeriodRow.account == account  # after the account's row, as settlements do
+    db.execute(
+        delete(BudgetPeriodRow).where(period)
+        if limit is None
+        else update(BudgetPeriodRow).where(period).values(amount=limit)
+    )
     after = load_account(db, account)
     name = title(db, after)
     changed = budget.LimitChanged(name, _text(limit), _text(limit_before), reason)

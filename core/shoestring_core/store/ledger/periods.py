@@ -23,42 +23,51 @@ from shoestring_core.wording import budget
 
 @dataclass(frozen=True)
 class Plan:
-    """A period as it is asked for. `ends_at`: µs UTC; `cap`: micro-dollars that carry over at most, None: all."""
+    """A period as it is asked for. `ends_at`: µs UTC; `cap`: micro-dollars that carry over at most, None: all.
+
+    begins_at  when it begins; None: it has
+    """
 
     kind: periods.PeriodKind
     time_zone: str
     ends_at: int
     rollover: periods.Rollover = "none"
     cap: int | None = None
+    begins_at: int | None = None
 
 
 def set_period(db: Write, account_id: UUID, plan: Plan | None, *, actor: str, reason: str) -> AccountRow:
     """Give a budget periods, change them, or with None make it one-off again. Its limit and use stay as they are.
 
-    Each month begins with what the first one had as limit, or the limit that was set since.
+    Each month, and a term that begins later, begins with what the budget has as limit now, or the one set since. Until
+    then all stays as it is; at the border what is unspent carries over or expires, as at the end of a month.
 
     reason  in the words of who changes it
     Raises BudgetUnmovable if the budget has no limit.
     """
+    # The account's row first: whoever sets its period at the same time waits here, and then sees this one's row.
+    db.execute(update(AccountRow).where(AccountRow.id == account_id).values(version=AccountRow.version + 1))
+    account = load_account(db, account_id)
     before = load_periods(db, [account_id]).get(account_id)
     db.execute(delete(BudgetPeriodRow).where(BudgetPeriodRow.account == account_id))
     if plan is not None:
         is_month = before is not None and before.kind == "month"
-        amount = before.amount if before and is_month else period_limit(load_account(db, account_id))
+        amount = before.amount if before and is_month else period_limit(account)
         if amount is None:
-            raise BudgetUnmovable(budget.NoLimitForPeriod(title(db, load_account(db, account_id))))
+            raise BudgetUnmovable(budget.NoLimitForPeriod(title(db, account)))
         db.insert(
             BudgetPeriodRow(
                 account=account_id, kind=plan.kind, amount=amount, time_zone=plan.time_zone, starts_at=db.now,
-                ends_at=plan.ends_at, rollover=plan.rollover, rollover_cap=plan.cap,
+                ends_at=plan.begins_at or plan.ends_at, then_ends_at=plan.begins_at and plan.ends_at,
+                rollover=plan.rollover, rollover_cap=plan.cap,
                 carried_over=before.carried_over if before and is_month else 0,
             )
         )  # fmt: skip
-    db.execute(update(AccountRow).where(AccountRow.id == account_id).values(version=AccountRow.version + 1))
-    account = load_account(db, account_id)
     ends = None if plan is None else periods.border_text(plan.ends_at, plan.time_zone)
+    begins = plan and plan.begins_at and periods.border_text(plan.begins_at, plan.time_zone)
     kind = "one_off" if plan is None else plan.kind
-    changed = budget.PeriodChanged(title(db, account), kind, ends, plan is not None and plan.rollover != "none", reason)
+    carries_over = plan is not None and plan.rollover != "none"
+    changed = budget.PeriodChanged(title(db, account), kind, ends, carries_over, reason, begins or None)
     record_limit_change(db, account, period_limit(account), "adjusted", actor=actor, reason=changed)
     return account
 
@@ -83,14 +92,16 @@ def begin_roll_over(db: Write, account: UUID, border: int) -> BudgetPeriodRow | 
     period = db.sql.scalar(select(BudgetPeriodRow).where(*mine))
     if period is None or border > db.now:
         return None
-    is_month = period.kind == "month"
-    ends_at = periods.end_of_month(border, period.time_zone) if is_month else border
-    moved = update(BudgetPeriodRow).where(*mine).values(starts_at=border, ends_at=ends_at, closed=not is_month)
+    next_end = period.then_ends_at
+    if next_end is None and period.kind == "month":
+        next_end = periods.end_of_month(border, period.time_zone)
+    following = {"starts_at": border, "ends_at": next_end or border, "closed": next_end is None}
+    moved = update(BudgetPeriodRow).where(*mine).values(then_ends_at=None, **following)
     return period if db.execute(moved) == 1 else None
 
 
 def roll_over(db: Write, period: BudgetPeriodRow) -> AccountRow:
-    """Begin the next month, or end a term, with the row in the ledger that says so.
+    """Begin the next month, or a term, or end one, with the row in the ledger that says so.
 
     period  as it was before `begin_roll_over`
     Raises StaleTransition if the limit was removed at the same time.
@@ -102,8 +113,9 @@ def roll_over(db: Write, period: BudgetPeriodRow) -> AccountRow:
     if row is None or row.limit_micro is None:
         raise StaleTransition(budget.NoLimitForPeriod(str(period.account)))
     used, limit_before = row.posted + row.held, period_limit(row)
-    amount = period.amount if period.kind == "month" else 0
-    opening = periods.open_period(row.limit_micro, used, amount, period.rollover, period.rollover_cap)
+    terms = load_periods(db, [row.id])[row.id]  # both rows are locked: nobody changes the amount any more
+    amount = 0 if terms.closed else terms.amount
+    opening = periods.open_period(row.limit_micro, used, amount, terms.rollover, terms.rollover_cap)
     carried = _carry_holds(db, row)
     db.execute(
         update(AccountRow)

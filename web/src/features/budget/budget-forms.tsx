@@ -198,6 +198,7 @@ export function PeriodForm({ budget, done }: { budget: Budget; done: () => void 
   const now = budget.period;
   const [kind, setKind] = useState<Kind>(now?.kind ?? "month");
   const [until, setUntil] = useState("");
+  const [starts, setStarts] = useState("");
   const [zone, setZone] = useState(now?.time_zone ?? new Intl.DateTimeFormat().resolvedOptions().timeZone);
   const [over, setOver] = useState(now?.rollover === "unspent" ? (now.rollover_cap?.amount ?? "all") : "0");
   const dollars = over.trim().replace(/^\$/, "");
@@ -219,6 +220,7 @@ export function PeriodForm({ budget, done }: { budget: Budget; done: () => void 
               kind,
               time_zone: zone.trim(),
               until: kind === "term" ? until : null,
+              starts: kind === "one_off" || starts === "" ? null : starts,
               rollover: carries ? "unspent" : "none",
               rollover_cap: carries && dollars !== "all" ? dollars : null,
               reason,
@@ -237,6 +239,12 @@ export function PeriodForm({ budget, done }: { budget: Budget; done: () => void 
             <option value="one_off">One-off</option>
           </select>
         </div>
+        {kind !== "one_off" && (
+          <div className="field">
+            <label htmlFor={`${id}-starts`}>First day, if not now</label>
+            <input id={`${id}-starts`} type="date" value={starts} onChange={(event) => setStarts(event.target.value)} />
+          </div>
+        )}
         {kind === "term" && (
           <div className="field">
             <label htmlFor={`${id}-until`}>Last day</label>

@@ -175,7 +175,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
       )}
       {budget.period && (
         <p className="muted" data-period>
-          {budget.period.kind === "month" ? "This month" : "This term"} {budget.period.ended ? "ended" : "ends"} {budget.period.ends}.{" "}
+          {periodEnds(budget.period)}{" "}
           {carriesOver(budget.period)}
         </p>
       )}
@@ -207,6 +207,11 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
       {editing === "guarantee" && <GuaranteeForm budget={budget} done={close} />}
     </section>
   );
+}
+
+function periodEnds({ kind, begins, ends, ended }: NonNullable<Budget["period"]>): string {
+  if (begins) return kind === "month" ? `Months begin ${begins}.` : `A term begins ${begins} and ends ${ends}.`;
+  return `${kind === "month" ? "This month" : "This term"} ${ended ? "ended" : "ends"} ${ends}.`;
 }
 
 function carriesOver({ rollover, rollover_cap, carried_over, ended }: NonNullable<Budget["period"]>): string {
