@@ -41,7 +41,7 @@ OPERATIONS = {"sqlite": 50_000, "postgresql": 12_500}
 CASES = list(OPERATIONS)
 PROCESSES = 4
 SCALE = Scale(60 * S, 1_000 * money.MICRO)
-KILL_EVERY_S = 3.0
+KILL_EVERY_S = 6.0
 LOOK_EVERY_S = 5.0
 RUN_LIMIT_S = 1_200.0
 
