@@ -20,7 +20,7 @@ from shoestring_core.store import audit, identity, ledger, members, sessions, te
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.transactions import Write
 
-DEFAULT_BUDGET = money.to_decimal(teams.NEW_TEAM_LIMIT)
+DEFAULT_BUDGET = money.to_decimal(teams.NEW_TEAM_BUDGET)
 """Dollars. A service without a limit could spend without bound."""
 MAX_NAME = 100
 

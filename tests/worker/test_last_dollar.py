@@ -189,7 +189,9 @@ def test_exactly_what_the_last_dollars_pay_for_is_moved_and_started_and_no_slot_
 
     # Enough for all of them: now the provider's slots are the cap.
     more = {"limit": "100.00", "reason": "enough"}
-    assert race.at_once(lambda api, _: api.put(f"/v1/budgets/{team.id}", json=more), 4) == {200: 4}
+    raised = race.at_once(lambda api, _: api.put(f"/v1/budgets/{team.id}", json=more), 4)
+    assert raised[200] >= 1
+    assert set(raised) <= {200, 412}
     until(lambda: len(race.provider.alive()) >= SLOTS and race.waits()["slots"] >= 1)
     assert race.states() == {"launching": SLOTS, "queued": JOBS - SLOTS}
     assert len([entry for entry in race.provider.journal if entry.event == "launch"]) == SLOTS

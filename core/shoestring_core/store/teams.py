@@ -20,7 +20,7 @@ from shoestring_core.wording import people
 MAX_TEAMS = 50
 """Of which one person is an admin, and so may make another."""
 
-NEW_TEAM_LIMIT = 10 * money.MICRO
+NEW_TEAM_BUDGET = 10 * money.MICRO
 """What a new team may spend until one of its admins sets another limit."""
 
 
@@ -41,7 +41,7 @@ def create(db: Write, maker: Principal, name: str) -> Principal:
     org = ledger.ancestors(db, ledger.team_account(db, maker.team).id)[-1].owner
     ledger.create_accounts(db, org, team, maker.user)
     account = ledger.team_account(db, team).id
-    ledger.set_limit(db, account, NEW_TEAM_LIMIT, actor=maker.actor, reason="A new team.")
+    ledger.set_limit(db, account, NEW_TEAM_BUDGET, actor=maker.actor, reason="A new team.")
     return identity.load_principal(
         db, maker.user, team, key=maker.key, expires_at=maker.expires_at, scopes=maker.scopes
     )

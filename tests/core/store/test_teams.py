@@ -23,7 +23,7 @@ def test_an_admin_makes_a_team_of_the_same_organization_and_is_its_admin(world: 
         budgets = ledger.team_budgets(db, admin.team)
     assert [one.kind for one in budgets] == ["org", "team", "member"]
     assert budgets[0].owner == f"org {world.name}"
-    assert budgets[1].limit_micro == teams.NEW_TEAM_LIMIT
+    assert budgets[1].limit_micro == teams.NEW_TEAM_BUDGET
     assert world.find_discrepancies() == []
 
 
