@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""periods that begin later"""
+"""when keys were last used"""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
-    op.add_column("budget_periods", sa.Column("then_ends_at", sa.BigInteger(), nullable=True))
+    op.add_column("keys", sa.Column("last_used_at", sa.BigInteger(), nullable=True))
