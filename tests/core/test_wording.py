@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,10 @@ EXAMPLES: list[Reason] = [
     quotes.Calibrated(12, 10, 9, 80),
     # queue
     queue.Outlook(
-        queue.StartsAt("2026-11-29T02:00:00+00:00", 7200.0, "1 × g6.xlarge (L4, spot)", "0.42"),
+        queue.StartsAt(datetime(2026, 11, 29, 2, tzinfo=UTC), 7200.0, "1 × g6.xlarge (L4, spot)", "0.42"),
         queue.StartsElsewhere("1 × g5.xlarge (A10G, spot)", "0.31", False, ("resources.instance=g5.xlarge",)),
     ),
-    queue.StartsAt("2026-11-29T02:00:00+00:00", 200_000.0, "2 × local.cpu (spot)", None),
+    queue.StartsAt(datetime(2026, 11, 29, 2, tzinfo=UTC), 200_000.0, "2 × local.cpu (spot)", None),
     queue.StartsNow("1 × local.cpu (spot)", "0.02"),
     queue.StartUnknown(held_up=False),
     queue.StartsElsewhere("1 × local.cpu (spot)", "-0.02", True, ("resources.spot=prefer",)),

@@ -27,7 +27,7 @@ def outlook(
     expected: Reason = queue.StartUnknown(held_up=projection.whole)
     if start is not None:
         machines, cost = _machines(start.offer, start.nodes), None if start.cost is None else money.rounded(start.cost)
-        at = datetime.fromtimestamp(start.at / 1e6, UTC).isoformat(timespec="seconds")
+        at = datetime.fromtimestamp(start.at / 1e6, UTC).replace(microsecond=0)
         expected = queue.StartsAt(at, (start.at - now) / 1e6, machines, cost)
         if start.at <= now:
             expected = queue.StartsNow(machines, cost)

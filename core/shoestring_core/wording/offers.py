@@ -166,7 +166,7 @@ class AccountQuota(Reason):
 
     def text(self) -> str:
         quota = f'{self.provider} in {self.region}, quota "{self.quota}": {counted(self.vcpus, "vCPU")}'
-        if machines := self.vcpus // self.each:
+        if machines := self.vcpus // max(1, self.each):
             return f"{quota}, at most {machines} × {self.type} at once."
         return (
             f"{quota}, so no machine can be launched: {self.type} needs {self.each}. "

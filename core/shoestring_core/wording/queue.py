@@ -32,17 +32,16 @@ class Outlook(Reason):
 
 @dataclass(frozen=True)
 class StartsAt(Reason):
-    """`at`: ISO, UTC; `in_s`: from now; `cost`: expected, None if nothing tells."""
+    """`at`: UTC; `in_s`: from now; `cost`: expected, None if nothing tells."""
 
     code = "starts_at"
-    at: str
+    at: datetime
     in_s: FiniteFloat
     machines: str
     cost: str | None
 
     def text(self) -> str:
-        moment = datetime.fromisoformat(self.at)
-        when = f"{moment:%H:%M} UTC" if self.in_s < DAY_S else f"{moment:%Y-%m-%d %H:%M} UTC"
+        when = f"{self.at:%H:%M} UTC" if self.in_s < DAY_S else f"{self.at:%Y-%m-%d %H:%M} UTC"
         return f"About {when} on {self.machines}{f', for about ${self.cost}' if self.cost else ''}."
 
 
