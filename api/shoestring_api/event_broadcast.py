@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 EVENTS_PER_READ = 200
 MAX_CACHED_GROUPS = 200
 MAX_CACHED_BYTES = 16_000_000
-PAUSE_PER_READER_S = 0.002
+PAUSE_PER_READER_S = 0.004
 """After each group, for each reader; what happens meanwhile is the next group. So however much happens, a team costs
-500 sends a second at most; one of few viewers sees each change at once, one of 200 after 0.4 s."""
+250 sends a second at most; one of few viewers sees each change at once, one of 200 after 0.8 s."""
 WHOLE_EVENT = 9
 """`StreamPosition.part` after every message of an event was sent."""
 
