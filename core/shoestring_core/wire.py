@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent protocol: the messages that a rented machine's agent and the service exchange under `/agent/v1`.
 
-Six calls, JSON both ways, `Authorization: Bearer <machine id>.<session secret>` on all but the first two:
+Seven calls, JSON both ways, `Authorization: Bearer <machine id>.<session secret>` on all but the first three:
 
     POST /agent/v1/boot          BootReport                  how far a machine has booted that has no agent yet
+    POST /agent/v1/wheelhouse    WheelhouseRequest -> WheelhouseReply   where it finds the wheels of its environment
     POST /agent/v1/register      RegisterRequest  -> Reply   exchange the boot token for a session
     POST /agent/v1/report        ReportRequest    -> Reply   heartbeat, one numbered batch, the state of the ranks
     GET  /agent/v1/orders?after=ETAG              -> Reply   long poll: up to 25 s, until the order's ETag differs
@@ -97,12 +98,28 @@ class BootReport(WireMessage):
     machine: Annotated[UUID, Field(strict=False)]
     boot_token: str = Field(max_length=200)
     phase: str = Field(pattern=r"^[a-z]{1,20}$")
-    """boot | driver | install | agent"""
+    """boot | wheelhouse | driver | download | install | agent"""
     message: str = Field(default="", max_length=2_000)
-    failure: Literal["image", "hardware", "boot"] | None = None
+    failure: Literal["image", "network", "hardware", "boot"] | None = None
     """What is at fault if the phase failed; the machine powers itself off."""
     seconds: float = Field(default=0, ge=0, le=1e6, allow_inf_nan=False)
     """How long the phase took."""
+
+
+class WheelhouseRequest(WireMessage):
+    """Asked by a machine's user data before its agent registers. `wheelhouse`: the name that its user data has."""
+
+    protocol: int = PROTOCOL_VERSION
+    machine: Annotated[UUID, Field(strict=False)]
+    boot_token: str = Field(max_length=200)
+    wheelhouse: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class WheelhouseReply(WireMessage):
+    """`manifest`: the bytes that the name is the SHA-256 of; `urls`: of its files, in their order."""
+
+    manifest: str
+    urls: list[str]
 
 
 class RegisterRequest(WireMessage):

@@ -215,6 +215,12 @@ class Agent:
         body = {"machine": str(self.machine), "boot_token": token, "phase": "boot"}
         return self.deployment.nobody.post("/agent/v1/boot", json=body | fields)
 
+    def wheelhouse(self, name: str, **fields: Any) -> httpx.Response:
+        """What the machine's user data asks."""
+        token = wire.derive_boot_token(SECRET, self.machine)
+        body = {"machine": str(self.machine), "boot_token": token, "wheelhouse": name}
+        return self.deployment.nobody.post("/agent/v1/wheelhouse", json=body | fields)
+
     def post(self, content: bytes) -> httpx.Response:
         return self.deployment.nobody.post("/agent/v1/report", content=content, headers=self.headers)
 

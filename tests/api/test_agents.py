@@ -14,6 +14,7 @@ import httpx
 import pytest
 from shoestring_core import wire
 from shoestring_core.store.tables import MachineRow
+from shoestring_core.wheelhouse import WheelFile, Wheelhouse, file_key, manifest_key
 from sqlalchemy import update
 
 from tests.api.deployment import Agent, Deployment
@@ -67,6 +68,31 @@ def test_a_machine_tells_how_far_it_has_booted_until_its_agent_registers(deploym
     assert agent.boot(boot_token="forged").status_code == 403
     agent.register()
     assert agent.boot().status_code == 403
+
+
+def test_a_machine_that_boots_is_told_where_its_wheels_are(deployment: Deployment) -> None:
+    (agent,) = deployment.launch(deployment.submit())
+    content = {name: name.encode() for name in ("b-1-py3-none-any.whl", "a-1-py3-none-any.whl")}
+    sums = {name: hashlib.sha256(each).hexdigest() for name, each in content.items()}
+    files = [WheelFile(name=name, bytes=len(content[name]), sha256=sums[name]) for name in content]
+    stored = Wheelhouse(python="3.12", cuda="13.0", min_driver=580, files=tuple(files))
+    deployment.state.objects.put(manifest_key(stored.name), stored.as_bytes())
+    for file in files:
+        deployment.state.objects.put(file_key(file.sha256), content[file.name])
+    answer = agent.wheelhouse(stored.name)
+    assert answer.status_code == 200
+    told = wire.WheelhouseReply.model_validate_json(answer.content)
+    assert hashlib.sha256(told.manifest.encode()).hexdigest() == stored.name
+    names = [file.name for file in Wheelhouse.model_validate_json(told.manifest).files]
+    assert names == sorted(content)
+    fetched = [deployment.nobody.get(url).content for url in told.urls]
+    assert fetched == [content[name] for name in names]
+    missing = agent.wheelhouse("0" * 64)
+    assert (missing.status_code, missing.json()["code"]) == (404, "not-found")
+    assert agent.wheelhouse(stored.name, boot_token="forged").status_code == 403
+    assert agent.wheelhouse("../secret").status_code == 422
+    agent.register()
+    assert agent.wheelhouse(stored.name).status_code == 403
 
 
 def test_a_replayed_batch_changes_nothing(deployment: Deployment) -> None:

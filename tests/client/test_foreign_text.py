@@ -166,7 +166,7 @@ WITHOUT_FOREIGN_TEXT = {
     # they print ids, secrets, and what their own user gave
     "keys create", "keys revoke", "members invite", "members uninvite", "members import", "teams create",
     # they print ids, and names in AWS's own alphabet
-    "aws bootstrap", "aws doctor", "aws down", "aws panic", "aws teardown", "aws up",
+    "aws bootstrap", "aws doctor", "aws down", "aws panic", "aws teardown", "aws up", "aws wheelhouse",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import Counter
 from pydantic import ValidationError
-from shoestring_core import wire
+from shoestring_core import wheelhouse, wire
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import (
     AgentRefused,
@@ -42,6 +42,8 @@ WATCHED_REPORT_INTERVAL_S = 0.25
 """Report interval while a live stream shows the job."""
 URL_MARGIN_S = 600
 """How much longer signed URLs are valid than the machine is funded."""
+WHEEL_URLS_S = 900
+"""How long a machine's URLs of its wheels are valid: longer than it may take to boot."""
 ALARM_INTERVAL_S = 60.0
 MAX_BODY_BYTES = wire.MAX_BATCH_BYTES + 64 * 1024
 
@@ -119,9 +121,22 @@ def _request_body_schema(model: type[wire.WireMessage]) -> dict[str, Any]:
 def report_boot(body: wire.BootReport, state: StateDep) -> None:
     """Record how far a machine has booted that has no agent yet."""
     _check_protocol(body.protocol)
-    if not _is_boot_token(state, body.machine, body.boot_token):
-        raise AgentRefused("This boot token is wrong.")
+    _require_boot_token(state, body.machine, body.boot_token)
     state.store.write(lambda db: agents.record_boot(db, body))
+
+
+@router.post("/wheelhouse")
+def get_wheelhouse(body: wire.WheelhouseRequest, state: StateDep) -> wire.WheelhouseReply:
+    """Return the manifest of the wheels that a machine installs as it boots, and a URL for each of them."""
+    _check_protocol(body.protocol)
+    _require_boot_token(state, body.machine, body.boot_token)
+    with state.store.read() as db:
+        agents.load_booting(db, body.machine)
+        expires_at = db.now // S + WHEEL_URLS_S
+    manifest = state.objects.read(wheelhouse.manifest_key(body.wheelhouse), wheelhouse.MAX_MANIFEST_BYTES)
+    found = wheelhouse.Wheelhouse.model_validate_json(manifest)
+    urls = [state.objects.get_url(wheelhouse.file_key(file.sha256), expires_at) for file in found.files]
+    return wire.WheelhouseReply(manifest=manifest.decode(), urls=urls)
 
 
 @router.post("/register")
@@ -206,6 +221,11 @@ def commit_checkpoint(machine: MachineDep, body: wire.CheckpointCommit, state: S
 
 
 # --- helpers ------------------------------------------------------------------------------------------------
+
+
+def _require_boot_token(state: AppState, machine: UUID, token: str) -> None:
+    if not _is_boot_token(state, machine, token):
+        raise AgentRefused("This boot token is wrong.")
 
 
 def _is_boot_token(state: AppState, machine: UUID, token: str) -> bool:

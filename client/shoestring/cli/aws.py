@@ -68,16 +68,20 @@ def bootstrap(
     ] = None,
     email: Annotated[str | None, typer.Option(help="Address to which AWS Budgets writes. Default: no alarm.")] = None,
     monthly: Annotated[str, typer.Option(metavar="USD", help="It writes at 80 % of this in a month.")] = "50",
-    image: Annotated[str | None, typer.Option(metavar="AMI", help="Goes into the settings that are printed.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="AMI", help="One that has our environment. Default: AWS's base image, and a wheelhouse."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make what machines need in an account: network, private bucket, role for spot machines, alarm.
+    """Make what machines need in an account: network, private bucket, role for spot machines, alarm, wheelhouse.
 
     What is there is left as it is: run it again at any time. It prints the service's settings, for a shell.
+    The wheelhouse is the machines' Python environment: about 3 GB, downloaded by pip and uploaded to the bucket.
 
     \b
     shoestring aws bootstrap --dry-run
-    shoestring aws bootstrap --email me@example.org --image ami-0123456789abcdef0 > aws.env
+    shoestring aws bootstrap --email me@example.org > aws.env
     """
     if email is not None and not re.fullmatch(r"[^@\s]+@[^@\s]+", email):
         raise typer.BadParameter(f"{email} is not an e-mail address")
@@ -91,6 +95,29 @@ def bootstrap(
     chosen = [part for name, value in (("--email", email), ("--image", image)) if value for part in (name, value)]
     switches = [f"--{name}" for name, on in {"dry-run": dry_run, "json": as_json}.items() if on]
     raise typer.Exit(aws.run("bootstrap", *named, *chosen, "--monthly", monthly, *switches))
+
+
+@app.command()
+def wheelhouse(
+    python: Annotated[str, typer.Option(help="Version that the machines' image has.")] = "3.12",
+    image_packages: Annotated[
+        bool, typer.Option("--image-packages", help="The image's Python has all packages but Shoestring's own.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put the Python environment of machines into the bucket: the wheels of this installation, and PyTorch with CUDA.
+
+    `bootstrap` does it too; do it again after an upgrade. Files that are there stay, and a run that was stopped goes
+    on. It reads SHOESTRING_OBJECT_STORE, and prints the setting that makes machines install it.
+
+    \b
+    shoestring aws wheelhouse >> aws.env
+    """
+    if not re.fullmatch(r"3\.\d{1,2}", python):
+        raise typer.BadParameter(f"{python} is not a version such as 3.12")
+    switches = {"image-packages": image_packages, "dry-run": dry_run, "json": as_json}
+    raise typer.Exit(aws.run("wheelhouse", "--python", python, *[f"--{name}" for name, on in switches.items() if on]))
 
 
 @app.command()

@@ -131,6 +131,8 @@ def _after_machine_loss(gang: GangStatus, lost: MachineStatus, now: int, timeout
         detail = BootFailed(lost.slot, *lost.boot_failure)
         if detail.kind == "image":
             return EndJob(EndReason.IMAGE, detail)
+        if detail.kind == "network":
+            return EndJob(EndReason.NETWORK, detail)
         end = EndAttempt(detail.kind, detail)
     elif lost.end_cause == "exited" and lost.is_mute and timeouts.hello is not None:
         return EndJob(EndReason.NETWORK, ServiceUnreachable(lost.slot))

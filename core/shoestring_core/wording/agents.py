@@ -42,7 +42,7 @@ class TrainingStarted(Reason):
 
 @dataclass(frozen=True)
 class BootPhase(Reason):
-    """`phase`: boot | driver | install | agent; `message`: the machine's own; `failure`: image | hardware | boot."""
+    """`phase`, `message` and `failure`: as in wire.BootReport."""
 
     code = "agent_boot"
     phase: str = "boot"

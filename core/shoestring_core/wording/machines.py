@@ -126,7 +126,7 @@ _CAUSES = {
 
 @dataclass(frozen=True)
 class BootFailed(Reason):
-    """`kind`: image | hardware | boot; `phase` and `message` are the machine's own."""
+    """`kind`: image | network | hardware | boot; `phase` and `message` are the machine's own."""
 
     code = "boot_failed"
     slot: int
@@ -141,6 +141,7 @@ class BootFailed(Reason):
 
 _BOOT_ADVICE = {
     "image": "Other machines would fail alike: use an image with a driver and an environment as docs/aws.md has them.",
+    "network": "Others would not reach it either: see that the machine's subnet has a route to the object store.",
     "hardware": "Its GPU can't be used; the job is tried again on another machine.",
 }
 

@@ -199,9 +199,9 @@ def test_a_machine_that_powered_off_without_reaching_the_service_ends_the_job():
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("image", EndJob), ("hardware", EndAttempt), ("boot", EndAttempt)],
+    [("image", EndJob), ("network", EndJob), ("hardware", EndAttempt), ("boot", EndAttempt)],
 )
-def test_a_boot_that_failed_is_the_image_s_the_gpu_s_or_the_machine_s_fault(kind, expected):
+def test_a_boot_that_failed_is_the_image_s_the_network_s_the_gpu_s_or_the_machine_s_fault(kind, expected):
     failed = MachineStatus(0, MachineState.TERMINATED, "exited", hello_at=1, boot_failure=(kind, "driver", "no GPU"))
     action = decide_attempt(gang(failed, up(1), state=None), NOW, HELLO)
     assert action == expected(kind, machines.BootFailed(0, kind, "driver", "no GPU"))

@@ -30,6 +30,8 @@ from shoestring_core.wire import (
     ReportBatch,
     ReportRequest,
     UploadUrls,
+    WheelhouseReply,
+    WheelhouseRequest,
 )
 
 DROP, DROP_REPLY = "drop", "drop reply"  # before and after the request has had its effect
@@ -64,6 +66,7 @@ class Service:
     faults: list[Fault] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     boots: list[BootReport] = field(default_factory=list)
+    wheelhouse: Callable[[WheelhouseRequest], WheelhouseReply] | None = None
     registrations: list[RegisterRequest] = field(default_factory=list)
     arrivals: list[tuple[float, ReportBatch]] = field(default_factory=list)
     refuse: Callable[[ReportBatch], int | None] = lambda batch: None
@@ -282,7 +285,7 @@ class _ServiceHandler(_Handler):
         if path.startswith("/objects/"):
             return self.object(path.removeprefix("/objects/"), body)
         if (
-            not path.endswith(("/register", "/boot"))
+            not path.endswith(("/register", "/boot", "/wheelhouse"))
             and self.headers["Authorization"] != f"Bearer {service.machine}.{service.session}"
         ):
             return 403, b'{"code":"agent-refused","detail":"not this machine\'s session"}'
@@ -293,8 +296,11 @@ class _ServiceHandler(_Handler):
                     assert (report.machine, report.boot_token) == (service.machine, service.boot_token)
                     service.boots.append(report)
                     return 204, b""
+                case "/wheelhouse":
+                    assert service.wheelhouse is not None
+                    answer: Any = service.wheelhouse(WheelhouseRequest.model_validate_json(body))
                 case "/register":
-                    answer: Any = service.register(RegisterRequest.model_validate_json(body))
+                    answer = service.register(RegisterRequest.model_validate_json(body))
                 case "/report":
                     answer = service.report(ReportRequest.model_validate_json(body))
                 case "/checkpoints":

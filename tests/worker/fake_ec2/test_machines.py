@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import boto3
 import httpx
 import pytest
 from botocore.exceptions import ClientError
-from shoestring_core.wire import BootData
+from shoestring_core.store.objects import Objects, open_objects
+from shoestring_core.wheelhouse import Wheelhouse, file_key, manifest_key
+from shoestring_core.wire import BootData, WheelhouseReply
+from shoestring_worker.fake_ec2.__main__ import BUCKET
 from shoestring_worker.providers.ec2.account.aws import Aws
 from shoestring_worker.providers.ec2.account.policies import worker_policy
 from shoestring_worker.providers.ec2.account.service_role import make_service_role
 from shoestring_worker.providers.ec2.account.steps import Steps
+from shoestring_worker.providers.ec2.account.wheelhouse import Place, WheelhouseMaker
 from shoestring_worker.providers.ec2.provider import Ec2Provider
 
 from tests.servers import until
@@ -79,6 +84,14 @@ class Cloud:
         for instance in self.aws.instances():
             self.aws.ec2().terminate_instances(InstanceIds=[instance["InstanceId"]])
         until(lambda: not self.aws.instances(states=("pending", "running", "shutting-down")))
+
+
+def presigned(objects: Objects, name: str) -> WheelhouseReply:
+    """As the API answers."""
+    manifest = objects.read(manifest_key(name), 1 << 20)
+    files = Wheelhouse.model_validate_json(manifest).files
+    urls = [objects.get_url(file_key(file.sha256), int(time.time()) + 60) for file in files]
+    return WheelhouseReply(manifest=manifest.decode(), urls=urls)
 
 
 @pytest.fixture(scope="module")
@@ -196,19 +209,26 @@ def test_the_settings_that_it_writes_offer_spot_machines_in_every_zone(cloud: Cl
 def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_before_it_is_interrupted(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ):
-    """From RunInstances to the last checkpoint: the real provider, user data and agent; ranks that need no PyTorch."""
+    """From RunInstances to the last checkpoint: the real provider, user data, wheelhouse in S3 and agent, whose
+    environment has our own packages as wheels and the others from the image; ranks that need no PyTorch."""
     for name, value in {"ACCESS_KEY_ID": cloud.aws.access_key, "SECRET_ACCESS_KEY": "none"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials of other tests
     service = Service()
     boot = BootData(server_url=service.url, machine=service.machine, boot_token=service.boot_token)
-    provider = Ec2Provider("ec2", cloud.aws.settings(python=sys.executable))
+    python = "{}.{}".format(*sys.version_info)
+    place = Place.read(REGION, f"s3://{BUCKET}/service")
+    made = WheelhouseMaker(Aws(cloud.aws.url), place, lambda _: None, python=python, from_image=True).make()
+    objects = open_objects(f"s3://{BUCKET}/service", "", "", cloud.aws.url)
+    service.wheelhouse = lambda asked: presigned(objects, asked.wheelhouse)
+    provider = Ec2Provider("ec2", cloud.aws.settings(wheelhouse=made.name))
     launched = provider.launch(launch_request(str(service.machine), user_data=boot))
     service.run(1, nproc_per_node=2, steps=10_000)
     until(lambda: len(service.points("train/loss")) > 5)
     assert [(boot.phase, boot.failure) for boot in service.boots] == [
-        ("boot", None), ("driver", None), ("install", None),
+        ("boot", None), ("wheelhouse", None), ("driver", None), ("download", None), ("install", None),
     ]  # fmt: skip
+    assert cloud.folder(launched.id).joinpath("environments", made.name, "complete").exists()
     folder = cloud.folder(launched.id)
     cloud.aws.control("interrupt", instance=launched.id, notice_s=10)
     assert cloud.until_ended(launched.id)["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"

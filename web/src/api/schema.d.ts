@@ -1115,6 +1115,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/agent/v1/wheelhouse": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Get Wheelhouse
+         * @description Return the manifest of the wheels that a machine installs as it boots, and a URL for each of them.
+         */
+        post: operations["get_wheelhouse"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/agent/v1/register": {
         parameters: {
             query?: never;
@@ -1568,7 +1588,7 @@ export interface components {
              */
             message: string;
             /** Failure */
-            failure?: ("image" | "hardware" | "boot") | null;
+            failure?: ("image" | "network" | "hardware" | "boot") | null;
             /**
              * Seconds
              * @default 0
@@ -4342,6 +4362,36 @@ export interface components {
              */
             jobs: components["schemas"]["JobWhatIf"][];
         };
+        /**
+         * WheelhouseReply
+         * @description `manifest`: the bytes that the name is the SHA-256 of; `urls`: of its files, in their order.
+         */
+        WheelhouseReply: {
+            /** Manifest */
+            manifest: string;
+            /** Urls */
+            urls: string[];
+        };
+        /**
+         * WheelhouseRequest
+         * @description Asked by a machine's user data before its agent registers. `wheelhouse`: the name that its user data has.
+         */
+        WheelhouseRequest: {
+            /**
+             * Protocol
+             * @default 1
+             */
+            protocol: number;
+            /**
+             * Machine
+             * Format: uuid
+             */
+            machine: string;
+            /** Boot Token */
+            boot_token: string;
+            /** Wheelhouse */
+            wheelhouse: string;
+        };
     };
     responses: never;
     parameters: never;
@@ -6302,6 +6352,39 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    get_wheelhouse: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WheelhouseRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WheelhouseReply"];
+                };
             };
             /** @description What was wrong and how to fix it */
             default: {

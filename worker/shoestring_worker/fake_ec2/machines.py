@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +21,11 @@ from shoestring_worker.fake_ec2.s3 import SECRET_ACCESS_KEY
 from shoestring_worker.machinehost_client import MachineHostClient
 from shoestring_worker.providers.base import OutcomeUnknown
 
-NVIDIA_SMI = "#!/bin/sh\necho '580.95.05, no GPU (fake EC2)'\n"
-"""What the fake's image has besides what this computer has."""
+IMAGE = {
+    "nvidia-smi": "#!/bin/sh\necho '580.95.05, no GPU (fake EC2)'\n",
+    "python3": f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n',
+}
+"""The commands that the fake's image has besides this computer's. Its Python has the packages of this one."""
 DISKS = {
     "lsblk": '#!/bin/sh\nfor disk in "{attached}"/*; do [ -e "$disk" ] && echo "$disk ${{disk##*/}}"; done; true\n',
     "blkid": '#!/bin/sh\n[ -e "$2/.ext4" ] || exit 2\n',
@@ -62,7 +67,7 @@ class Machines:
                 "placement/availability-zone": instance.zone,
                 **(self._credentials(role) if role else {}),
             },
-            "commands": {"nvidia-smi": NVIDIA_SMI}
+            "commands": IMAGE
             | {name: script.format(attached=self._attached(instance.id)) for name, script in DISKS.items()},
         }
         reply = self._host.call("PUT", f"/machines/{instance.id}", body)

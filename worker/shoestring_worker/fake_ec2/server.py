@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from shoestring_worker.fake_ec2 import moto_backend, regions, s3
+from shoestring_worker.fake_ec2 import moto_backend, parameters, regions, s3
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
 from shoestring_worker.fake_ec2.machines import Machines
@@ -173,6 +173,8 @@ class FakeEc2:
                 return self.quotas.describe(call)
             case "GetProducts":
                 return self.on_demand_market.describe(call)
+            case "GetParameter":
+                return parameters.describe(call) or run()
             case "RunInstances":
                 answer = self.tokens.launch(call, lambda: self._launch(call, run), has_ended)
                 return self._note_launch(call, fault, answer)

@@ -90,11 +90,17 @@ def register(
     return rows.load_machine(db, machine_id)
 
 
-def record_boot(db: Write, report: wire.BootReport) -> None:
-    """Record how far a machine has booted. Raises AgentRefused for one that has registered, or does not run."""
-    machine = db.sql.get(MachineRow, report.machine)
+def load_booting(db: Read, machine_id: UUID) -> MachineRow:
+    """Raises AgentRefused for a machine that has registered, or does not run."""
+    machine = db.sql.get(MachineRow, machine_id)
     if machine is None or machine.registered_at is not None or machine.state not in ("launching", "running"):
         raise AgentRefused("No such machine boots.")
+    return machine
+
+
+def record_boot(db: Write, report: wire.BootReport) -> None:
+    """Record how far a machine has booted. Raises AgentRefused for one that has registered, or does not run."""
+    machine = load_booting(db, report.machine)
     facts: dict[str, Any] = {"hello_at": machine.hello_at or db.now}
     if report.failure:
         facts["boot_failure"] = report.model_dump(include={"failure", "phase", "message"})

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,16 +20,23 @@ from uuid import UUID
 
 import pytest
 from shoestring_core.tls import load_server
-from shoestring_core.wire import BootData, BootReport
+from shoestring_core.wheelhouse import WheelFile, Wheelhouse
+from shoestring_core.wire import BootData, BootReport, WheelhouseReply, WheelhouseRequest
 from shoestring_trainer.machinehost.launch_body import MAX_SCRIPT_BYTES
 from shoestring_worker.providers.ec2 import user_data
 
 from tests.certificates import make_certificate
 
+PYTHON = "{}.{}".format(*sys.version_info)
 AGENT = """#!/bin/sh
 [ "$4" = --help ] && exit 0
 cat "$SHOESTRING_BOOT_FILE" > agent-got
 echo $SHOESTRING_POWEROFF >> agent-got
+"""
+INSTALLED_AGENT = """
+import os, pathlib, sys
+if sys.argv[1] == "agent":
+    pathlib.Path(os.environ["SHOESTRING_MACHINE_DIR"], "agent-ran").write_text(sys.executable)
 """
 
 
@@ -40,6 +50,9 @@ class Machine:
     answers: list[int] = field(default_factory=list)
     """Of the service, before it answers 204."""
     reports: list[BootReport] = field(default_factory=list)
+    wheelhouse: Wheelhouse | None = None
+    wheels: dict[str, bytes] = field(default_factory=dict)
+    """By their SHA-256."""
 
     def command(self, name: str, script: str) -> Path:
         path = self.folder / "bin" / name
@@ -48,12 +61,22 @@ class Machine:
         path.chmod(0o700)
         return path
 
+    def stock(self, python: str = PYTHON, min_driver: int = 580, **wheels: bytes) -> None:
+        """Make a wheelhouse, of wheels whose names and contents these are."""
+        self.wheels = {hashlib.sha256(content).hexdigest(): content for content in wheels.values()}
+        files = tuple(
+            WheelFile(name=f"{name}-1-py3-none-any.whl", bytes=len(content), sha256=sha256)
+            for (name, content), sha256 in zip(wheels.items(), self.wheels, strict=True)
+        )
+        self.wheelhouse = Wheelhouse(python=python, cuda="13.0", min_driver=min_driver, from_image=True, files=files)
+
     def boot(
-        self, url: str | None = None, python: Path | None = None, ca: str = ""
+        self, url: str | None = None, python: Path | None = None, ca: str = "", wheelhouse: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         boot = BootData(server_url=url or self.url, machine=UUID(int=1), boot_token="once", ca=ca)
+        name = (self.wheelhouse.name if self.wheelhouse else "") if wheelhouse is None else wheelhouse
         script = self.folder / "script"
-        script.write_text(user_data.render(boot, str(python or self.folder / "bin" / "python")))
+        script.write_text(user_data.render(boot, str(python or self.folder / "bin" / "python"), name))
         path = os.pathsep.join((str(self.folder / "bin"), str(Path(sys.executable).parent), os.defpath))
         script.chmod(0o700)
         return subprocess.run(
@@ -76,12 +99,30 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status = machine.answers.pop(0) if machine.answers else 204
+            if self.path == "/agent/v1/wheelhouse":
+                return self.tell_wheelhouse(WheelhouseRequest.model_validate_json(body))
             if status == 204:
                 assert self.path == "/agent/v1/boot"
                 machine.reports.append(BootReport.model_validate_json(body))
+            return self.answer(status)
+
+        def tell_wheelhouse(self, request: WheelhouseRequest) -> None:
+            assert (request.machine, request.boot_token) == (UUID(int=1), "once")
+            if machine.wheelhouse is None or request.wheelhouse != machine.wheelhouse.name:
+                return self.answer(404, b'{"detail":"Object does not exist."}')
+            urls = [f"{machine.url}/{file.sha256}" for file in machine.wheelhouse.files]
+            reply = WheelhouseReply(manifest=machine.wheelhouse.as_bytes().decode(), urls=urls)
+            return self.answer(200, reply.model_dump_json().encode())
+
+        def do_GET(self) -> None:
+            content = machine.wheels.get(self.path.strip("/"))
+            self.answer(404) if content is None else self.answer(200, content)
+
+        def answer(self, status: int, content: bytes = b"") -> None:
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -181,5 +222,83 @@ def test_user_data_is_small_and_its_only_secret_is_the_boot_token() -> None:
     text = user_data.render(boot, "/opt/shoestring/bin/python")
     assert len(text.encode()) <= MAX_SCRIPT_BYTES
     told: dict[str, Any] = json.loads(text.rsplit("json.loads('", 1)[1].removesuffix("'))\n"))
-    assert set(told) == {"boot", "python", "min_driver"}
+    assert set(told) == {"boot", "python", "min_driver", "wheelhouse"}
     assert set(told["boot"]) == {"server_url", "machine", "boot_token", "ca"}
+
+
+def make_wheel(package: str, **files: str) -> bytes:
+    """packaging.python.org/en/latest/specifications/binary-distribution-format"""
+    info, content = f"{package}-1.dist-info", io.BytesIO()
+    described = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"{package}/{name}.py", text)
+        for name, text in described.items():
+            archive.writestr(f"{info}/{name}", text)
+    return content.getvalue()
+
+
+def test_a_wheelhouse_is_installed_once_and_its_environment_runs_the_agent(machine: Machine) -> None:
+    machine.stock(shoestring_trainer=make_wheel("shoestring_trainer", __init__="", __main__=INSTALLED_AGENT))
+    assert machine.wheelhouse is not None
+    assert machine.boot().stderr == ""
+    installed = ("boot", "wheelhouse", "driver", "download", "install", "agent")
+    assert machine.phases == [(phase, None) for phase in installed]
+    told = {report.phase: report.message for report in machine.reports}
+    assert told["wheelhouse"] == f"1 wheel, 0.00 MB, for Python {PYTHON} and CUDA 13.0"
+    assert "MB in 1 wheel," in told["download"]
+    environment = machine.folder / "environments" / machine.wheelhouse.name
+    assert (machine.folder / "agent-ran").read_text() == f"{environment}/bin/python"
+    assert not (environment / "wheels").exists()
+    machine.reports.clear()
+    machine.wheels.clear()
+    machine.boot()
+    assert [phase for phase, _ in machine.phases] == ["boot", "wheelhouse", "driver", "agent"]
+    assert machine.reports[1].message.endswith(": the image has them installed")
+
+
+@pytest.mark.parametrize(
+    ("change", "phase", "failure", "message"),
+    [
+        ("name", "wheelhouse", "image", "run `shoestring aws wheelhouse`"),
+        ("driver", "driver", "image", "PyTorch needs 999 or later"),
+        ("file", "download", "image", "a-1-py3-none-any.whl is not in the object store"),
+        ("content", "download", "image", "is not what was stored (SHA-256)"),
+        ("python", "install", "image", "the wheels are for 3.1"),
+        ("wheel", "install", "image", "pip install failed"),
+    ],
+)
+def test_a_wheelhouse_that_does_not_fit_is_told_and_the_machine_powers_off(
+    machine: Machine, change: str, phase: str, failure: str, message: str
+) -> None:
+    machine.stock("3.1" if change == "python" else PYTHON, 999 if change == "driver" else 580, a=b"no wheel")
+    if change == "file":
+        machine.wheels = {}
+    if change == "content":
+        machine.wheels = dict.fromkeys(machine.wheels, b"no wheal")
+    machine.boot(wheelhouse="0" * 64 if change == "name" else None)
+    assert machine.phases[-1] == (phase, failure)
+    assert message in machine.reports[-1].message
+    assert machine.is_off
+
+
+def test_a_machine_that_gets_nothing_from_the_object_store_blames_the_network_and_a_download_that_breaks_off_does_not(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = user_data._SCRIPT.replace("RETRY_S = 5.0, 5.0, 1.0", "RETRY_S = 5.0, 5.0, 0.0")
+    monkeypatch.setattr(user_data, "_SCRIPT", at_once)
+    machine.stock(a=b"1", b=b"22")
+    url, whole = machine.url, dict(machine.wheels)
+    machine.url = "http://127.0.0.1:9"
+    machine.boot(url=url)
+    assert machine.phases[-1] == ("download", "network")
+    assert "could not be fetched from 127.0.0.1:9" in machine.reports[-1].message
+    machine.url = url
+    machine.wheels = {sha256: content[:1] for sha256, content in whole.items()}
+    machine.boot()
+    assert machine.phases[-1] == ("download", "boot")
+    assert "only 1 of 2 bytes came" in machine.reports[-1].message

@@ -47,7 +47,7 @@ def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: st
         "MaxCount": 1,
         "ImageId": region.image,
         "InstanceType": request.type,
-        "UserData": user_data.render(request.user_data, settings.python),
+        "UserData": user_data.render(request.user_data, settings.python, settings.wheelhouse),
         "InstanceInitiatedShutdownBehavior": "terminate",
         # a hop limit of 1: what runs in a container on the machine can't reach the metadata service
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},

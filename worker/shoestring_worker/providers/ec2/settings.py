@@ -17,7 +17,7 @@ class Ec2Region(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")]
-    """An AMI for x86-64 with an NVIDIA driver and our environment."""
+    """An AMI for x86-64 with an NVIDIA driver, and with our environment unless there is a wheelhouse."""
     subnets: Annotated[dict[str, Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")]], Field(min_length=1)]
     """By Availability Zone: the subnet that machines are launched in."""
     security_groups: tuple[Annotated[str, Field(pattern=r"^sg-[0-9a-f]{8,17}$")], ...] = ()
@@ -34,6 +34,8 @@ class Ec2Settings(BaseSettings):
     """That server is a fake: nobody is charged."""
     python: Annotated[str, Field(pattern=r"^/[^\n]+$")] = "/opt/shoestring/bin/python"
     """Of the environment that the images have, with shoestring-trainer[train]."""
+    wheelhouse: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Name of the one in the object store that machines install; "": none, the images have an environment."""
     disk_gib: Annotated[int, Field(ge=8, le=16_384)] = 100
     disk_iops: Annotated[int, Field(ge=3_000, le=16_000)] = 3_000
     disk_mib_per_s: Annotated[int, Field(ge=125, le=1_000)] = 250

@@ -32,13 +32,17 @@ from shoestring_worker.providers.ec2.account.doctor import (
     check_spot_role,
 )
 from shoestring_worker.providers.ec2.account.inventory import count
+from shoestring_worker.providers.ec2.account.ownership import bucket_name, object_store
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything
 from shoestring_worker.providers.ec2.account.service import ServiceInAccount
 from shoestring_worker.providers.ec2.account.service_launch import Wanted
+from shoestring_worker.providers.ec2.account.wheelhouse import PYTHON, Place, WheelhouseMaker
+from shoestring_worker.providers.ec2.account.wheels import WheelsMissing
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 HOME = "us-east-1"
 """Where the account's regions are asked for, if the user's AWS configuration names no region."""
+WHEELHOUSE_SIZE = "about 3 GB"
 CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 5, "mode": "standard"})
 """Each call may be repeated: removing something twice removes it once."""
 
@@ -76,8 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.set_defaults(run=run_bootstrap)
     made.add_argument("--region", action="append")
     made.add_argument("--dry-run", action="store_true")
-    for name, default in (("--email", None), ("--monthly", "50"), ("--image", bootstrap.NO_IMAGE)):
+    for name, default in (("--email", None), ("--monthly", "50"), ("--image", "")):
         made.add_argument(name, default=default)
+    wheels_made = commands.add_parser("wheelhouse")
+    wheels_made.set_defaults(run=run_wheelhouse)
+    wheels_made.add_argument("--python", default=PYTHON)
+    for switch in ("--image-packages", "--dry-run"):
+        wheels_made.add_argument(switch, action="store_true")
     started = commands.add_parser("up")
     started.set_defaults(run=run_up)
     for name, default in (("--budget", ""), ("--image", "")):
@@ -88,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     removed = commands.add_parser("teardown")
     removed.set_defaults(run=run_teardown)
     removed.add_argument("--yes", action="store_true")
-    for command in (doctor, panic, made, started, stopped, removed):
+    for command in (doctor, panic, made, wheels_made, started, stopped, removed):
         command.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -99,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadSettings as error:
         print(f"Error: {error}. {error.advice}", file=sys.stderr)
         return ExitCode.USAGE
+    except WheelsMissing as error:
+        print(f"Error: {error}. What was uploaded stays; run this again.", file=sys.stderr)
+        return ExitCode.NETWORK
     return code
 
 
@@ -153,18 +165,44 @@ def run_bootstrap(options: argparse.Namespace, account: Account) -> int:
     """The environment of the service goes to stdout, what was done to stderr."""
     regions = tuple(dict.fromkeys(options.region or [HOME]))
     wanted = bootstrap.Wanted(regions, options.email, options.monthly, options.image, options.dry_run)
-    made = bootstrap.bootstrap(Aws(account.endpoint), wanted, report)
+    aws, home = Aws(account.endpoint), regions[0]
+    made = bootstrap.bootstrap(aws, wanted, report)
+    wheelhouse = ""
+    if options.dry_run and not options.image:
+        report(f"to create wheelhouse of the machines' Python environment in {made.bucket}, {WHEELHOUSE_SIZE}")
+    elif not options.image:
+        place = Place.read(home, object_store(made.bucket))
+        wheelhouse = WheelhouseMaker(aws, place, report).make().name
     if options.json:
-        print(json.dumps(asdict(made)))
+        print(json.dumps(asdict(made) | {"wheelhouse": wheelhouse}))
     elif options.dry_run:
         for of_whom, policy in made.policies.items():
             print(f"IAM policy for {of_whom}, to review and attach:\n{json.dumps(policy, indent=2)}")
         report(f"{counted(made.created, 'step')} to be done. Nothing was changed.")
     else:
-        for name, value in bootstrap.environment(made).items():
+        for name, value in bootstrap.environment(made, wheelhouse).items():
             print(f"export {name}={shlex.quote(value)}")
-        if options.image == bootstrap.NO_IMAGE:
-            report(f"No --image was given: put yours in place of {bootstrap.NO_IMAGE} in SHOESTRING_EC2_REGIONS.")
+    return ExitCode.OK
+
+
+def run_wheelhouse(options: argparse.Namespace, account: Account) -> int:
+    """The setting goes to stdout, what was done to stderr."""
+    aws = Aws(account.endpoint)
+    location = os.environ.get("SHOESTRING_OBJECT_STORE") or object_store(bucket_name(aws.account(), account.home))
+    try:
+        place = Place.read(account.home, location)
+    except ValueError as error:
+        raise BadSettings(str(error)) from error
+    made = WheelhouseMaker(
+        aws, place, report,
+        python=options.python, from_image=options.image_packages, dry_run=options.dry_run,
+    ).make()  # fmt: skip
+    if options.json:
+        print(json.dumps(asdict(made)))
+    elif options.dry_run:
+        report(f"{counted(made.created, 'step')} to be done. Nothing was changed.")
+    else:
+        print(f"export SHOESTRING_EC2_WHEELHOUSE={made.name}")
     return ExitCode.OK
 
 

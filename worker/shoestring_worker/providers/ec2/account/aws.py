@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -77,6 +79,15 @@ class Aws:
     def write(self, service: str, region: str, method: str, **arguments: Any) -> dict[str, Any]:
         """A call that changes something, sent once: most have no idempotency token. Raises AwsError."""
         return self._call(1, service, region, method, arguments)
+
+    def upload(self, region: str, bucket: str, key: str, path: Path) -> None:
+        """Store a file, in parts if it is large, each with a checksum that S3 compares. Raises AwsError."""
+        try:
+            self._client("s3", region, READS).upload_file(str(path), bucket, key)
+        except (ClientError, BotoCoreError) as error:
+            raise _sentence("s3", region, "put_object", error) from error
+        except S3UploadFailedError as error:
+            raise AwsError(f"{path.name} could not be uploaded to {bucket}: {error}. Run this again.") from error
 
     def account(self) -> str:
         """The account's number. Raises AwsError."""

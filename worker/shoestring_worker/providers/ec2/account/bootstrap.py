@@ -14,6 +14,7 @@ from typing import Any
 
 from shoestring_worker.providers.ec2.account import policies
 from shoestring_worker.providers.ec2.account.aws import GLOBAL_REGION, Aws, AwsError
+from shoestring_worker.providers.ec2.account.base_image import find_base_image
 from shoestring_worker.providers.ec2.account.bucket import make_bucket
 from shoestring_worker.providers.ec2.account.inventory import spot_role
 from shoestring_worker.providers.ec2.account.network import make_network
@@ -24,22 +25,25 @@ from shoestring_worker.providers.ec2.account.ownership import (
     SPOT_SERVICE,
     TAGS,
     bucket_name,
+    object_store,
 )
 from shoestring_worker.providers.ec2.account.steps import Steps
 
 ALARM_AT_PERCENT = 80.0
-NO_IMAGE = "ami-00000000"
-"""Stands in the settings where --image was not given."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """`email`: where AWS Budgets writes; None: no alarm. `monthly_usd`: the limit of which it writes at 80 %."""
+    """
+    email        where AWS Budgets writes; None: no alarm
+    monthly_usd  the limit of which it writes at 80 %
+    image        of machines, with our environment; "": AWS's base image, newest now
+    """
 
     regions: tuple[str, ...]
     email: str | None = None
     monthly_usd: str = "50"
-    image: str = NO_IMAGE
+    image: str = ""
     dry_run: bool = False
 
 
@@ -64,7 +68,9 @@ def bootstrap(aws: Aws, wanted: Wanted, report: Callable[[str], None]) -> Made:
     settings = {}
     for region in wanted.regions:
         subnets, group = make_network(aws, region, steps)
-        settings[region] = {"image": wanted.image, "subnets": subnets, "security_groups": [group]}
+        image = wanted.image or find_base_image(aws, region)
+        steps.say(f"machines  boot {image} in {region}" + ("" if wanted.image else ", AWS's base Deep Learning AMI"))
+        settings[region] = {"image": image, "subnets": subnets, "security_groups": [group]}
     _make_spot_role(aws, steps)
     make_bucket(aws, home, bucket, steps)
     _make_alarm(aws, account, wanted, steps)
@@ -76,12 +82,12 @@ def bootstrap(aws: Aws, wanted: Wanted, report: Callable[[str], None]) -> Made:
     return Made(account, bucket, steps.told, steps.created, settings, printed)
 
 
-def environment(made: Made) -> dict[str, str]:
-    """The variables of a service that uses it."""
-    return {
+def environment(made: Made, wheelhouse: str) -> dict[str, str]:
+    """The variables of a service that uses it. `wheelhouse`: its name; "": the image has our environment."""
+    return ({"SHOESTRING_EC2_WHEELHOUSE": wheelhouse} if wheelhouse else {}) | {
         "SHOESTRING_PROVIDERS": "ec2",
         "SHOESTRING_EC2_REGIONS": json.dumps(made.settings),
-        "SHOESTRING_OBJECT_STORE": f"s3://{made.bucket}/service",
+        "SHOESTRING_OBJECT_STORE": object_store(made.bucket),
         "AWS_DEFAULT_REGION": next(iter(made.settings)),
         "SHOESTRING_TIMEOUTS__FUNDING_LEASE": "15m",
         "SHOESTRING_TIMEOUTS__MACHINE_LEASE": "90s",

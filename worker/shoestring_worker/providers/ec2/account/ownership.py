@@ -49,5 +49,10 @@ def bucket_name(account: str, region: str) -> str:
     return f"{NAME}-{account}-{region}"
 
 
+def object_store(bucket: str) -> str:
+    """Where in its bucket a service keeps its objects."""
+    return f"s3://{bucket}/service"
+
+
 def has_account_tag(tags: list[Mapping[str, str]]) -> bool:
     return any(tag["Key"] == ACCOUNT_TAG for tag in tags)
