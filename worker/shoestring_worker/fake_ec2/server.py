@@ -24,7 +24,16 @@ from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests
 from shoestring_worker.fake_ec2.terminations import terminate
 from shoestring_worker.fake_ec2.throttling import Throttle
 from shoestring_worker.fake_ec2.tokens import LaunchTokens, instance_ids
-from shoestring_worker.fake_ec2.wire import Answer, Call, Environ, access_key_id, error_answer, read_call, service
+from shoestring_worker.fake_ec2.wire import (
+    Answer,
+    Call,
+    Environ,
+    access_key_id,
+    error_answer,
+    json_error_answer,
+    read_call,
+    service,
+)
 from shoestring_worker.providers.base import OutcomeUnknown
 
 StartResponse = Callable[..., Any]
@@ -131,7 +140,8 @@ class FakeEc2:
             if not self.throttle.allows(call):
                 return error_answer(503, "RequestLimitExceeded", "Request limit exceeded.")
             if fault and fault.kind == "error":
-                error = s3.error_answer if on_s3 else error_answer
+                in_json = "HTTP_X_AMZ_TARGET" in environ
+                error = s3.error_answer if on_s3 else json_error_answer if in_json else error_answer
                 return error(fault.status, fault.code, fault.message)
             if on_s3:
                 return s3.answer(environ, self._call_moto)

@@ -85,3 +85,9 @@ def json_answer(document: Mapping[str, Any]) -> Answer:
 def xml_answer(status: str, document: str) -> Answer:
     body = document.encode()
     return Answer(status, (("Content-Type", "text/xml"), ("Content-Length", str(len(body)))), body)
+
+
+def json_error_answer(status: int, code: str, message: str) -> Answer:
+    """smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html"""
+    body = json.dumps({"__type": code, "message": message}).encode()
+    return Answer(f"{status} ERROR", (("Content-Type", "application/x-amz-json-1.1"),), body)

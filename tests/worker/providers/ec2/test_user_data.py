@@ -226,11 +226,11 @@ def test_user_data_is_small_and_its_only_secret_is_the_boot_token() -> None:
     assert set(told["boot"]) == {"server_url", "machine", "boot_token", "ca"}
 
 
-def make_wheel(package: str, **files: str) -> bytes:
+def make_wheel(package: str, version: str = "1", **files: str) -> bytes:
     """packaging.python.org/en/latest/specifications/binary-distribution-format"""
-    info, content = f"{package}-1.dist-info", io.BytesIO()
+    info, content = f"{package}-{version}.dist-info", io.BytesIO()
     described = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n",
+        "METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n",
         "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": "",
     }

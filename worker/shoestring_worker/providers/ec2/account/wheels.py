@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -20,10 +21,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 OURS = {"shoestring-core": "shoestring_core", "shoestring-trainer": "shoestring_trainer"}
 """The distributions that machines need, and the package of each."""
-WANTED = "shoestring-trainer[train]"
+WANTED = ("shoestring-trainer[train]", "pip")
 RESOLVE_S, DOWNLOAD_S = 900.0, 3600.0
 GLIBC = 39
 """Minor version of the C library of Ubuntu 24.04: wheels for older ones run there too."""
@@ -40,7 +43,7 @@ class WheelsMissing(Exception):
 
 @dataclass(frozen=True)
 class Pinned:
-    """A wheel on a package index. `version`: of the project."""
+    """A wheel on a package index. `project`: its normalized name; `version`: the project's."""
 
     project: str
     version: str
@@ -59,13 +62,11 @@ def resolve(python: str, folder: Path) -> list[Pinned]:
     constraints.write_text("\n".join(installed()))
     report = _pip(
         RESOLVE_S, "install", "--dry-run", "--ignore-installed", "--target", str(folder / "nowhere"), "--report", "-",
-        *_for_machines(python), "--find-links", str(folder), "--constraint", str(constraints), WANTED, "pip",
+        *_for_machines(python), "--find-links", str(folder), "--constraint", str(constraints), *WANTED,
     )  # fmt: skip
     found = json.loads(report)["install"]
-    return sorted(
-        (_pinned(one) for one in found if one["metadata"]["name"] not in OURS),
-        key=lambda wheel: wheel.filename,
-    )
+    pinned = [wheel for wheel in map(_pinned, found) if wheel.project not in OURS]
+    return sorted(pinned, key=lambda wheel: wheel.filename)
 
 
 def fetch(wheel: Pinned, python: str, folder: Path) -> Path:
@@ -79,15 +80,12 @@ def fetch(wheel: Pinned, python: str, folder: Path) -> Path:
     return folder / wheel.filename
 
 
-def _pinned(one: dict[str, dict[str, str | dict[str, dict[str, str]]]]) -> Pinned:
+def _pinned(one: dict[str, Any]) -> Pinned:
     """Of pip's report: pip.pypa.io/en/stable/reference/installation-report"""
-    download: dict[str, object] = dict(one["download_info"])
-    archive = download["archive_info"]
-    assert isinstance(archive, dict)
-    filename = str(download["url"]).partition("#")[0].rpartition("/")[2].replace("%2B", "+")
-    return Pinned(
-        str(one["metadata"]["name"]), str(one["metadata"]["version"]), filename, str(archive["hashes"]["sha256"])
-    )
+    download, metadata = one["download_info"], one["metadata"]
+    project = re.sub(r"[-_.]+", "-", metadata["name"]).lower()
+    filename = unquote(urlsplit(download["url"]).path.rpartition("/")[2])
+    return Pinned(project, metadata["version"], filename, download["archive_info"]["hashes"]["sha256"])
 
 
 def installed() -> Iterator[str]:
