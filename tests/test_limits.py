@@ -108,6 +108,7 @@ INTERNAL = {
     "core/shoestring_core/store/sessions.py": {"MAX_BROWSER"},
     "core/shoestring_core/store/db.py": {"MAX_RUNS", "MAX_BATCH"},
     "core/shoestring_core/store/fleet/queue.py": {"MAX_PARAMETERS"},
+    "core/shoestring_core/wheelhouse.py": {"MAX_MANIFEST_BYTES"},
     "trainer/shoestring_trainer/agent/agent.py": {"MAX_REJECTIONS"},
     "trainer/shoestring_trainer/agent/funding.py": {"MAX_MARGIN_S"},
     "trainer/shoestring_trainer/agent/service_client.py": {"DETAIL_LIMIT"},

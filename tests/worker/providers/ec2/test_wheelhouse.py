@@ -16,6 +16,7 @@ from shoestring_worker.providers.ec2.account import __main__ as command
 from shoestring_worker.providers.ec2.account import wheels
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.base_image import find_base_image
+from shoestring_worker.providers.ec2.account.doctor_wheelhouse import check_wheelhouse
 from shoestring_worker.providers.ec2.account.wheelhouse import Place, WheelhouseMade, WheelhouseMaker
 
 from tests.worker.providers.ec2.test_account import Killed, account_of, changes, silent
@@ -143,4 +144,10 @@ def test_bootstrap_without_an_image_prints_the_base_image_and_the_wheelhouse(
     assert command.main(["bootstrap"]) == 0
     lines = dict(line.removeprefix("export ").split("=", 1) for line in capsys.readouterr().out.splitlines())
     assert json.loads(lines["SHOESTRING_EC2_REGIONS"].strip("'"))[REGION]["image"] == IMAGE
-    assert stored(aws, manifest_key(lines["SHOESTRING_EC2_WHEELHOUSE"]))
+    name, store = lines["SHOESTRING_EC2_WHEELHOUSE"], lines["SHOESTRING_OBJECT_STORE"]
+    open_client = command.Account().open_client
+    found = check_wheelhouse(open_client, REGION, store, name)
+    assert (found.level, found.text[:9]) == ("ok", "3 wheels,")
+    assert found.text.endswith("MB, for Python 3.12; it needs NVIDIA's driver 580 or later")
+    for wrong in (("s3://elsewhere/x", name), (store, "0" * 64), ("/var/objects", name)):
+        assert check_wheelhouse(open_client, REGION, *wrong).level == "error"

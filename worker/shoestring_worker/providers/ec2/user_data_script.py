@@ -156,7 +156,7 @@ class Found:
                 found.update(block)
                 written.write(block)
         if target.stat().st_size < file["bytes"]:
-            raise OSError(f"only {target.stat().st_size} of {file['bytes']} bytes came")
+            raise OSError(f"it broke off: {size(target.stat().st_size)} of {size(file['bytes'])} came")
         if found.hexdigest() != file["sha256"]:
             raise PhaseFailed(f"{file['name']} is not what was stored (SHA-256): {MADE_AGAIN}", "image")
 

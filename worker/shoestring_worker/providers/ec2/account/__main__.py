@@ -31,6 +31,7 @@ from shoestring_worker.providers.ec2.account.doctor import (
     check_region,
     check_spot_role,
 )
+from shoestring_worker.providers.ec2.account.doctor_wheelhouse import check_wheelhouse
 from shoestring_worker.providers.ec2.account.inventory import count
 from shoestring_worker.providers.ec2.account.ownership import bucket_name, object_store
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything
@@ -129,6 +130,7 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
             store = os.environ.get("SHOESTRING_OBJECT_STORE", "")
             findings.append(check_spot_role(account.open_client, account.home))
             findings += check_bucket(account.open_client, account.home, store, settings.regions)
+            findings.append(check_wheelhouse(account.open_client, account.home, store, settings.wheelhouse))
             for region in settings.regions:
                 findings += check_region(account.open_client, settings, region)
     if options.json:

@@ -107,7 +107,7 @@ def _pip(timeout_s: float, *arguments: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
-        raise WheelsMissing(f"pip {arguments[0]} took longer than {timeout_s / 60:.0f} minutes") from error
+        raise WheelsMissing(f"pip {arguments[0]} took longer than {timeout_s:.0f} s") from error
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
         raise WheelsMissing(f"pip {arguments[0]}: {' '.join(said)[-1_000:] or f'exit status {done.returncode}'}")
