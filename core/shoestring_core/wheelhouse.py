@@ -49,7 +49,8 @@ class Wheelhouse(BaseModel):
     files: tuple[WheelFile, ...]
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of all files."""
         return sum(file.bytes for file in self.files)
 
     @property

@@ -26,6 +26,6 @@ def check_wheelhouse(open_client: OpenClient, region: str, store: str, name: str
         found = Wheelhouse.model_validate_json(answer["Body"].read())
     except (ClientError, BotoCoreError, ValueError) as error:
         return Finding("error", SUBJECT, f"{name[:12]}… can't be read from {place.bucket}: {error}", ADVICE)
-    what = f"{len(found.files)} wheels, {size(found.bytes)}, for Python {found.python}"
+    what = f"{len(found.files)} wheels, {size(found.size)}, for Python {found.python}"
     needs = f"; it needs NVIDIA's driver {found.min_driver} or later" if found.min_driver else ""
     return Finding("ok", SUBJECT, what + needs)

@@ -85,13 +85,15 @@ class WheelhouseMaker:
         made = WheelhouseMade(steps=steps.told)
         if None not in files:
             manifest = self._manifest([file for file in files if file is not None], pinned)
-            made.name, made.bytes, made.files = manifest.name, manifest.bytes, len(manifest.files)
+            made.name, made.bytes, made.files = manifest.name, manifest.size, len(manifest.files)
             key = manifest_key(manifest.name)
-            steps.ensure(
-                f"manifest of {len(manifest.files)} wheels, {size(manifest.bytes)}",
-                manifest.name if self._size(key) is not None else None,
-                lambda: self._put(key, manifest.as_bytes()) or manifest.name,
-            )
+
+            def put() -> str:
+                self._put(key, manifest.as_bytes())
+                return manifest.name
+
+            what = f"manifest of {len(manifest.files)} wheels, {size(manifest.size)}"
+            steps.ensure(what, manifest.name if self._size(key) is not None else None, put)
         made.created = steps.created
         return made
 
