@@ -230,7 +230,7 @@ def test_a_job_far_back_in_the_queue_reads_that_its_budget_is_short(deployment: 
     assert listed["wait_reason"] == "budget"
     assert listed["reason"]["facts"] == {
         "account": "team vision", "need": money.to_decimal(need), "missing": money.to_decimal(need - 1000),
-        "nodes": 1, "own": False,
+        "nodes": 1, "own": False, "held_suffices": False,
     }  # fmt: skip
 
 
