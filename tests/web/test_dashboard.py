@@ -526,6 +526,7 @@ def test_every_page_fits_light_and_dark(deployment: Deployment, open_page: OpenP
         for path in ("/", f"/jobs/{job}", "/new", "/queue", "/budget", "/people", "/login", "/nowhere"):
             page.goto(f"{deployment.url}{path}")
             expect(page.locator("h1")).to_have_count(1)
+            expect(page.locator(".skeleton")).to_have_count(0)
             if path.startswith("/jobs"):
                 expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "29")
             assert page.evaluate(beyond) <= 0, f"{path} is wider than {WIDTHS[width]} px"
