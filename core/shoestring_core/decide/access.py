@@ -117,7 +117,9 @@ RULES: Mapping[str, Rule] = {
 OPEN = frozenset({"healthz", "readyz", "sign_in", "take_invitation"})
 """Operations that need no key; `sign_in` and `take_invitation` take a secret in their body."""
 
-MACHINES = frozenset({"report_boot", "register", "report", "get_orders", "start_upload", "commit_checkpoint"})
+MACHINES = frozenset(
+    {"report_boot", "get_wheelhouse", "register", "report", "get_orders", "start_upload", "commit_checkpoint"}
+)
 """Operations of rented machines, which have sessions of their own: no key of a member opens them."""
 
 
