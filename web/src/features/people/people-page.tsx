@@ -175,7 +175,7 @@ function KeysTable({ valid, busy, revoke }: { valid: Key[]; busy: boolean; revok
             <th>Key</th>
             <th>Kind</th>
             <th>May</th>
-            <th>Used</th>
+            <th>Last used</th>
             <th>Ends</th>
             <th aria-label="Actions" />
           </tr>
