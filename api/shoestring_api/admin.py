@@ -18,6 +18,7 @@ from shoestring_core.decide.access import ROLES
 from shoestring_core.errors import ShoestringError, Unauthenticated
 from shoestring_core.store import audit, identity, ledger, members, sessions, teams
 from shoestring_core.store.db import Store, open_store
+from shoestring_core.store.tables import AccountRow
 from shoestring_core.store.transactions import Write
 
 DEFAULT_BUDGET = money.to_decimal(teams.NEW_TEAM_BUDGET)
@@ -60,10 +61,11 @@ def run(database_url: str, options: argparse.Namespace) -> Any:
 # --- commands
 
 
-def bootstrap(store: Store, options: argparse.Namespace) -> dict[str, str]:
+def bootstrap(store: Store, options: argparse.Namespace) -> dict[str, str | None]:
     """Create the tables, the first team, its admin's API key, its budget, and a one-time login code.
 
-    An older database is migrated, a newer one is refused, existing rows stay, a given budget is set again.
+    An older database is migrated, a newer one is refused, existing rows stay. So does a limit of the team, and that it
+    has none, once anybody has set it. Prints the limit that holds: dollars, or null for none.
     """
     store.migrate()
     return store.write(lambda db: _bootstrap(db, options))
@@ -87,7 +89,7 @@ def add_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
         team_is_new = not members.load_members(db, options.team)
         member = identity.ensure_member(db, options.org, options.team, options.user, role=options.role)
         if team_is_new:
-            _set_limit(db, member, DEFAULT_BUDGET)
+            _set_limit(db, member, teams.NEW_TEAM_BUDGET)
         _ensure_key(db, member, options.key_file)
         subject = audit.subject("member", options.user, member.user)
         audit.record(db, audit.Operator(member.team), "add_member", subject, role=member.role)
@@ -127,19 +129,26 @@ def remove_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
 # --- helpers
 
 
-def _bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str]:
-    """Create the missing rows; return the admin's API key, which is also in `options.key_file`, and a login code."""
+def _bootstrap(db: Write, options: argparse.Namespace) -> dict[str, str | None]:
+    """Create the missing rows; return the admin's API key, which is also in `options.key_file`, a login code, and the
+    team's limit."""
+    first_limit = money.from_decimal(options.budget or DEFAULT_BUDGET)
     admin = identity.ensure_admin(db, options.org, options.team, options.user)
-    if options.budget is not None or ledger.team_account(db, admin.team).limit_micro is None:
-        _set_limit(db, admin, options.budget or DEFAULT_BUDGET)
+    team = ledger.team_account(db, admin.team)
+    if not ledger.was_limited(db, team):
+        team = _set_limit(db, admin, first_limit)
     key = _ensure_key(db, admin, options.key_file)
-    return {"key": key, "code": sessions.create_login_code(db, identity.authenticate(db, key))}
+    limit = ledger.period_limit(team)
+    return {
+        "key": key,
+        "code": sessions.create_login_code(db, identity.authenticate(db, key)),
+        "limit": None if limit is None else money.to_decimal(limit),
+    }
 
 
-def _set_limit(db: Write, member: identity.Principal, dollars: str) -> None:
-    team, limit = ledger.team_account(db, member.team), money.from_decimal(dollars)
-    if limit != ledger.period_limit(team):
-        ledger.set_limit(db, team.id, limit, actor=member.user_name, reason="set by the operator of the service")
+def _set_limit(db: Write, member: identity.Principal, limit: int) -> AccountRow:
+    team = ledger.team_account(db, member.team)
+    return ledger.set_limit(db, team.id, limit, actor=member.user_name, reason="set by the operator of the service")
 
 
 def _ensure_key(db: Write, member: identity.Principal, file: Path) -> str:
@@ -170,7 +179,7 @@ def _parse_arguments() -> argparse.Namespace:
     first.add_argument("--org", type=_name, default="home")
     first.add_argument("--team", type=_name, default="lab")
     first.add_argument("--user", type=_name, default="admin")
-    first.add_argument("--budget", metavar="USD", help=f"the team's limit; default: {DEFAULT_BUDGET} if it has none")
+    first.add_argument("--budget", metavar="USD", help=f"the team's first limit; default: {DEFAULT_BUDGET}")
     first.add_argument("--key-file", type=Path, required=True, help="where the API key is kept")
     listing = _add_command(commands, "members", list_members)
     listing.add_argument("--team", type=_name)

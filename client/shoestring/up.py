@@ -28,6 +28,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+from shoestring_core import money
 from shoestring_core.isolation import IsolationStatus
 from shoestring_core.tls import BadCertificate, find_authority, read_certificates
 from shoestring_core.wording.units import counted
@@ -106,6 +107,8 @@ class LocalService:
         if self.options.budget is not None:
             bootstrap += ["--budget", self.options.budget]
         admin = json.loads(run_once(bootstrap, environment, data, READY_TIMEOUT_S).splitlines()[-1])
+        if self.options.budget is not None and (kept := kept_limit(self.options.budget, admin["limit"])):
+            self.report(kept)
 
         python = [sys.executable, "-m"]
         host = [*python, "shoestring_trainer.machinehost", "--dir", str(data / "cloud")]
@@ -221,6 +224,16 @@ class LocalService:
         if self.options.hooks_roots:
             fixed["SHOESTRING_HOOKS_ROOTS"] = os.pathsep.join(map(str, self.options.hooks_roots))
         return defaults | child_environment(os.environ) | fixed
+
+
+def kept_limit(asked: str, limit: str | None) -> str:
+    """What to say to `--budget` where the team has another limit, or none; "" where it has this one. In dollars."""
+    dollars = money.from_decimal(asked)
+    if limit is not None and money.from_decimal(limit) == dollars:
+        return ""
+    holds = "has no limit" if limit is None else f"keeps its limit of ${limit}"
+    change = f"shoestring budget set {money.to_decimal(dollars)}"
+    return f"The team's budget {holds}: --budget sets the first limit only. To change it now: {change}"
 
 
 def require_apart(hooks_roots: Sequence[Path], others: Sequence[Path]) -> None:

@@ -12,6 +12,7 @@ from shoestring_api import admin
 from shoestring_core.errors import Unauthenticated
 from shoestring_core.store import identity, ledger, sessions
 from shoestring_core.store.db import Store, open_store
+from shoestring_core.store.transactions import Write
 
 
 @pytest.fixture
@@ -94,6 +95,22 @@ def test_whoever_is_added_again_does_not_get_back_the_keys_that_ended(run, store
 def test_a_team_keeps_an_admin(run, command: tuple[str, ...]) -> None:
     code, _, message = run(*command)
     assert (code, message) == (1, "admin is the only admin of team lab. Make another member an admin first.\n")
+
+
+@pytest.mark.parametrize("limit", [25_000_000, None])
+def test_a_first_limit_is_no_later_one(run, store: Store, tmp_path: Path, limit: int | None) -> None:
+    bootstrap = ("bootstrap", "--key-file", str(tmp_path / "admin.key"))
+    assert run(*bootstrap)[1]["limit"] == "10.00"
+    lab = principal(store, (tmp_path / "admin.key").read_text().strip()).team
+
+    def set_limit(db: Write) -> None:
+        ledger.set_limit(db, ledger.team_account(db, lab).id, limit, actor="ada", reason="a new term")
+
+    store.write(set_limit)
+    for again in (bootstrap, (*bootstrap, "--budget", "5")):
+        assert run(*again)[1]["limit"] == (limit and "25.00")
+    with store.read() as db:
+        assert ledger.team_account(db, lab).limit_micro == limit
 
 
 def test_an_unknown_member_is_named(run) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from shoestring import cli
+from shoestring import aws, cli
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.store import audit, audit_seals
 from sqlalchemy import text
@@ -42,6 +42,24 @@ def shoestring(deployment: Deployment, run_command: RunCommand, monkeypatch: pyt
         return run_command(*arguments)
 
     return run
+
+
+def test_a_budget_for_a_service_in_an_account_that_has_a_limit_is_told_to_change_nothing(
+    shoestring: Shoestring, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (team,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    assert deployment.admin.put(f"/v1/budgets/{team['id']}", json={"limit": "25"}).is_success
+
+    def run_for_answer(*_: str) -> tuple[int, dict[str, str]]:
+        code = deployment.admin.post("/v1/login-codes").json()["code"]
+        return 0, {"url": deployment.url, "ca": "", "code": code}
+
+    monkeypatch.setattr(aws, "run_for_answer", run_for_answer)
+    assert "limit" not in shoestring("aws", "up").stderr
+    assert "limit" not in shoestring("aws", "up", "--budget", "25.00").stderr
+    assert "budget set 9.00" in " ".join(shoestring("aws", "up", "--budget", "9").stderr.split())
+    (after,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    assert after["limit"]["amount"] == "25.00"
 
 
 def test_members_and_teams(shoestring: Shoestring, deployment: Deployment) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from shoestring import embedded_redis
 from shoestring.supervisor import StartupError, kill_with_parent
-from shoestring.up import require_apart
+from shoestring.up import kept_limit, require_apart
 
 from tests.servers import PATIENCE_S, until
 
@@ -56,6 +56,15 @@ def test_hooks_lie_apart_from_what_jobs_write(tmp_path: Path, root: str) -> None
     require_apart([tmp_path / "hooks"], [tmp_path / "service"])
     with pytest.raises(StartupError, match="keep hooks in a folder of their own"):
         require_apart([(tmp_path / root).resolve()], [tmp_path / "service"])
+
+
+def test_a_first_limit_that_is_no_longer_the_limit_is_told_with_how_to_set_it() -> None:
+    assert kept_limit("10", "10.00") == ""
+    assert kept_limit("$5", "25.00") == (
+        "The team's budget keeps its limit of $25.00: --budget sets the first limit only. "
+        "To change it now: shoestring budget set 5.00"
+    )
+    assert "has no limit" in kept_limit("5", None)
 
 
 @pytest.mark.parametrize("characters", [1, 90, 200])

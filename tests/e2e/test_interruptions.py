@@ -64,14 +64,18 @@ def test_a_dead_child_is_started_again_and_the_job_trains_on(service: Service, j
 
 def test_machines_outlive_a_killed_service_and_the_next_start_adopts_them(service: Service, job: rest.Job) -> None:
     steps = service.client.attempts(job.id).steps
+    (team,) = (one for one in service.client.budgets() if one.kind == "team")
+    service.client.set_budget(team.id, "8.50")
     service.kill()
     alive = living(service)
     assert len(alive) == 2
 
     service.start()
+    assert "keeps its limit of $8.50" in " ".join(service.data.with_suffix(".up.log").read_text().split())
     service.trained(job.id, steps + 3)
     assert living(service) == alive  # no machine was rented twice
     assert service.client.attempts(job.id).rolled_back_steps == 0
+    assert [one.limit.amount for one in service.client.budgets() if one.kind == "team" and one.limit] == ["8.50"]
 
 
 def test_ctrl_c_lets_machines_checkpoint_and_the_next_start_resumes(service: Service, job: rest.Job) -> None:

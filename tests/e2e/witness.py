@@ -84,6 +84,12 @@ def role(pid: int) -> str:
     return "init" if "shoestring_trainer.machinehost.init" in command else ""
 
 
+def generation_of(folder: Path) -> int | None:
+    """Of the rank that works in this folder, as /proc shows it: "…/gen/3", after its removal "…/gen/3 (deleted)"."""
+    name = folder.name.removesuffix(" (deleted)")
+    return int(name) if name.isdecimal() else None
+
+
 def spent_usd(data: Path, job: str) -> Decimal:
     """What the job's machines cost, by an independent bill from the journals."""
     return Decimal(sum(life.bill_micro for life in lives(data) if life.job == job)) / 1_000_000
@@ -164,6 +170,7 @@ class Watch:
     """Looks at the process table all the time: who lives in which slot, and which generations have ranks.
 
     `broken` names what was seen that may never be; each was seen twice, so that a process on its way out is none.
+    A look that fails is raised at the end: a witness that saw nothing more testifies to nothing.
     """
 
     def __init__(self, data: Path, every_s: float = 0.1) -> None:
@@ -173,6 +180,7 @@ class Watch:
         self._every_s = every_s
         self._slots: dict[str, tuple[str, int]] = {}
         self._over = threading.Event()
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -182,8 +190,16 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
         self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
+        try:
+            self._look_until_it_is_over()
+        except Exception as failure:  # noqa: BLE001 - of a thread: `__exit__` raises it
+            self._failure = failure
+
+    def _look_until_it_is_over(self) -> None:
         suspected: set[str] = set()
         while not self._over.wait(0.0 if suspected else self._every_s):
             seen = self._look()
@@ -208,17 +224,20 @@ class Watch:
             machine = variables.split(mark, 1)[1].split(b"\0", 1)[0].decode()
             if slot := self._slot(machine):
                 slots.setdefault(slot, set()).add(machine)
-                if role(int(entry.name)) == "rank":
-                    generations.setdefault(slot[0], set()).add(int(folder.name))
+                if role(int(entry.name)) == "rank" and (generation := generation_of(folder)) is not None:
+                    generations.setdefault(slot[0], set()).add(generation)
         return {f"two machines in slot {slot}: {sorted(them)}" for slot, them in slots.items() if len(them) > 1} | {
             f"ranks of generations {sorted(them)} at once" for them in generations.values() if len(them) > 1
         }
 
     def _slot(self, machine: str) -> tuple[str, int] | None:
-        """Which job and slot a machine was rented for, by its journal's first line."""
+        """Which job and slot a machine was rented for, by its journal's first line. None: its folder is gone."""
         if machine not in self._slots:
-            first = (self._machines / machine / "journal.jsonl").read_text().split("\n")[0]
-            tags = json.loads(first)["tags"]
+            try:
+                lines = (self._machines / machine / "journal.jsonl").read_text()
+            except FileNotFoundError:
+                return None
+            tags = json.loads(lines.split("\n")[0])["tags"]
             self._slots[machine] = (tags["job"], int(tags["slot"]))
         return self._slots[machine]
 

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from shoestring import aws, config
-from shoestring.cli.terminal import Json, check_dollars, out, print_result
-from shoestring.client import ServiceError, is_accepted, redeem_code
+from shoestring.cli.terminal import Json, check_dollars, err, out, print_result
+from shoestring.client import Client, ServiceError, is_accepted, redeem_code
 from shoestring.supervisor import StartupError
+from shoestring.up import kept_limit
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the AWS account that machines run in.")
 
@@ -133,7 +134,7 @@ def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = Fa
 
 @app.command()
 def up(
-    budget: Annotated[str | None, typer.Option(metavar="USD", help="Limit of the team's budget, e.g. 25.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="USD", help="First limit of the team's budget.")] = None,
     image: Annotated[
         str | None, typer.Option(metavar="AMI", help="Of the machine. Default: the one that training machines get.")
     ] = None,
@@ -166,6 +167,11 @@ def up(
                 raise
             raise StartupError("The login was used. A new one is there within 5 minutes: run this again.") from error
     config.save_login(url, key, ca)
+    if budget is not None:
+        with Client(url, key, ca=ca) as client:
+            (limit,) = (one.limit for one in client.budgets() if one.kind == "team")
+        if kept := kept_limit(budget, None if limit is None else limit.amount):
+            err.print(kept)
     print_result({"url": url}, as_json, lambda: _print_service(url))
 
 

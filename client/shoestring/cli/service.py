@@ -27,7 +27,9 @@ def start_service(
     data: Annotated[Path | None, typer.Option("--data", help="Data folder of the service.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    budget: Annotated[str | None, typer.Option(metavar="USD", help="Limit of the team's budget, e.g. 10.00")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="USD", help="First limit of the team's budget; default: 10.00")
+    ] = None,
     slots: Annotated[
         int | None, typer.Option(min=1, max=64, help="Maximum number of local machines at a time.")
     ] = None,

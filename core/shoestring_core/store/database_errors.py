@@ -52,6 +52,10 @@ _POSTGRESQL_MESSAGES = {
 }
 
 
+class RaceLost(Unavailable):
+    """What a transaction had read was changed by another before it wrote: the write is run again."""
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
     """Turn failures of the database into DatabaseUnavailable, or into Unavailable if only this transaction is affected;

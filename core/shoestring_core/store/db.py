@@ -29,7 +29,7 @@ from sqlalchemy.engine import make_url
 
 from shoestring_core.errors import DatabaseUnavailable, StoreTooNew, Unavailable
 from shoestring_core.store import migrations
-from shoestring_core.store.database_errors import is_conflict, translate_errors
+from shoestring_core.store.database_errors import RaceLost, is_conflict, translate_errors
 from shoestring_core.store.engines import postgresql_engine, sqlite_engine
 from shoestring_core.store.transactions import CommitInfo, Read, Write
 
@@ -121,7 +121,8 @@ class Store:
                 with translate_errors():
                     result, committed = self._write_once(work)
             except Unavailable as error:
-                if not is_conflict(error.__cause__) or run == MAX_RUNS or time.monotonic() > give_up_at:
+                conflict = isinstance(error, RaceLost) or is_conflict(error.__cause__)
+                if not conflict or run == MAX_RUNS or time.monotonic() > give_up_at:
                     raise
                 time.sleep(random.uniform(0, 0.01 * 2**run))
             else:

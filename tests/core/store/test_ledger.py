@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,7 @@ from shoestring_core.decide.billing import Line
 from shoestring_core.errors import BudgetExceeded, BudgetUnmovable, NotFound, PreconditionFailed, StaleTransition
 from shoestring_core.store import events, ledger
 from shoestring_core.store.db import Store
-from shoestring_core.store.ledger import balances
+from shoestring_core.store.ledger import balances, limits
 from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.budget import NeverRan
@@ -485,6 +486,19 @@ def test_removing_a_limit_ends_its_overdraft(world: World) -> None:
     world.limit("member", None)
     assert world.account("member").overdraft == 0
     extend(world, machine, 1000)
+
+
+def test_a_limit_that_lost_a_race_is_set_again_from_what_then_holds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, lost = limits._update, []
+
+    def lose_once(*arguments: Any, **values: Any) -> bool:
+        return update(*arguments, **values) if lost else bool(lost.append(1))
+
+    monkeypatch.setattr(limits, "_update", lose_once)
+    world.limit("team", 10)
+    assert (world.account("team").limit_micro, lost) == (10, [1])
 
 
 def test_a_budget_that_changed_since_it_was_read_is_not_overwritten(world: World) -> None:

@@ -51,7 +51,7 @@ from shoestring_core.store.ledger.accounts import (
 from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
 from shoestring_core.store.ledger.forecasts import BudgetForecast, due_forecasts, load_forecast, tell_forecast
 from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
-from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer
+from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer, was_limited
 from shoestring_core.store.ledger.periods import (
     Plan,
     begin_roll_over,
@@ -119,4 +119,5 @@ __all__ = [
     "transfer",
     "transfers_of",
     "visible_account",
+    "was_limited",
 ]

@@ -6,17 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, delete, update
+from sqlalchemy import ColumnElement, case, delete, select, update
 
 from shoestring_core import money
 from shoestring_core.errors import BudgetUnmovable, PreconditionFailed
 from shoestring_core.events import LimitChange
+from shoestring_core.store.database_errors import RaceLost
 from shoestring_core.store.ledger.accounts import load_account, period_limit, teams_below, title
 from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.feed import record_alarm
 from shoestring_core.store.ledger.soft_lines import record_reached
 from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, LimitChangeRow
-from shoestring_core.store.transactions import Write
+from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason, budget
 
 
@@ -24,6 +25,12 @@ def tightest_account(accounts: Iterable[AccountRow]) -> AccountRow | None:
     """The account with the smallest limit; None if nothing is limited."""
     limited = [row for row in accounts if row.limit_micro is not None]
     return min(limited, key=lambda row: period_limit(row) or 0, default=None)
+
+
+def was_limited(db: Read, account: AccountRow) -> bool:
+    """Whether anybody has ever set a limit of the account, if only to remove it again."""
+    changes = select(LimitChangeRow.version).where(LimitChangeRow.account == account.id).limit(1)
+    return account.limit_micro is not None or db.sql.scalar(changes) is not None
 
 
 def set_limit(
@@ -34,7 +41,8 @@ def set_limit(
     Each month that follows begins with the same; without a limit the budget has no periods.
 
     A limit below what is already posted and held makes an overdraft, with an alarm: the machines of the jobs below
-    checkpoint and end. Raises PreconditionFailed if `if_version` isn't the account's version any more.
+    checkpoint and end. Raises PreconditionFailed if `if_version` isn't the account's version any more, without one
+    RaceLost if another changed the account meanwhile.
     """
     before = load_account(db, account)
     version, limit_before, overdraft_before = before.version, period_limit(before), before.overdraft
@@ -42,6 +50,8 @@ def set_limit(
     whole = None if limit is None else AccountRow.period_base + limit
     overdraft = 0 if whole is None else positive_part(AccountRow.posted + AccountRow.held - whole)
     if not _update(db, account, guard, limit_micro=whole, overdraft=overdraft):
+        if if_version is None:
+            raise RaceLost("The budget keeps changing.", hint="Try again.")
         raise PreconditionFailed(
             "The budget has changed since you read it.", hint="Get the budget again, then retry with its new ETag."
         )
