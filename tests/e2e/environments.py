@@ -9,7 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import httpx
@@ -26,6 +29,9 @@ MODULES = (
     "shoestring_worker", "logging", "typing", "uvicorn", "sitecustomize",
 )  # fmt: skip
 """Names of files in the current folder that children would import if it were on their path."""
+
+
+ODD_NAME = "a b 100% d%20x ? # ü "
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ ENVIRONMENTS = {
     "unwritable-home": Environment({"HOME": "/proc"}),
     "null-home": Environment({"HOME": "/dev/null"}),
     "modules": Environment(hostile_folder=True),
-    "path": Environment(data=f"a b 100% d%20x ? # ü {'x' * 150}"),
+    "path": Environment(data=ODD_NAME + "x" * (200 - len(ODD_NAME.encode()))),
     "locale": Environment({"LANG": "C", "LC_ALL": "C"}),
     "timezone": Environment({"TZ": "Nowhere/Odd-25"}),
     "umask-000": Environment(shell="umask 000;"),
@@ -87,13 +93,19 @@ ENVIRONMENTS = {
 }  # fmt: skip
 
 
-def combined() -> Environment:
-    """Everything at once, except what needs another user."""
-    whole = Environment()
-    for name, environment in ENVIRONMENTS.items():
-        if name not in ("nobody", "umask-077"):
-            whole |= environment
-    return whole
+GROUPS = (
+    ("http-proxy", "no-home", "path", "umask-000"),
+    ("https-proxy", "unwritable-home", "certificates", "umask-077"),
+    ("socks-proxy", "null-home", "modules", "open-files"),
+    ("unusable-proxy", "other-projects", "ipv6"),
+    ("nobody", "locale", "timezone"),
+)  # fmt: skip
+"""Environments that touch different things: what one of them breaks, none of the others in its group hides."""
+
+
+def combined(names: Iterable[str]) -> Environment:
+    """All of them at once."""
+    return reduce(or_, (ENVIRONMENTS[name] for name in names))
 
 
 def prove(environment: Environment, folder: Path) -> None:
