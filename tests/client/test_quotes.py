@@ -67,7 +67,8 @@ def test_bands_basis_odds_budget_and_price_are_printed_and_what_is_unknown_is_ca
     )
     assert lines.count(measured) == 2  # as an offer, and to be compared
     assert (
-        "4 × small 2 × L4 mine r1a spot unknown unknown unknown: never measured 5-10% a month $0.30 too few slots"
+        "4 × small 2 × L4 mine r1a spot unknown unknown unknown unknown unknown: never measured 5-10% a month $0.30 "
+        "too few slots"
         in lines
     )
     assert "To start, $0.20 is held, which leaves $9.90 of the tightest budget." in lines
@@ -94,10 +95,16 @@ def test_calibration_is_a_table_by_recipe(monkeypatch: pytest.MonkeyPatch) -> No
     held = {
         "level": 0.8, "compared": 4, "time_within": 3, "cost_within": 2,
         "summary": {"code": "c", "facts": {}, "text": "Of 4 finished jobs."},
-        "recipes": [{"recipe": "a/b", "compared": 4, "time_within": 3, "cost_within": 2, "not_compared": 1}],
+        "recipes": [
+            {"recipe": "a/b", "compared": 4, "time_within": 3, "cost_within": 2, "not_compared": 1},
+            {"recipe": "a/c", "compared": 0, "time_within": 0, "cost_within": 0, "not_compared": 2},
+        ],
     }  # fmt: skip
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=held))
     monkeypatch.setattr(quotes, "open_client", lambda _: Client("http://service", "sst_pat_x", transport=transport))
     lines = run("--calibration")
-    assert lines == ["Of 4 finished jobs.", "RECIPE JOBS TIME WITHIN COST WITHIN NOT COMPARED", "a/b 4 75 % 50 % 1"]
+    assert lines == [
+        "Of 4 finished jobs.", "RECIPE JOBS TIME WITHIN COST WITHIN NOT COMPARED", "a/b 4 75 % 50 % 1",
+        "a/c 0 unknown unknown 2",
+    ]  # fmt: skip
     assert CliRunner().invoke(cli.app, ["quote", "--calibration", "digits/quickstart"]).exit_code == 2

@@ -76,7 +76,7 @@ def _print_calibration(held: rest.Calibration) -> None:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else ""
+    return f"{100 * part / whole:.0f} %" if whole else "unknown"
 
 
 def _parse_counts(text: str) -> list[int]:
@@ -147,9 +147,9 @@ def _row(one: rest.QuotedOffer) -> tuple[str, ...]:
         " ".join(dict.fromkeys((offer.provider, offer.zone or offer.region))),
         offer.market.replace("_", " "),
         format_duration(time_s.expected) if time_s else "unknown",
-        f"{format_duration(time_s.low)} to {format_duration(time_s.high)}" if time_s else "",
+        f"{format_duration(time_s.low)} to {format_duration(time_s.high)}" if time_s else "unknown",
         f"${_rounded(cost.expected)}" if cost else "unknown",
-        f"${_rounded(cost.low)} to ${_rounded(cost.high)}" if cost else "",
+        f"${_rounded(cost.low)} to ${_rounded(cost.high)}" if cost else "unknown",
         _basis(one),
         _interrupted(one),
         format_dollars(offer.price_per_hour),

@@ -2,10 +2,10 @@
 import uPlot from "uplot";
 import { type Curves, splitCurve, isSystem, type Line, restartMarkers, machineLines } from "../../live/curves";
 import type { JobFeed } from "../../live/job-feed";
-import { formatMetric } from "../../lib/number";
+import { formatMetric, isAccuracy } from "../../lib/number";
 import { smooth } from "../../lib/smooth";
 import { cssColor } from "../../lib/theme";
-import { alignLines, type Column, formatPosition, formatTick, formatXTick, makePositionOf, type PositionOf, TICK_DISTANCES, tickTexts, type XAxis } from "./plot-axes";
+import { accuracyRange, alignLines, type Column, formatPosition, formatTick, formatXTick, makePositionOf, type PositionOf, TICK_DISTANCES, tickTexts, type XAxis } from "./plot-axes";
 
 export interface View {
   x: XAxis;
@@ -154,10 +154,18 @@ function syncKey(name: string): string {
 
 /** Axes of system metrics start at zero. */
 function yScale(name: string, log: boolean): uPlot.Scale {
-  if (log) return { distr: 3 };
+  if (log) return { distr: 3, ...(isAccuracy(name) ? { range: upToOne } : {}) };
   if (name.endsWith("_percent")) return { range: [0, 100] };
   if (isSystem(name)) return { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] };
+  if (isAccuracy(name)) return { range: (_, least, most) => accuracyRange(least, most) };
   return {};
+}
+
+/** The powers of ten around the values, but none above one as long as no value is. */
+function upToOne(_: uPlot, least: number | null, most: number | null): uPlot.Range.MinMax {
+  if (least === null || most === null) return [null, null];
+  const [low, high] = uPlot.rangeLog(least, most, 10, true);
+  return most > 1 ? [low, high] : [low, 1];
 }
 
 function trainingTraces(curves: Curves, name: string, view: View, colors: { series: string[] }): Trace[] {

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { mergeUpdate, NO_CURVES } from "../../live/curves";
-import { alignLines, epochInterpolator, formatPosition, formatTick, formatXTick, makePositionOf, tickTexts } from "./plot-axes";
+import { accuracyRange, alignLines, epochInterpolator, formatPosition, formatTick, formatXTick, makePositionOf, tickTexts } from "./plot-axes";
 
 const line = (steps: number[], values: number[]) => ({ steps, times: steps, values });
 const bySteps = ({ steps }: { steps: number[] }) => steps;
@@ -46,6 +46,17 @@ test.each([
   ["train/loss", 2e6, 1e6, false, "2.00e6"],
 ])("a tick of %s at %d in steps of %d", (name, tick, step, log, text) => {
   expect(formatTick(name, tick, step, log)).toBe(text);
+});
+
+test.each([
+  [0.98, 0.98, [0.93, 1]],
+  [1, 1, [0.95, 1]],
+  [0, 0, [0, 0.05]],
+  [0.5, 0.9, [0.46, 0.94]],
+  [12, 94, [3.8, 102.2]], // a hook that reports percent
+  [null, null, [0, 1]],
+])("accuracies from %d to %d are drawn within what an accuracy can be", (least, most, range) => {
+  accuracyRange(least, most).forEach((end, i) => expect(end).toBeCloseTo((range as number[])[i]!));
 });
 
 test("no two ticks of an axis read the same", () => {

@@ -93,6 +93,16 @@ export function formatTick(name: string, tick: number, step: number, log: boolea
   return `${(tick * scale).toFixed(decimalsOf(step * scale)).replace("-", "−")}${unit}`;
 }
 
+/**
+ * What the axis of an accuracy shows for values from `least` to `most`: a tenth of their distance more on both sides,
+ * but none above one or below zero as long as no value is (a hook may report percent). Without values both are null.
+ */
+export function accuracyRange(least: number | null, most: number | null): [number, number] {
+  if (least === null || most === null) return [0, 1];
+  const margin = (most - least) / 10 || 0.05;
+  return [least < 0 ? least - margin : Math.max(0, least - margin), most > 1 ? most + margin : Math.min(1, most + margin)];
+}
+
 /** The decimals that multiples of `step` have. */
 function decimalsOf(step: number): number {
   return [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(Math.round(step * 10 ** d) - step * 10 ** d) < 1e-6) ?? 6;
