@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from shoestring_core import money, results
@@ -29,6 +30,21 @@ def measure(deployment: Deployment, nodes: int, step_s: float) -> None:
     epochs = {"name": "epoch", "steps": steps, "times": times, "values": [step / 45 for step in steps]}
     evaluation = {"name": results.EVALUATION_S, "steps": [45], "times": [times[44]], "values": [0.5]}
     agents[0].report(batch=agents[0].batch(points=[epochs, evaluation]))
+
+
+def end(deployment: Deployment, job: UUID, seconds: float, spent: int) -> None:
+    """The queued job ends as one does that has trained so long on one machine, and spent so many micro-dollars."""
+    (agent,) = deployment.launch(job)
+
+    def write(db: Write) -> None:
+        launched, ended = db.now, db.now + round(seconds * 1e6)
+        of_machine = update(MachineRow).where(MachineRow.id == agent.machine)
+        db.execute(of_machine.values(launched_at=launched, state="terminated", ended_at=ended))
+        of_job = {"state": "ended", "end_reason": "succeeded", "first_step_at": launched}
+        db.execute(update(JobRow).where(JobRow.id == job).values(**of_job, ended_at=ended, settled_at=ended))
+        db.execute(update(AccountRow).where(AccountRow.owner == str(job)).values(posted=spent))
+
+    deployment.store.write(write)
 
 
 @pytest.fixture
@@ -207,19 +223,8 @@ def test_the_quote_at_submission_is_kept_and_compared_with_what_the_job_took(kno
     assert "once it has ended" in kept["summary"]["text"]
     held = known.member.get("/v1/quotes/calibration").json()
     assert (held["compared"], held["recipes"]) == (0, [])
-    (agent,) = known.launch(job)
-    launched = known.store.write(lambda db: db.now)
-    ended = launched + round(best["time_s"]["expected"] * 1e6)
-
-    def end(db: Write) -> None:
-        of_machine = update(MachineRow).where(MachineRow.id == agent.machine)
-        db.execute(of_machine.values(launched_at=launched, state="terminated", ended_at=ended))
-        of_job = {"state": "ended", "end_reason": "succeeded", "first_step_at": launched}
-        db.execute(update(JobRow).where(JobRow.id == job).values(**of_job, ended_at=ended, settled_at=ended))
-        spent = money.from_decimal(best["cost"]["expected"]["amount"]) * 100
-        db.execute(update(AccountRow).where(AccountRow.owner == str(job)).values(posted=spent))
-
-    known.store.write(end)
+    spent = money.from_decimal(best["cost"]["expected"]["amount"]) * 100
+    end(known, job, best["time_s"]["expected"], spent)
     kept = known.member.get(f"/v1/jobs/{job}/cost").json()["quote"]
     assert (kept["actual"]["time_place"], kept["actual"]["cost_place"]) == ("within", "above")
     assert "the time is within the quote, the cost more than quoted" in kept["summary"]["text"]

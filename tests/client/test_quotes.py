@@ -68,8 +68,7 @@ def test_bands_basis_odds_budget_and_price_are_printed_and_what_is_unknown_is_ca
     assert lines.count(measured) == 2  # as an offer, and to be compared
     assert (
         "4 × small 2 × L4 mine r1a spot unknown unknown unknown unknown unknown: never measured 5-10% a month $0.30 "
-        "too few slots"
-        in lines
+        "too few slots" in lines
     )
     assert "To start, $0.20 is held, which leaves $9.90 of the tightest budget." in lines
     assert "After the end, $8.00 of the tightest budget is expected to be left." in lines
