@@ -57,8 +57,10 @@ def test_waiting_jobs_have_a_place_a_reason_an_expected_start_and_a_cost(busy: D
     assert first["start"]["offer"]["type"] == "local.cpu"
     assert first["start"]["cost"] is not None
     assert first["outlook"]["text"].startswith("About ")
-    assert "strangers" not in str(found)
     (theirs,) = busy.stranger.get("/v1/queue").json()["jobs"]
+    for told in (str(found), busy.member.get("/v1/jobs").text, busy.member.get(f"/v1/jobs/{first['job']}").text):
+        assert "strangers" not in told
+        assert theirs["job"] not in told
     assert sorted([first["position"], second["position"], theirs["position"]]) == [1, 2, 3]
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
+from shoestring_core.states import JobState, StopReason
 from shoestring_core.store.tables import JobRow
 from shoestring_core.wording import waits
 from sqlalchemy import update
@@ -273,6 +274,19 @@ def test_a_paused_job_is_resumed(deployment: Deployment, open_page: OpenPage) ->
     page = open_page(f"/jobs/{job}")
     page.get_by_role("button", name="Resume").click()
     expect(status_badge(page, "queued")).to_be_visible()
+
+
+def test_a_job_paused_for_want_of_budget_leads_to_the_budget_that_resumes_it(
+    deployment: Deployment, open_page: OpenPage
+) -> None:
+    job = deployment.submit()
+    paused = {"state": JobState.PAUSED, "stop_reason": StopReason.BUDGET, "desired_state": "pause"}
+    deployment.store.write(lambda db: db.execute(update(JobRow).where(JobRow.id == job).values(**paused)))
+    page = open_page(f"/jobs/{job}")
+    status = page.locator("[data-status-text]")
+    expect(status).to_contain_text("budget exhausted. It resumes automatically when the budget is raised")
+    status.get_by_role("link", name="Go to the budget").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Budget")
 
 
 def test_machines_costs_and_events_are_shown(deployment: Deployment, open_page: OpenPage) -> None:
