@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import Result
-from shoestring import Client, cli
+from shoestring import Client, cli, watch
 from shoestring.cli import chaos, jobs
+from shoestring_core import rest
 from shoestring_core.exit_codes import ExitCode
 from typer.testing import CliRunner
 
@@ -110,6 +111,14 @@ def test_a_list_shows_the_first_line_of_a_reason_and_the_jobs_own_page_all_of_it
     assert (JOB["id"][-8:] in listed, "failed" in listed, "boom" in listed) == (True, True, True)
     assert "Traceback" not in listed
     assert "RuntimeError: boom" in run("show", JOB["id"]).output
+
+
+def test_following_a_failed_job_ends_with_the_first_line_of_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = rest.Job.model_validate(JOBS[0])
+    monkeypatch.setattr(watch, "follow", lambda *_: iter([(failed, [])]))
+    followed = run("watch", JOB["id"])
+    assert (followed.exit_code, "It raised boom" in followed.output) == (ExitCode.JOB_FAILED, True)
+    assert "Traceback" not in followed.output
 
 
 def test_what_a_running_job_has_cost_so_far_is_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
