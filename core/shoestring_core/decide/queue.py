@@ -176,23 +176,25 @@ class QueueSnapshot:
     running: tuple[RunningJob, ...] = ()
 
 
-_Turn: TypeAlias = tuple[tuple[float, ...], int, int, int]
+_Turn: TypeAlias = tuple[bool, tuple[float, ...], int, int, int]
 """Whether the team borrows for the member's next job; what both have used; when that job came, its id, the member's
-place in the list."""
+place in the list. The smallest is next."""
 
 
 @dataclass
 class _MemberQueue:
     """A member's jobs, in order. None at the end: there are more, which were not read.
 
-    team      the place of its team in the list of teams
-    as_of     how often the balances of the team had changed when the member's turn was computed
+    balances  of the member's accounts, as in `path`
+    used      by weight: what the team has used, then the member
+    as_of     how often balances had changed when these were read
     """
 
     path: MemberPath
-    team: int
     jobs: deque[QueuedJob | None] = field(default_factory=deque)
-    as_of: int = 0
+    balances: tuple[AccountBalance, ...] = ()
+    used: tuple[float, ...] = ()
+    as_of: int = -1
 
 
 class FairQueue:
@@ -206,59 +208,57 @@ class FairQueue:
     def __init__(
         self, snapshot: QueueSnapshot, balances: Mapping[UUID, AccountBalance], rate_of: Callable[[QueuedJob], int]
     ) -> None:
-        self._balances, self._rate_of = balances, rate_of
-        self._teams: dict[UUID, int] = {}
+        self._balances, self._rate_of, self._changes = balances, rate_of, 0
         members: dict[UUID, _MemberQueue] = {}
         for job in sorted(snapshot.queue, key=lambda one: (one.queued_at, one.job)):
-            member = members.get(job.account_path[1]) or self._add_member(members, job.member)
-            member.jobs.append(job)
+            self._jobs_of(members, job.member).append(job)
         for path in sorted(snapshot.unread):
-            (members.get(path[0]) or self._add_member(members, path)).jobs.append(None)
+            self._jobs_of(members, path).append(None)
         self._members = list(members.values())
-        self._changes = [0] * len(self._teams)
-        self._turns = [self._turn_of(place, self._used(place)) for place in range(len(self._members))]
+        self._turns = [self._turn_of(place) for place in range(len(self._members))]
         heapify(self._turns)
 
-    def _add_member(self, members: dict[UUID, _MemberQueue], path: MemberPath) -> _MemberQueue:
-        team = self._teams.setdefault(path[-2], len(self._teams))
-        members[path[0]] = member = _MemberQueue(path, team)
-        return member
+    def balances_changed(self) -> None:
+        self._changes += 1
 
-    def balances_changed(self, team: UUID) -> None:
-        """Of the team or its members."""
-        self._changes[self._teams[team]] += 1
-
-    def __iter__(self) -> Iterator[tuple[MemberPath, QueuedJob | None]]:
-        """The member whose turn it is, and the job; None: it is one that was not read."""
+    def __iter__(self) -> Iterator[tuple[tuple[AccountBalance, ...], QueuedJob | None]]:
+        """The balances of the member whose turn it is, and the job; None: it is one that was not read."""
         while self._turns:
-            used, *_, place = self._turns[0]
+            place = self._turns[0][-1]
             member = self._members[place]
-            if member.as_of != self._changes[member.team]:
-                member.as_of = self._changes[member.team]
-                if (used_now := self._used(place)) != used:  # others of the team have started: what was used only grows
-                    heapreplace(self._turns, self._turn_of(place, used_now))
-                    continue
-            job = member.jobs.popleft()
+            if member.as_of != self._changes and (turn := self._turn_of(place)) != self._turns[0]:
+                heapreplace(self._turns, turn)  # others have started: what was used only grows
+                continue
+            yield member.balances, member.jobs.popleft()
             if member.jobs:
-                heapreplace(self._turns, self._turn_of(place, (self._borrows(place), *used[1:])))
+                heapreplace(self._turns, self._turn_of(place))
             else:
                 heappop(self._turns)
-            yield member.path, job
 
-    def _used(self, place: int) -> tuple[float, ...]:
-        """Whether the team borrows for its member's next job; then, by weight, what the team and the member used."""
-        path = self._members[place].path
-        return self._borrows(place), *[self._balances[account].used_by_weight for account in path[-2::-1]]
+    @staticmethod
+    def _jobs_of(members: dict[UUID, _MemberQueue], path: MemberPath) -> deque[QueuedJob | None]:
+        member = members.get(path[0])
+        if member is None:
+            member = members[path[0]] = _MemberQueue(path)
+        return member.jobs
 
-    def _borrows(self, place: int) -> bool:
+    def _turn_of(self, place: int) -> _Turn:
         member = self._members[place]
-        team = self._balances[member.path[-2]]
+        if member.as_of != self._changes:
+            self._read_balances(member)
+        job = member.jobs[0]
+        came, id_ = (job.queued_at, job.job.int) if job else (-1, 0)
+        return self._borrows(member), member.used, came, id_, place
+
+    def _read_balances(self, member: _MemberQueue) -> None:
+        member.balances = tuple([self._balances[account] for account in member.path])
+        member.used = tuple([balance.used_by_weight for balance in member.balances[-2::-1]])
+        member.as_of = self._changes
+
+    def _borrows(self, member: _MemberQueue) -> bool:
+        """Whether the team borrows for the member's next job."""
+        team = member.balances[-2]
         if not team.guaranteed_rate:
             return True
         job = member.jobs[0]
         return not team.guarantees(self._rate_of(job) if job else 1)
-
-    def _turn_of(self, place: int, used: tuple[float, ...]) -> _Turn:
-        """What orders the turns of members: the smallest is next. The team comes before the member."""
-        job = self._members[place].jobs[0]
-        return (used, -1, 0, place) if job is None else (used, job.queued_at, job.job.int, place)

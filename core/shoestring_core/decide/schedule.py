@@ -154,7 +154,7 @@ def schedule_jobs(
     timeouts  by provider
     """
     available, by_provider = tuple(offers), dict(timeouts)
-    placements = _Placements(available, now, snapshot.refusals)
+    shared = _Shared(available, now, snapshot.refusals)
     starts: list[Start] = []
     waiting: list[Wait] = []
     evictions: list[preemption.Eviction] = []
@@ -170,11 +170,11 @@ def schedule_jobs(
     refused_until: dict[Requirements, int] = {}
     with_slots = [name for name in by_provider if not _has_only_stale_offers(available, name, now)]
     complete = True
-    turns = FairQueue(snapshot, balances, placements.lowest_rate)
-    for member, queued in turns:
+    turns = FairQueue(snapshot, balances, shared.lowest_rate)
+    for accounts, queued in turns:
         if queued is None:
             exhausted = all(name in waiting_for_slots for name in with_slots)
-            if exhausted or not waiting_for_budget.keys().isdisjoint(member):
+            if exhausted or any(account.id in waiting_for_budget for account in accounts):
                 continue
             complete = False
             break
@@ -182,7 +182,7 @@ def schedule_jobs(
             queued=queued,
             offers=available,
             machines_in_use=in_use,
-            balances=tuple([balances[account] for account in queued.account_path]),
+            balances=(balances[queued.account_path[0]], *accounts),
             slots_blocked_by=waiting_for_slots,
             budget_blocked_by=_first_short(queued, waiting_for_budget) if waiting_for_budget else None,
             now=now,
@@ -195,8 +195,7 @@ def schedule_jobs(
         )
         if queued.refused:
             refused_until[queued.requirements] = max(inputs.refused_until, queued.not_before)
-        placement = placements[queued.requirements]
-        decision = _decide(inputs, placement)
+        decision = _decide(inputs, shared)
         if isinstance(decision, Start):
             starts.append(decision)
             in_use = in_use | {decision.offer.provider: in_use.get(decision.offer.provider, 0) + decision.nodes}
@@ -205,36 +204,41 @@ def schedule_jobs(
                 vcpus_in_use = vcpus_in_use | {quota: vcpus_in_use.get(quota, 0) + added}
             hold, rate = decision.hold * decision.nodes, rate_of(decision.offer, decision.nodes)
             balances |= {balance.id: balance.holding(hold, rate) for balance in inputs.balances}
-            turns.balances_changed(member[-2])
+            turns.balances_changed()
             time_limits.add_start(decision)
+            shared.forget()
             continue
         waiting.append(decision)
         if inputs.budget_blocked_by:
             continue  # another job starts before it, so it keeps neither slots nor budget from others
         team = inputs.balances[-2]
-        guaranteed = team.guaranteed_rate > 0 and team.guarantees(placements.lowest_rate(queued))
+        guaranteed = team.guaranteed_rate > 0 and team.guarantees(shared.lowest_rate(queued))
         if guaranteed and isinstance(decision.detail, waits.MachinesInUse | waits.QuotaInUse):
-            room = _make_room(inputs, placement, running, balances, about_to_be_free)
+            room = _make_room(inputs, shared.placement(queued), running, balances, about_to_be_free)
             if room is not None:
                 evictions += room.evictions
                 running = [job for job in running if job not in room.evicted]
                 balances |= room.balances
-                turns.balances_changed(team.id)
-        blocker = Blocker(queued.job, inputs.balances, guaranteed)
-        if any(provider not in waiting_for_slots for provider in decision.providers):
-            waiting_for_slots = time_limits.blocked_by(blocker, inputs, decision.providers) | waiting_for_slots
-        if new := [quota for quota in decision.quotas if quota not in waiting_for_quotas]:
-            waiting_for_quotas = (*waiting_for_quotas, *new)
-        if decision.short_account:
-            account, name = decision.short_account
-            waiting_for_budget.setdefault(account, (blocker, name))
+                turns.balances_changed()
+                shared.forget()
+        short_of_slots = [provider for provider in decision.providers if provider not in waiting_for_slots]
+        short_of_quotas = [quota for quota in decision.quotas if quota not in waiting_for_quotas]
+        if short_of_slots or short_of_quotas or decision.short_account:
+            blocker = Blocker(queued.job, inputs.balances, guaranteed)
+            if short_of_slots:
+                waiting_for_slots = waiting_for_slots | time_limits.blocked_by(blocker, inputs, short_of_slots)
+            waiting_for_quotas = (*waiting_for_quotas, *short_of_quotas)
+            if decision.short_account:
+                account, name = decision.short_account
+                waiting_for_budget.setdefault(account, (blocker, name))
+            shared.forget()
     short = frozenset(waiting_for_budget)
     return SchedulingDecision(tuple(starts), tuple(waiting), short, complete, tuple(evictions))
 
 
 def decide_start(inputs: StartInputs) -> Start | Wait:
     """Whether one job starts. The first reason in this order is the one that the user sees."""
-    return _decide(inputs, place(inputs))
+    return _decide(inputs, _Shared(inputs.offers, inputs.now, inputs.refusals))
 
 
 def _first_short(queued: QueuedJob, waiting: Mapping[UUID, tuple[Blocker, str]]) -> tuple[Blocker, str] | None:
@@ -248,26 +252,47 @@ def _has_only_stale_offers(offers: tuple[Offer, ...], provider: str, now: int) -
     return bool(own) and all(is_stale(offer, now) for offer in own)
 
 
-def place(inputs: StartInputs) -> Placement:
-    """The offers that suit the job, and why the others don't."""
-    return rank_offers(inputs.offers, inputs.queued.requirements, inputs.now, inputs.refusals)
-
-
-class _Placements(dict[Requirements, Placement]):
-    """Of all jobs with the same requirements the same."""
+class _Shared:
+    """What is the same for many jobs, worked out once: which offers suit, for all with the same requirements; and until
+    `forget`, since a job starts or another one waits, where those would start, and why another job goes first."""
 
     def __init__(self, offers: tuple[Offer, ...], now: int, refusals: tuple[RecentRefusal, ...]) -> None:
-        super().__init__()
         self._offers, self._now, self._refusals = offers, now, refusals
+        self._placements: dict[Requirements, Placement] = {}
+        self._openings: dict[tuple[Requirements, int | None], _Opening | waits.WaitDetail] = {}
+        self._why_first: dict[tuple[UUID, UUID], waits.LessUsed | waits.WithinGuaranteedRate | None] = {}
 
-    def __missing__(self, requirements: Requirements) -> Placement:
-        found = self[requirements] = rank_offers(self._offers, requirements, self._now, self._refusals)
+    def placement(self, queued: QueuedJob) -> Placement:
+        """The offers that suit the job, and why the others don't."""
+        found = self._placements.get(queued.requirements)
+        if found is None:
+            found = rank_offers(self._offers, queued.requirements, self._now, self._refusals)
+            self._placements[queued.requirements] = found
         return found
 
     def lowest_rate(self, queued: QueuedJob) -> int:
         """Micro-dollars an hour of the job's machines on the best offer; 0 if none suits it."""
-        best = self[queued.requirements].best
+        best = self.placement(queued).best
         return rate_of(best, queued.requirements.nodes) if best else 0
+
+    def opening(self, inputs: StartInputs) -> _Opening | waits.WaitDetail:
+        need = inputs.queued.requirements, inputs.queued.time_limit
+        found = self._openings.get(need)
+        if found is None:
+            found = self._openings[need] = _find_opening(inputs, self.placement(inputs.queued))
+        return found
+
+    def why_first(
+        self, blocker: Blocker, balances: Sequence[AccountBalance]
+    ) -> waits.LessUsed | waits.WithinGuaranteedRate | None:
+        pair = blocker.job, balances[1].id
+        if pair not in self._why_first:
+            self._why_first[pair] = _why_first(blocker, balances)
+        return self._why_first[pair]
+
+    def forget(self) -> None:
+        self._openings.clear()
+        self._why_first.clear()
 
 
 def rate_of(offer: Offer, nodes: int) -> int:
@@ -362,27 +387,65 @@ def _make_room(
     return None
 
 
-def _decide(inputs: StartInputs, placement: Placement) -> Start | Wait:
-    queued = inputs.queued
-    if placement.best is None:
-        return Wait(queued.job, why_no_offer(queued.requirements, placement))
-    providers = tuple(placement.best_by_provider)
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """The offer on which a job would start: for all jobs that need the same it is the same, until another one starts or
+    waits for room.
+
+    offer      the best that has room, or if none has, the best
+    has_room   if not, `providers` have too few slots, and `quotas` are used up
+    storable   whether a machine that is launched now has time to store anything
+    hold       micro-dollars that are held to start one machine
+    suitable   providers whose offers suit the job, best first
+    """
+
+    offer: Offer
+    has_room: bool
+    storable: bool
+    hold: int
+    suitable: tuple[str, ...]
+    providers: tuple[str, ...] = ()
+    quotas: tuple[str, ...] = ()
+
+
+def _find_opening(inputs: StartInputs, placement: Placement) -> _Opening | waits.WaitDetail:
+    """Or why no offer suits."""
+    requirements, best = inputs.queued.requirements, placement.best
+    if best is None:
+        return why_no_offer(requirements, placement)
+    storable, suitable = _can_store(inputs, best), tuple(placement.best_by_provider)
+    for offer in placement.best_by_quota:
+        if _has_room(inputs, offer):
+            hold = machine_hold(offer, requirements, inputs.timeouts[offer.provider])
+            return _Opening(offer, True, storable, hold, suitable)
+    full = tuple(name for name, offer in placement.best_by_provider.items() if not _has_free_slots(inputs, offer))
+    named = [quotas.quota_id(offer) for offer in placement.best_by_quota if offer.provider not in full]
+    used_up = tuple(dict.fromkeys(quota for quota in named if quota is not None))
+    hold = machine_hold(best, requirements, inputs.timeouts[best.provider])
+    return _Opening(best, False, storable, hold, suitable, full, used_up)
+
+
+def _decide(inputs: StartInputs, shared: _Shared) -> Start | Wait:
+    queued, opening = inputs.queued, shared.opening(inputs)
+    if not isinstance(opening, _Opening):
+        return Wait(queued.job, opening)
     if queued.terminating_machines or queued.closing:
         detail = waits.EarlierMachinesTerminating(max(1, queued.terminating_machines))
-        return Wait(queued.job, detail, providers if queued.terminating_machines else ())
+        return Wait(queued.job, detail, opening.suitable if queued.terminating_machines else ())
     if inputs.now < queued.not_before:
         return Wait(queued.job, waits.RetryDelayed())
     if inputs.now < inputs.refused_until:
         return Wait(queued.job, waits.BehindRefusedJob())
-    if not _can_store(inputs, placement.best):
+    if not opening.storable:
         return Wait(queued.job, waits.NothingStorable(inputs.storage.problem))
-    available = next((offer for offer in placement.best_by_quota if _has_room(inputs, offer)), None)
-    if wait := _wait_for_own_budget(inputs, available or placement.best):
-        return wait
-    if available is None:
-        return _wait_for_room(inputs, placement)
+    nodes = queued.requirements.nodes
+    if shortage := find_shortage(inputs.balances, nodes * opening.hold, nodes):
+        balance, short = shortage
+        return Wait(queued.job, short, short_account=(balance.id, balance.name))
+    if not opening.has_room:
+        return Wait(queued.job, _what_is_in_use(inputs, opening, shared), opening.providers, opening.quotas)
     # last: while nothing is free, only the head of the queue is read, which may lack the job that goes first
-    return _wait_for_turn(inputs) or _start(inputs, available)
+    return _wait_for_turn(inputs, shared) or _start(inputs, opening)
 
 
 def _can_store(inputs: StartInputs, offer: Offer) -> bool:
@@ -411,19 +474,11 @@ def _closest_to_quota(placement: Placement) -> Offer | None:
     return min(above, key=lambda offer: (quotas.vcpus_of(offer), Decimal(offer.price)), default=None)
 
 
-def _wait_for_own_budget(inputs: StartInputs, offer: Offer) -> Wait | None:
-    queued, nodes = inputs.queued, inputs.queued.requirements.nodes
-    if shortage := find_shortage(inputs.balances, hold_for(offer, queued.requirements, inputs.timeouts), nodes):
-        balance, detail = shortage
-        return Wait(queued.job, detail, short_account=(balance.id, balance.name))
-    return None
-
-
-def _wait_for_turn(inputs: StartInputs) -> Wait | None:
+def _wait_for_turn(inputs: StartInputs, shared: _Shared) -> Wait | None:
     if inputs.budget_blocked_by is None:
         return None
     blocker, name = inputs.budget_blocked_by
-    return Wait(inputs.queued.job, waits.BehindJobShortOfBudget(name, _why_first(blocker, inputs.balances)))
+    return Wait(inputs.queued.job, waits.BehindJobShortOfBudget(name, shared.why_first(blocker, inputs.balances)))
 
 
 def hold_for(offer: Offer, requirements: Requirements, timeouts: Mapping[str, Timeouts]) -> int:
@@ -475,19 +530,15 @@ def _free_slots(inputs: StartInputs, offer: Offer) -> int | None:
     return None if offer.slots is None else max(0, offer.slots - inputs.machines_in_use.get(offer.provider, 0))
 
 
-def _wait_for_room(inputs: StartInputs, placement: Placement) -> Wait:
-    """For slots of the providers that have too few, and for the quotas of the others' offers."""
-    full = [name for name, offer in placement.best_by_provider.items() if not _has_free_slots(inputs, offer)]
-    named = [quotas.quota_id(offer) for offer in placement.best_by_quota if offer.provider not in full]
-    used_up = dict.fromkeys(quota for quota in named if quota is not None)
-    best = placement.ranked[0]
-    detail = _slots_in_use(inputs, best) if best.provider in full else _quota_in_use(inputs, best)
-    return Wait(inputs.queued.job, detail, tuple(full), tuple(used_up))
-
-
-def _slots_in_use(inputs: StartInputs, offer: Offer) -> waits.MachinesInUse:
-    nodes, blocker = inputs.queued.requirements.nodes, inputs.slots_blocked_by.get(offer.provider)
-    first = _why_first(blocker, inputs.balances) if blocker else None
+def _what_is_in_use(
+    inputs: StartInputs, opening: _Opening, shared: _Shared
+) -> waits.MachinesInUse | waits.QuotaInUse:
+    """Slots of the best offer's provider, or else the quota that its machines count against."""
+    offer, nodes = opening.offer, inputs.queued.requirements.nodes
+    if offer.provider not in opening.providers:
+        return quotas.in_use(offer, nodes, inputs.vcpus_in_use, quotas.quota_id(offer) in inputs.quotas_blocked)
+    blocker = inputs.slots_blocked_by.get(offer.provider)
+    first = shared.why_first(blocker, inputs.balances) if blocker else None
     return waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, blocker is not None, first)
 
 
@@ -508,11 +559,6 @@ def _why_first(
     return None
 
 
-def _quota_in_use(inputs: StartInputs, offer: Offer) -> waits.QuotaInUse:
-    behind = quotas.quota_id(offer) in inputs.quotas_blocked
-    return quotas.in_use(offer, inputs.queued.requirements.nodes, inputs.vcpus_in_use, behind)
-
-
 @lru_cache(maxsize=4096)
 def _hourly_rate(price: str) -> int:
     """Micro-dollars."""
@@ -525,16 +571,16 @@ def _rounded(amount: int) -> str:
     return money.to_decimal(round(amount, -min(4, max(0, len(str(amount)) - 2))))
 
 
-def _start(inputs: StartInputs, offer: Offer) -> Start:
-    timeouts = inputs.timeouts[offer.provider]
+def _start(inputs: StartInputs, opening: _Opening) -> Start:
+    queued, offer = inputs.queued, opening.offer
     return Start(
-        job=inputs.queued.job,
-        attempt=inputs.queued.attempt,
-        reopened=inputs.queued.reopened,
-        nodes=inputs.queued.requirements.nodes,
+        job=queued.job,
+        attempt=queued.attempt,
+        reopened=queued.reopened,
+        nodes=queued.requirements.nodes,
         offer=offer,
-        hold=machine_hold(offer, inputs.queued.requirements, timeouts),
-        funded_until=funding.funded_until(inputs.now, timeouts, inputs.storage.until),
+        hold=opening.hold,
+        funded_until=funding.funded_until(inputs.now, inputs.timeouts[offer.provider], inputs.storage.until),
         inputs=inputs,
     )
 
