@@ -182,15 +182,23 @@ place in the list. The smallest is next."""
 
 
 @dataclass
+class _Team:
+    """changes: how often what it or its members hold has changed."""
+
+    changes: int = 0
+
+
+@dataclass
 class _MemberQueue:
     """A member's jobs, in order. None at the end: there are more, which were not read.
 
-    balances  of the member's accounts, as in `path`
+    balances  of the member's accounts up to the team's
     used      by weight: what the team has used, then the member
-    as_of     how often balances had changed when these were read
+    as_of     `changes` of the team when these were read
     """
 
     path: MemberPath
+    team: _Team
     jobs: deque[QueuedJob | None] = field(default_factory=deque)
     balances: tuple[AccountBalance, ...] = ()
     used: tuple[float, ...] = ()
@@ -208,7 +216,8 @@ class FairQueue:
     def __init__(
         self, snapshot: QueueSnapshot, balances: Mapping[UUID, AccountBalance], rate_of: Callable[[QueuedJob], int]
     ) -> None:
-        self._balances, self._rate_of, self._changes = balances, rate_of, 0
+        self._balances, self._rate_of = balances, rate_of
+        self._teams: dict[UUID, _Team] = {}
         members: dict[UUID, _MemberQueue] = {}
         for job in sorted(snapshot.queue, key=lambda one: (one.queued_at, one.job)):
             self._jobs_of(members, job.member).append(job)
@@ -218,46 +227,47 @@ class FairQueue:
         self._turns = [self._turn_of(place) for place in range(len(self._members))]
         heapify(self._turns)
 
-    def balances_changed(self) -> None:
-        self._changes += 1
+    def balances_changed(self, team: UUID) -> None:
+        """Of the team or its members."""
+        if team in self._teams:
+            self._teams[team].changes += 1
 
     def __iter__(self) -> Iterator[tuple[tuple[AccountBalance, ...], QueuedJob | None]]:
         """The balances of the member whose turn it is, and the job; None: it is one that was not read."""
         while self._turns:
             place = self._turns[0][-1]
             member = self._members[place]
-            if member.as_of != self._changes and (turn := self._turn_of(place)) != self._turns[0]:
-                heapreplace(self._turns, turn)  # others have started: what was used only grows
+            if member.as_of != member.team.changes and (turn := self._turn_of(place)) != self._turns[0]:
+                heapreplace(self._turns, turn)  # others of the team have started: what was used only grows
                 continue
-            yield member.balances, member.jobs.popleft()
+            yield (*member.balances, self._balances[member.path[-1]]), member.jobs.popleft()
             if member.jobs:
                 heapreplace(self._turns, self._turn_of(place))
             else:
                 heappop(self._turns)
 
-    @staticmethod
-    def _jobs_of(members: dict[UUID, _MemberQueue], path: MemberPath) -> deque[QueuedJob | None]:
+    def _jobs_of(self, members: dict[UUID, _MemberQueue], path: MemberPath) -> deque[QueuedJob | None]:
         member = members.get(path[0])
         if member is None:
-            member = members[path[0]] = _MemberQueue(path)
+            member = members[path[0]] = _MemberQueue(path, self._teams.setdefault(path[-2], _Team()))
         return member.jobs
 
     def _turn_of(self, place: int) -> _Turn:
         member = self._members[place]
-        if member.as_of != self._changes:
+        if member.as_of != member.team.changes:
             self._read_balances(member)
         job = member.jobs[0]
         came, id_ = (job.queued_at, job.job.int) if job else (-1, 0)
         return self._borrows(member), member.used, came, id_, place
 
     def _read_balances(self, member: _MemberQueue) -> None:
-        member.balances = tuple([self._balances[account] for account in member.path])
-        member.used = tuple([balance.used_by_weight for balance in member.balances[-2::-1]])
-        member.as_of = self._changes
+        member.balances = tuple([self._balances[account] for account in member.path[:-1]])
+        member.used = tuple([balance.used_by_weight for balance in reversed(member.balances)])
+        member.as_of = member.team.changes
 
     def _borrows(self, member: _MemberQueue) -> bool:
         """Whether the team borrows for the member's next job."""
-        team = member.balances[-2]
+        team = member.balances[-1]
         if not team.guaranteed_rate:
             return True
         job = member.jobs[0]

@@ -196,6 +196,7 @@ def schedule_jobs(
         if queued.refused:
             refused_until[queued.requirements] = max(inputs.refused_until, queued.not_before)
         decision = _decide(inputs, shared)
+        team = inputs.balances[-2]
         if isinstance(decision, Start):
             starts.append(decision)
             in_use = in_use | {decision.offer.provider: in_use.get(decision.offer.provider, 0) + decision.nodes}
@@ -203,15 +204,17 @@ def schedule_jobs(
                 added = quotas.vcpus_of(decision.offer, decision.nodes)
                 vcpus_in_use = vcpus_in_use | {quota: vcpus_in_use.get(quota, 0) + added}
             hold, rate = decision.hold * decision.nodes, rate_of(decision.offer, decision.nodes)
-            balances |= {balance.id: balance.holding(hold, rate) for balance in inputs.balances}
-            turns.balances_changed()
+            for balance in accounts:  # the job's own is no other's
+                balances[balance.id] = balance.holding(hold, rate)
+            turns.balances_changed(team.id)
             time_limits.add_start(decision)
-            shared.forget()
+            shared.balances_changed()
+            if decision.offer.slots is not None or quota is not None:
+                shared.room_changed()
             continue
         waiting.append(decision)
         if inputs.budget_blocked_by:
             continue  # another job starts before it, so it keeps neither slots nor budget from others
-        team = inputs.balances[-2]
         guaranteed = team.guaranteed_rate > 0 and team.guarantees(shared.lowest_rate(queued))
         if guaranteed and isinstance(decision.detail, waits.MachinesInUse | waits.QuotaInUse):
             room = _make_room(inputs, shared.placement(queued), running, balances, about_to_be_free)
@@ -219,8 +222,9 @@ def schedule_jobs(
                 evictions += room.evictions
                 running = [job for job in running if job not in room.evicted]
                 balances |= room.balances
-                turns.balances_changed()
-                shared.forget()
+                for account in room.balances:
+                    turns.balances_changed(account)
+                shared.balances_changed()
         short_of_slots = [provider for provider in decision.providers if provider not in waiting_for_slots]
         short_of_quotas = [quota for quota in decision.quotas if quota not in waiting_for_quotas]
         if short_of_slots or short_of_quotas or decision.short_account:
@@ -231,7 +235,7 @@ def schedule_jobs(
             if decision.short_account:
                 account, name = decision.short_account
                 waiting_for_budget.setdefault(account, (blocker, name))
-            shared.forget()
+            shared.room_changed()
     short = frozenset(waiting_for_budget)
     return SchedulingDecision(tuple(starts), tuple(waiting), short, complete, tuple(evictions))
 
@@ -253,8 +257,9 @@ def _has_only_stale_offers(offers: tuple[Offer, ...], provider: str, now: int) -
 
 
 class _Shared:
-    """What is the same for many jobs, worked out once: which offers suit, for all with the same requirements; and until
-    `forget`, since a job starts or another one waits, where those would start, and why another job goes first."""
+    """What is the same for many jobs, worked out once: which offers suit all with the same requirements; until room
+    changes, because a job takes it or waits for it, where those would start; until balances change, why another job
+    goes before a member's."""
 
     def __init__(self, offers: tuple[Offer, ...], now: int, refusals: tuple[RecentRefusal, ...]) -> None:
         self._offers, self._now, self._refusals = offers, now, refusals
@@ -290,8 +295,10 @@ class _Shared:
             self._why_first[pair] = _why_first(blocker, balances)
         return self._why_first[pair]
 
-    def forget(self) -> None:
+    def room_changed(self) -> None:
         self._openings.clear()
+
+    def balances_changed(self) -> None:
         self._why_first.clear()
 
 
