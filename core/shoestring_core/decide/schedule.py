@@ -229,13 +229,13 @@ def schedule_jobs(
         short_of_quotas = [quota for quota in decision.quotas if quota not in waiting_for_quotas]
         if short_of_slots or short_of_quotas or decision.short_account:
             blocker = Blocker(queued.job, inputs.balances, guaranteed)
-            if short_of_slots:
+            if short_of_slots or short_of_quotas:
                 waiting_for_slots = waiting_for_slots | time_limits.blocked_by(blocker, inputs, short_of_slots)
-            waiting_for_quotas = (*waiting_for_quotas, *short_of_quotas)
+                waiting_for_quotas = (*waiting_for_quotas, *short_of_quotas)
+                shared.room_changed()
             if decision.short_account:
                 account, name = decision.short_account
                 waiting_for_budget.setdefault(account, (blocker, name))
-            shared.room_changed()
     short = frozenset(waiting_for_budget)
     return SchedulingDecision(tuple(starts), tuple(waiting), short, complete, tuple(evictions))
 
@@ -291,9 +291,10 @@ class _Shared:
         self, blocker: Blocker, balances: Sequence[AccountBalance]
     ) -> waits.LessUsed | waits.WithinGuaranteedRate | None:
         pair = blocker.job, balances[1].id
-        if pair not in self._why_first:
-            self._why_first[pair] = _why_first(blocker, balances)
-        return self._why_first[pair]
+        found = self._why_first.get(pair, "unknown")
+        if found == "unknown":
+            found = self._why_first[pair] = _why_first(blocker, balances)
+        return found
 
     def room_changed(self) -> None:
         self._openings.clear()
