@@ -7,10 +7,14 @@ on-demand price), so that a machine can never cost more than its hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from shoestring_core import money
 from shoestring_core.decide.billing import CLOCK_STEP
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import DesiredState, EndReason, StopReason
 
@@ -49,6 +53,27 @@ class HoldExtension:
 
     amount: int
     funded_until: int
+
+
+def rate_of(offer: Offer, nodes: int) -> int:
+    """Micro-dollars an hour that so many of its machines cost now."""
+    return nodes * _hourly_rate(offer.price)
+
+
+@lru_cache(maxsize=4096)
+def _hourly_rate(price: str) -> int:
+    """Micro-dollars."""
+    return money.cost(price, money.HOUR)
+
+
+def hold_for(offer: Offer, requirements: Requirements, timeouts: Mapping[str, Timeouts]) -> int:
+    """Micro-dollars that are held to start the job's machines. timeouts: by provider"""
+    return requirements.nodes * machine_hold(offer, requirements, timeouts[offer.provider])
+
+
+def machine_hold(offer: Offer, requirements: Requirements, timeouts: Timeouts) -> int:
+    """Micro-dollars that are held to start one of the job's machines."""
+    return initial_hold(offer.rate_cap, timeouts, offer.billing.minimum, requirements.reserved_time)
 
 
 def initial_hold(rate_cap: str, timeouts: Timeouts, billed_at_least: int = 0, reserved_time: int = 0) -> int:

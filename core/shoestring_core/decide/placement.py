@@ -12,14 +12,14 @@ from typing import Literal, get_args
 from shoestring_core.decide.conditions import Condition, unmet_conditions
 from shoestring_core.decide.disks import with_disk
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.quotas import is_above_quota, quota_id, vcpus_of
+from shoestring_core.decide.quotas import below_need, is_above_quota, quota_id, vcpus_of
 from shoestring_core.decide.refusals import RecentRefusal, RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
 from shoestring_core.decide.unmet import explain
 from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.wording.offers import UnknownName
-from shoestring_core.wording.waits import NoOffer, TooFewSlots
+from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, QuotaExhausted, TooFewSlots, WaitDetail
 
 MAX_OFFER_AGE = 60 * S
 """A provider that has not answered for this long gets no new machines."""
@@ -56,8 +56,28 @@ class Placement:
         return self.ranked[0] if self.ranked else None
 
     @cached_property
+    def why_none(self) -> WaitDetail:
+        """Why none suits it, by those that come closest, where none does."""
+        passed_over = {one.reason: one.offer for one in self.passed_over}
+        nodes = self.requirements.nodes
+        if silent := passed_over.get("unanswered"):
+            return ProviderUnanswered(silent.provider)
+        if full := passed_over.get("quota"):
+            return QuotaExhausted(full.provider, full.type, full.market)
+        if above := self._closest_to_quota():
+            return below_need(above, nodes)
+        if small := passed_over.get("slots"):
+            return TooFewSlots(nodes, small.provider, small.slots or 0)
+        return self.no_offer
+
+    def _closest_to_quota(self) -> Offer | None:
+        """Of the offers that the account's quotas don't cover, the one for which the least has to be asked."""
+        above = [one.offer for one in self.passed_over if one.reason == "above_quota"]
+        return min(above, key=lambda offer: (vcpus_of(offer), Decimal(offer.price)), default=None)
+
+    @cached_property
     def no_offer(self) -> NoOffer:
-        """Why none suits it, where none does."""
+        """What no offer has that the job requires."""
         return explain(self.requirements, [one.offer for one in self.passed_over])
 
     @cached_property

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from shoestring_core.decide.conditions import unmet_conditions
+from shoestring_core.decide.funding import rate_of
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import is_stale
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start, Wait, rate_of, schedule_jobs
+from shoestring_core.decide.schedule import Start, Wait, schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
 
 MAX_ROUNDS = 60

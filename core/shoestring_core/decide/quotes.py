@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from shoestring_core import money
 from shoestring_core.decide.billing import hourly
+from shoestring_core.decide.funding import hold_for
 from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.predictions import Band, RunBands, RunForecast, SpotHistory, deviations, predict
@@ -24,7 +25,6 @@ from shoestring_core.decide.quotas import account_quotas
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.scaling import Measurement, ScalingModel
-from shoestring_core.decide.schedule import hold_for, why_no_offer
 from shoestring_core.decide.sizing import InfeasibleReason, SizingInputs, infeasible_reason
 from shoestring_core.wording import NestedReason
 from shoestring_core.wording.offers import AccountQuota
@@ -167,7 +167,7 @@ def make_quote(inputs: QuoteInputs) -> Quote:
     offers = tuple(quoted.of(offer, requirements.nodes) for offer in placement.ranked[:MAX_OFFERS])
     others = tuple(quoted.of(offer, nodes) for offer, nodes in _other_counts(inputs, quoted))
     if not offers:
-        return Quote((), why_no_offer(requirements, placement), others)
+        return Quote((), placement.why_none, others)
     above_quota = [one.offer for one in placement.passed_over if one.reason == "above_quota"]
     return Quote(offers, None, others, account_quotas([*placement.ranked, *above_quota]))
 

@@ -9,16 +9,15 @@ elsewhere do. While a job waits for a backoff because it was refused machines, n
 backoffs don't change the order. Any other job that waits for a backoff, one that can never start, and one that is
 itself behind one that waits for budget, block nobody.
 
-The stages: whose turn it is (`queue`), which offers suit, best first (`placement`), whether the job may start on one
-(`_decide`), and if only room is missing, who makes it (`preemption`). The words are those of `wording.waits`.
+The stages: whose turn it is (`queue`), which offers suit, best first (`placement`), whether one has room (`room`),
+whether the job may start on it (`_decide`), and if only room is missing, who makes it (`preemption`). The words are
+those of `wording.waits`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -28,29 +27,14 @@ from pydantic import TypeAdapter
 from shoestring_core import money
 from shoestring_core.decide import funding, preemption, quotas
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import Placement, is_stale, rank_offers
+from shoestring_core.decide.placement import is_stale
 from shoestring_core.decide.queue import AccountBalance, FairQueue, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.room import Blocker, Opening, Room, RoomAboutToBeFree, TimeLimits
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import WaitReason
 from shoestring_core.wording import waits
-
-
-@dataclass(frozen=True)
-class Blocker:
-    """A job that waits, whose turn was earlier.
-
-    balances    of its accounts at its turn, its own first
-    guaranteed  it was its turn because its team borrows nothing for it
-    room_at     of the slots that it waits for: when the time limits of running jobs will have made enough free (µs
-                UTC); None: that isn't known
-    """
-
-    job: UUID
-    balances: tuple[AccountBalance, ...]
-    guaranteed: bool = False
-    room_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,86 +137,72 @@ def schedule_jobs(
     offers    of providers that are served now
     timeouts  by provider
     """
-    available, by_provider = tuple(offers), dict(timeouts)
-    shared = _Shared(available, now, snapshot.refusals)
+    available = tuple(offers)
+    with_quota = quotas.offers_with_quota(available)
+    running = [replace(job, vcpus=quotas.vcpus_in_use(dict(job.machines), with_quota)) for job in snapshot.running]
+    vcpus_in_use = quotas.vcpus_in_use(snapshot.products, with_quota)
+    room = Room(
+        available, dict(snapshot.machines_in_use), vcpus_in_use, now, snapshot.refusals, dict(timeouts), storage
+    )
+    about_to_be_free = RoomAboutToBeFree(room, running)
+    time_limits = TimeLimits(running, about_to_be_free.slots)
     starts: list[Start] = []
     waiting: list[Wait] = []
     evictions: list[preemption.Eviction] = []
-    balances, in_use = dict(snapshot.balances), dict(snapshot.machines_in_use)
-    with_quota = quotas.offers_with_quota(available)
-    vcpus_in_use = quotas.vcpus_in_use(snapshot.products, with_quota)
-    running = [replace(job, vcpus=quotas.vcpus_in_use(dict(job.machines), with_quota)) for job in snapshot.running]
-    about_to_be_free = _RoomAboutToBeFree(in_use, vcpus_in_use, running)
-    time_limits = _TimeLimits(running, about_to_be_free.slots)
-    waiting_for_quotas: tuple[str, ...] = ()
-    waiting_for_slots: dict[str, Blocker] = {}
     waiting_for_budget: dict[UUID, tuple[Blocker, str]] = {}
     refused_until: dict[Requirements, int] = {}
-    with_slots = [name for name in by_provider if not _has_only_stale_offers(available, name, now)]
+    with_slots = [name for name in timeouts if not _has_only_stale_offers(available, name, now)]
     complete = True
-    turns = FairQueue(snapshot, balances, shared.lowest_rate)
+    balances, precedence = dict(snapshot.balances), _Precedence()
+    turns = FairQueue(snapshot, balances, room.lowest_rate)
     for accounts, queued in turns:
         if queued is None:
-            exhausted = all(name in waiting_for_slots for name in with_slots)
+            exhausted = all(name in room.slots_blocked_by for name in with_slots)
             if exhausted or any(account.id in waiting_for_budget for account in accounts):
                 continue
             complete = False
             break
-        inputs = StartInputs(
-            queued=queued,
-            offers=available,
-            machines_in_use=in_use,
+        turn = _Turn(
+            queued,
             balances=(balances[queued.account_path[0]], *accounts),
-            slots_blocked_by=waiting_for_slots,
             budget_blocked_by=_first_short(queued, waiting_for_budget) if waiting_for_budget else None,
-            now=now,
-            refusals=snapshot.refusals,
-            timeouts=by_provider,
             refused_until=refused_until.get(queued.requirements, 0) if refused_until else 0,
-            storage=storage,
-            vcpus_in_use=vcpus_in_use,
-            quotas_blocked=waiting_for_quotas,
         )
         if queued.refused:
-            refused_until[queued.requirements] = max(inputs.refused_until, queued.not_before)
-        decision = _decide(inputs, shared)
-        team = inputs.balances[-2]
+            refused_until[queued.requirements] = max(turn.refused_until, queued.not_before)
+        decision = _decide(turn, room, precedence)
+        team = turn.balances[-2]
         if isinstance(decision, Start):
             starts.append(decision)
-            in_use = in_use | {decision.offer.provider: in_use.get(decision.offer.provider, 0) + decision.nodes}
-            if (quota := quotas.quota_id(decision.offer)) is not None:
-                added = quotas.vcpus_of(decision.offer, decision.nodes)
-                vcpus_in_use = vcpus_in_use | {quota: vcpus_in_use.get(quota, 0) + added}
-            hold, rate = decision.hold * decision.nodes, rate_of(decision.offer, decision.nodes)
+            offer, nodes = decision.offer, decision.nodes
+            room.take(offer, nodes)
+            if (end := room.ends_by(queued, offer)) is not None:
+                time_limits.add(end, offer.provider, nodes)
             for balance in accounts:  # the job's own is no other's
-                balances[balance.id] = balance.holding(hold, rate)
+                balances[balance.id] = balance.holding(nodes * decision.hold, funding.rate_of(offer, nodes))
             turns.balances_changed(team.id)
-            time_limits.add_start(decision)
-            shared.balances_changed()
-            if decision.offer.slots is not None or quota is not None:
-                shared.room_changed()
+            precedence.balances_changed()
             continue
         waiting.append(decision)
-        if inputs.budget_blocked_by:
+        if turn.budget_blocked_by:
             continue  # another job starts before it, so it keeps neither slots nor budget from others
-        guaranteed = team.guaranteed_rate > 0 and team.guarantees(shared.lowest_rate(queued))
+        guaranteed = team.guaranteed_rate > 0 and team.guarantees(room.lowest_rate(queued))
         if guaranteed and isinstance(decision.detail, waits.MachinesInUse | waits.QuotaInUse):
-            room = _make_room(inputs, shared.placement(queued), running, balances, about_to_be_free)
-            if room is not None:
-                evictions += room.evictions
-                running = [job for job in running if job not in room.evicted]
-                balances |= room.balances
-                for account in room.balances:
+            made = _make_room(turn, room, running, balances, about_to_be_free)
+            if made is not None:
+                evictions += made.evictions
+                running = [job for job in running if job not in made.evicted]
+                balances |= made.balances
+                for account in made.balances:
                     turns.balances_changed(account)
-                shared.balances_changed()
-        short_of_slots = [provider for provider in decision.providers if provider not in waiting_for_slots]
-        short_of_quotas = [quota for quota in decision.quotas if quota not in waiting_for_quotas]
+                precedence.balances_changed()
+        short_of_slots = [provider for provider in decision.providers if provider not in room.slots_blocked_by]
+        short_of_quotas = [quota for quota in decision.quotas if quota not in room.quotas_blocked]
         if short_of_slots or short_of_quotas or decision.short_account:
-            blocker = Blocker(queued.job, inputs.balances, guaranteed)
+            blocker = Blocker(queued.job, turn.balances, guaranteed)
             if short_of_slots or short_of_quotas:
-                waiting_for_slots = waiting_for_slots | time_limits.blocked_by(blocker, inputs, short_of_slots)
-                waiting_for_quotas = (*waiting_for_quotas, *short_of_quotas)
-                shared.room_changed()
+                nodes = queued.requirements.nodes
+                room.block(time_limits.blocked_by(blocker, nodes, room, short_of_slots), short_of_quotas)
             if decision.short_account:
                 account, name = decision.short_account
                 waiting_for_budget.setdefault(account, (blocker, name))
@@ -242,7 +212,22 @@ def schedule_jobs(
 
 def decide_start(inputs: StartInputs) -> Start | Wait:
     """Whether one job starts. The first reason in this order is the one that the user sees."""
-    return _decide(inputs, _Shared(inputs.offers, inputs.now, inputs.refusals))
+    turn = _Turn(inputs.queued, inputs.balances, inputs.budget_blocked_by, inputs.refused_until)
+    room = Room(
+        inputs.offers, inputs.machines_in_use, inputs.vcpus_in_use, inputs.now, inputs.refusals, inputs.timeouts,
+        inputs.storage, inputs.slots_blocked_by, inputs.quotas_blocked,
+    )  # fmt: skip
+    return _decide(turn, room, _Precedence())
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A job's turn. The fields are as in `StartInputs`."""
+
+    queued: QueuedJob
+    balances: tuple[AccountBalance, ...]
+    budget_blocked_by: tuple[Blocker, str] | None
+    refused_until: int
 
 
 def _first_short(queued: QueuedJob, waiting: Mapping[UUID, tuple[Blocker, str]]) -> tuple[Blocker, str] | None:
@@ -256,247 +241,86 @@ def _has_only_stale_offers(offers: tuple[Offer, ...], provider: str, now: int) -
     return bool(own) and all(is_stale(offer, now) for offer in own)
 
 
-class _Shared:
-    """What is the same for many jobs, worked out once: which offers suit all with the same requirements; until room
-    changes, because a job takes it or waits for it, where those would start; until balances change, why another job
-    goes before a member's."""
+class _Precedence:
+    """Why another job goes before a member's: the same for all of these, until balances change."""
 
-    def __init__(self, offers: tuple[Offer, ...], now: int, refusals: tuple[RecentRefusal, ...]) -> None:
-        self._offers, self._now, self._refusals = offers, now, refusals
-        self._placements: dict[Requirements, Placement] = {}
-        self._openings: dict[tuple[Requirements, int | None], _Opening | waits.WaitDetail] = {}
-        self._why_first: dict[tuple[UUID, UUID], waits.LessUsed | waits.WithinGuaranteedRate | None] = {}
+    def __init__(self) -> None:
+        self._reasons: dict[tuple[UUID, UUID], waits.LessUsed | waits.WithinGuaranteedRate | None] = {}
 
-    def placement(self, queued: QueuedJob) -> Placement:
-        """The offers that suit the job, and why the others don't."""
-        found = self._placements.get(queued.requirements)
-        if found is None:
-            found = rank_offers(self._offers, queued.requirements, self._now, self._refusals)
-            self._placements[queued.requirements] = found
-        return found
-
-    def lowest_rate(self, queued: QueuedJob) -> int:
-        """Micro-dollars an hour of the job's machines on the best offer; 0 if none suits it."""
-        best = self.placement(queued).best
-        return rate_of(best, queued.requirements.nodes) if best else 0
-
-    def opening(self, inputs: StartInputs) -> _Opening | waits.WaitDetail:
-        need = inputs.queued.requirements, inputs.queued.time_limit
-        found = self._openings.get(need)
-        if found is None:
-            found = self._openings[need] = _find_opening(inputs, self.placement(inputs.queued))
-        return found
-
-    def why_first(
+    def reason(
         self, blocker: Blocker, balances: Sequence[AccountBalance]
     ) -> waits.LessUsed | waits.WithinGuaranteedRate | None:
         pair = blocker.job, balances[1].id
-        found = self._why_first.get(pair, "unknown")
-        if found == "unknown":
-            found = self._why_first[pair] = _why_first(blocker, balances)
-        return found
-
-    def room_changed(self) -> None:
-        self._openings.clear()
+        try:
+            return self._reasons[pair]
+        except KeyError:
+            reason = self._reasons[pair] = _why_first(blocker, balances)
+            return reason
 
     def balances_changed(self) -> None:
-        self._why_first.clear()
-
-
-def rate_of(offer: Offer, nodes: int) -> int:
-    """Micro-dollars an hour that so many of its machines cost now."""
-    return nodes * _hourly_rate(offer.price)
-
-
-class _RoomAboutToBeFree:
-    """Slots by provider, and vCPUs by quota, of machines that their jobs don't want any more."""
-
-    def __init__(
-        self, slots_in_use: Mapping[str, int], vcpus_in_use: Mapping[str, int], running: Iterable[RunningJob]
-    ) -> None:
-        self.slots, self.vcpus = Counter(slots_in_use), Counter(vcpus_in_use)
-        for job in running:
-            self.slots[job.provider] -= job.slots
-            self.vcpus.subtract(job.vcpus)
-
-
-class _TimeLimits:
-    """When slots will be free at the latest, by provider, because time limits end what runs there."""
-
-    def __init__(self, running: Iterable[RunningJob], about_to_be_free: Mapping[str, int]) -> None:
-        self._ends = [(job.ends_by, job.provider, job.slots) for job in running if job.ends_by is not None]
-        self._about_to_be_free = about_to_be_free
-
-    def add_start(self, start: Start) -> None:
-        if (end := _ends_by(start.inputs, start.offer)) is not None:
-            self._ends.append((end, start.offer.provider, start.nodes))
-
-    def blocked_by(self, blocker: Blocker, inputs: StartInputs, providers: Iterable[str]) -> dict[str, Blocker]:
-        """What keeps later jobs from the slots of these providers."""
-        free = {offer.provider: _free_slots(inputs, offer) or 0 for offer in inputs.offers} if self._ends else {}
-        return {
-            provider: replace(blocker, room_at=self._room_at(provider, inputs, free[provider])) if free else blocker
-            for provider in providers
-        }
-
-    def _room_at(self, provider: str, inputs: StartInputs, free: int) -> int | None:
-        slots = free + self._about_to_be_free.get(provider, 0)
-        for end, where, number in sorted(self._ends):
-            if slots >= inputs.queued.requirements.nodes:
-                break  # the next schedule starts it
-            if where == provider:
-                slots += number
-                if slots >= inputs.queued.requirements.nodes:
-                    return end
-        return None
-
-
-def _ends_by(inputs: StartInputs, offer: Offer) -> int | None:
-    """When the job's time limit ends it if it starts now on this offer (µs UTC), with the time to start and end."""
-    if inputs.queued.time_limit is None:
-        return None
-    timeouts = inputs.timeouts[offer.provider]
-    starting = timeouts.boot + timeouts.launch_window + timeouts.forming
-    return inputs.now + starting + inputs.queued.time_limit + timeouts.drain
+        self._reasons.clear()
 
 
 def _make_room(
-    inputs: StartInputs,
-    placement: Placement,
+    turn: _Turn,
+    room: Room,
     running: Sequence[RunningJob],
     balances: Mapping[UUID, AccountBalance],
-    about_to_be_free: _RoomAboutToBeFree,
+    about_to_be_free: RoomAboutToBeFree,
 ) -> preemption.Room | None:
     """For a job with which its team borrows nothing: on the best offer where enough is about to be free, or others can
     be evicted. Only the first that waits there has any made: what is freed is for it alone.
     """
-    nodes = inputs.queued.requirements.nodes
-    for offer in placement.best_by_quota:
+    requirements = turn.queued.requirements
+    nodes = requirements.nodes
+    for offer in room.placement(requirements).best_by_quota:
         quota = quotas.quota_id(offer)
-        if offer.provider in inputs.slots_blocked_by or quota in inputs.quotas_blocked:
+        if offer.provider in room.slots_blocked_by or quota in room.quotas_blocked:
             continue
-        slots, vcpus = _free_slots(inputs, offer), quotas.free_vcpus(offer, inputs.vcpus_in_use)
+        slots, vcpus = room.free_slots(offer), quotas.free_vcpus(offer, room.vcpus_in_use)
         vcpus_coming = about_to_be_free.vcpus[quota] if quota else 0
         there = tuple(job for job in running if job.provider == offer.provider)
         case = preemption.EvictionInputs(
-            claimant=inputs.queued.job,
-            rate=rate_of(offer, nodes),
-            team=inputs.balances[-2],
+            claimant=turn.queued.job,
+            rate=funding.rate_of(offer, nodes),
+            team=turn.balances[-2],
             provider=offer.provider,
             slots_missing=0 if slots is None else max(0, nodes - slots - about_to_be_free.slots[offer.provider]),
             quota=quota,
             vcpus_missing=0 if vcpus is None else max(0, quotas.vcpus_of(offer, nodes) - vcpus - vcpus_coming),
             running=there,
             lenders=tuple(balances[team] for team in sorted({job.team for job in there})),
-            now=inputs.now,
+            now=room.now,
         )
-        if room := preemption.make_room(case):
-            return room
+        if made := preemption.make_room(case):
+            return made
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Opening:
-    """The offer on which a job would start: for all jobs that need the same it is the same, until another one starts or
-    waits for room.
-
-    offer      the best that has room, or if none has, the best
-    has_room   if not, `providers` have too few slots, and `quotas` are used up
-    storable   whether a machine that is launched now has time to store anything
-    hold       micro-dollars that are held to start one machine
-    suitable   providers whose offers suit the job, best first
-    """
-
-    offer: Offer
-    has_room: bool
-    storable: bool
-    hold: int
-    suitable: tuple[str, ...]
-    providers: tuple[str, ...] = ()
-    quotas: tuple[str, ...] = ()
-
-
-def _find_opening(inputs: StartInputs, placement: Placement) -> _Opening | waits.WaitDetail:
-    """Or why no offer suits."""
-    requirements, best = inputs.queued.requirements, placement.best
-    if best is None:
-        return why_no_offer(requirements, placement)
-    storable, suitable = _can_store(inputs, best), tuple(placement.best_by_provider)
-    for offer in placement.best_by_quota:
-        if _has_room(inputs, offer):
-            hold = machine_hold(offer, requirements, inputs.timeouts[offer.provider])
-            return _Opening(offer, True, storable, hold, suitable)
-    full = tuple(name for name, offer in placement.best_by_provider.items() if not _has_free_slots(inputs, offer))
-    named = [quotas.quota_id(offer) for offer in placement.best_by_quota if offer.provider not in full]
-    used_up = tuple(dict.fromkeys(quota for quota in named if quota is not None))
-    hold = machine_hold(best, requirements, inputs.timeouts[best.provider])
-    return _Opening(best, False, storable, hold, suitable, full, used_up)
-
-
-def _decide(inputs: StartInputs, shared: _Shared) -> Start | Wait:
-    queued, opening = inputs.queued, shared.opening(inputs)
-    if not isinstance(opening, _Opening):
-        return Wait(queued.job, opening)
+def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
+    queued, requirements, opening = turn.queued, turn.queued.requirements, room.opening(turn.queued)
+    if opening is None:
+        return Wait(queued.job, room.placement(requirements).why_none)
     if queued.terminating_machines or queued.closing:
         detail = waits.EarlierMachinesTerminating(max(1, queued.terminating_machines))
-        return Wait(queued.job, detail, opening.suitable if queued.terminating_machines else ())
-    if inputs.now < queued.not_before:
+        suitable = tuple(room.placement(requirements).best_by_provider)
+        return Wait(queued.job, detail, suitable if queued.terminating_machines else ())
+    if room.now < queued.not_before:
         return Wait(queued.job, waits.RetryDelayed())
-    if inputs.now < inputs.refused_until:
+    if room.now < turn.refused_until:
         return Wait(queued.job, waits.BehindRefusedJob())
     if not opening.storable:
-        return Wait(queued.job, waits.NothingStorable(inputs.storage.problem))
-    nodes = queued.requirements.nodes
-    if shortage := find_shortage(inputs.balances, nodes * opening.hold, nodes):
+        return Wait(queued.job, waits.NothingStorable(room.storage.problem))
+    if shortage := find_shortage(turn.balances, requirements.nodes * opening.hold, requirements.nodes):
         balance, short = shortage
         return Wait(queued.job, short, short_account=(balance.id, balance.name))
     if not opening.has_room:
-        return Wait(queued.job, _what_is_in_use(inputs, opening, shared), opening.providers, opening.quotas)
-    # last: while nothing is free, only the head of the queue is read, which may lack the job that goes first
-    return _wait_for_turn(inputs, shared) or _start(inputs, opening)
-
-
-def _can_store(inputs: StartInputs, offer: Offer) -> bool:
-    """Whether a machine that is launched now has time to store anything."""
-    until = funding.funded_until(inputs.now, inputs.timeouts[offer.provider], inputs.storage.until)
-    return not inputs.storage.problem and until > inputs.now
-
-
-def why_no_offer(requirements: Requirements, placement: Placement) -> waits.WaitDetail:
-    """Why no offer suits a job, by the offers that come closest."""
-    passed_over = {one.reason: one.offer for one in placement.passed_over}
-    if silent := passed_over.get("unanswered"):
-        return waits.ProviderUnanswered(silent.provider)
-    if full := passed_over.get("quota"):
-        return waits.QuotaExhausted(full.provider, full.type, full.market)
-    if above := _closest_to_quota(placement):
-        return quotas.below_need(above, requirements.nodes)
-    if small := passed_over.get("slots"):
-        return waits.TooFewSlots(requirements.nodes, small.provider, small.slots or 0)
-    return placement.no_offer
-
-
-def _closest_to_quota(placement: Placement) -> Offer | None:
-    """Of the offers that the account's quotas don't cover, the one for which the least has to be asked."""
-    above = [one.offer for one in placement.passed_over if one.reason == "above_quota"]
-    return min(above, key=lambda offer: (quotas.vcpus_of(offer), Decimal(offer.price)), default=None)
-
-
-def _wait_for_turn(inputs: StartInputs, shared: _Shared) -> Wait | None:
-    if inputs.budget_blocked_by is None:
-        return None
-    blocker, name = inputs.budget_blocked_by
-    return Wait(inputs.queued.job, waits.BehindJobShortOfBudget(name, shared.why_first(blocker, inputs.balances)))
-
-
-def hold_for(offer: Offer, requirements: Requirements, timeouts: Mapping[str, Timeouts]) -> int:
-    """Micro-dollars that are held to start the job's machines."""
-    return requirements.nodes * machine_hold(offer, requirements, timeouts[offer.provider])
-
-
-def machine_hold(offer: Offer, requirements: Requirements, timeouts: Timeouts) -> int:
-    """Micro-dollars that are held to start one of the job's machines."""
-    return funding.initial_hold(offer.rate_cap, timeouts, offer.billing.minimum, requirements.reserved_time)
+        return Wait(queued.job, _what_is_in_use(turn, room, opening, precedence), opening.full, opening.used_up)
+    if turn.budget_blocked_by:
+        # last: while nothing is free, only the head of the queue is read, which may lack the job that goes first
+        blocker, name = turn.budget_blocked_by
+        return Wait(queued.job, waits.BehindJobShortOfBudget(name, precedence.reason(blocker, turn.balances)))
+    return _start(turn, room, opening)
 
 
 def find_shortage(
@@ -513,41 +337,16 @@ def find_shortage(
     return None
 
 
-def _has_room(inputs: StartInputs, offer: Offer) -> bool:
-    if not _has_free_slots(inputs, offer) or quotas.quota_id(offer) in inputs.quotas_blocked:
-        return False
-    free = quotas.free_vcpus(offer, inputs.vcpus_in_use)
-    return free is None or quotas.vcpus_of(offer, inputs.queued.requirements.nodes) <= free
-
-
-def _has_free_slots(inputs: StartInputs, offer: Offer) -> bool:
-    if (blocker := inputs.slots_blocked_by.get(offer.provider)) and not _ends_before(inputs, offer, blocker):
-        return False
-    free = _free_slots(inputs, offer)
-    return free is None or inputs.queued.requirements.nodes <= free
-
-
-def _ends_before(inputs: StartInputs, offer: Offer, blocker: Blocker) -> bool:
-    """Whether the job has left the slots again when the one before it can have them: then it fills the gap."""
-    end = _ends_by(inputs, offer)
-    return end is not None and blocker.room_at is not None and end <= blocker.room_at
-
-
-def _free_slots(inputs: StartInputs, offer: Offer) -> int | None:
-    """None: no limit."""
-    return None if offer.slots is None else max(0, offer.slots - inputs.machines_in_use.get(offer.provider, 0))
-
-
 def _what_is_in_use(
-    inputs: StartInputs, opening: _Opening, shared: _Shared
+    turn: _Turn, room: Room, opening: Opening, precedence: _Precedence
 ) -> waits.MachinesInUse | waits.QuotaInUse:
     """Slots of the best offer's provider, or else the quota that its machines count against."""
-    offer, nodes = opening.offer, inputs.queued.requirements.nodes
-    if offer.provider not in opening.providers:
-        return quotas.in_use(offer, nodes, inputs.vcpus_in_use, quotas.quota_id(offer) in inputs.quotas_blocked)
-    blocker = inputs.slots_blocked_by.get(offer.provider)
-    first = shared.why_first(blocker, inputs.balances) if blocker else None
-    return waits.MachinesInUse(nodes, _free_slots(inputs, offer), offer.slots, blocker is not None, first)
+    offer, nodes = opening.offer, turn.queued.requirements.nodes
+    if offer.provider not in opening.full:
+        return quotas.in_use(offer, nodes, room.vcpus_in_use, quotas.quota_id(offer) in room.quotas_blocked)
+    blocker = room.slots_blocked_by.get(offer.provider)
+    first = precedence.reason(blocker, turn.balances) if blocker else None
+    return waits.MachinesInUse(nodes, room.free_slots(offer), offer.slots, blocker is not None, first)
 
 
 def _why_first(
@@ -568,19 +367,28 @@ def _why_first(
 
 
 @lru_cache(maxsize=4096)
-def _hourly_rate(price: str) -> int:
-    """Micro-dollars."""
-    return money.cost(price, money.HOUR)
-
-
-@lru_cache(maxsize=4096)
 def _rounded(amount: int) -> str:
     """Dollars to a cent, or two digits of less than one, so that a stored wait seldom changes."""
     return money.to_decimal(round(amount, -min(4, max(0, len(str(amount)) - 2))))
 
 
-def _start(inputs: StartInputs, opening: _Opening) -> Start:
-    queued, offer = inputs.queued, opening.offer
+def _start(turn: _Turn, room: Room, opening: Opening) -> Start:
+    queued, offer = turn.queued, opening.offer
+    inputs = StartInputs(
+        queued=queued,
+        offers=room.offers,
+        machines_in_use=room.machines_in_use,
+        balances=turn.balances,
+        slots_blocked_by=room.slots_blocked_by,
+        budget_blocked_by=turn.budget_blocked_by,
+        now=room.now,
+        refusals=room.refusals,
+        timeouts=room.timeouts,
+        refused_until=turn.refused_until,
+        storage=room.storage,
+        vcpus_in_use=room.vcpus_in_use,
+        quotas_blocked=room.quotas_blocked,
+    )
     return Start(
         job=queued.job,
         attempt=queued.attempt,
@@ -588,7 +396,7 @@ def _start(inputs: StartInputs, opening: _Opening) -> Start:
         nodes=queued.requirements.nodes,
         offer=offer,
         hold=opening.hold,
-        funded_until=funding.funded_until(inputs.now, inputs.timeouts[offer.provider], inputs.storage.until),
+        funded_until=funding.funded_until(room.now, room.timeouts[offer.provider], room.storage.until),
         inputs=inputs,
     )
 

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from shoestring_core import money
 from shoestring_core.decide import preemption
+from shoestring_core.decide.funding import rate_of
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.queue import (
     HALF_LIFE,
@@ -30,7 +31,7 @@ from shoestring_core.decide.queue import (
 )
 from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import SchedulingDecision, rate_of, schedule_jobs
+from shoestring_core.decide.schedule import SchedulingDecision, schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.wording import Reason
 

@@ -13,10 +13,11 @@ from functools import cache
 from uuid import UUID
 
 from shoestring_core import money
+from shoestring_core.decide.funding import hold_for
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.queue import AccountBalance
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import find_shortage, hold_for
+from shoestring_core.decide.schedule import find_shortage
 from shoestring_core.spec import Resources, reserved_time_of_stored
 from shoestring_core.states import JobState, WaitReason
 from shoestring_core.store import ledger

@@ -13,11 +13,12 @@ from uuid import UUID
 
 from shoestring_core import money
 from shoestring_core.decide import preemption
+from shoestring_core.decide.funding import rate_of
 from shoestring_core.decide.offers import Hardware, Offer, Quota
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import SchedulingDecision, StartInputs, decide_start, rate_of, schedule_jobs
+from shoestring_core.decide.schedule import SchedulingDecision, StartInputs, decide_start, schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
 
 DOLLAR = money.MICRO

@@ -15,7 +15,7 @@ from shoestring_core.decide.placement import rank_offers, require_machines
 from shoestring_core.decide.preemption import Eviction
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start, hold_for
+from shoestring_core.decide.schedule import Start
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
 from shoestring_core.launch_request import LaunchDisk, LaunchRequest
@@ -132,7 +132,7 @@ def min_hold(db: Read, spec: JobSpec) -> int:
     needed, known = Requirements.of(spec.resources, reserved_time=spec.reserved_time), db.once(load_known)
     placement = rank_offers(known.offers, needed)
     require_machines(placement)
-    return min((hold_for(offer, needed, known.timeouts) for offer in placement.ranked), default=0)
+    return min((funding.hold_for(offer, needed, known.timeouts) for offer in placement.ranked), default=0)
 
 
 def _open_attempt(db: Write, start: Start, plan_version: int) -> None:
