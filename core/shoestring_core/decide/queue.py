@@ -31,9 +31,10 @@ MemberPath: TypeAlias = tuple[UUID, ...]
 """A member's accounts, from the member's own to the organization's."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AccountBalance:
-    """An account at the time of the decision, in micro-dollars.
+    """An account at the time of the decision, in micro-dollars. Nobody changes one: `holding` makes another. It is not
+    frozen because that doubles what making one takes, and a schedule makes three for each start.
 
     recent  what it spent, each amount halved with every half-life that has passed since
     weight  a team of weight 2 gets twice the dollars of one of weight 1; a member of a team likewise
