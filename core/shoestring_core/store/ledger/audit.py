@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 
 from shoestring_core.store.tables import AccountRow, CarriedHoldRow, HoldRow, LimitChangeRow, TransferRow
 from shoestring_core.store.transactions import Read
@@ -26,27 +27,33 @@ class Discrepancy:
 
 def find_discrepancies(db: Read) -> list[Discrepancy]:
     """Compare every total with its sum; a healthy ledger has no discrepancy."""
-    accounts = list(db.sql.scalars(select(AccountRow).order_by(AccountRow.level.desc(), AccountRow.id)))
+    accounts = db.sql.execute(_ACCOUNTS).all()
     posted, held = _posted_by_account(db), _held_by_account(db)
     for account in accounts:  # leaves come first, so that an account is complete before it counts for its parent
         if account.parent is not None:
             posted[account.parent] += posted[account.id]
             held[account.parent] += held[account.id]
-    checks = [Discrepancy(account.id, "posted", posted[account.id], account.posted) for account in accounts]
-    checks += [Discrepancy(account.id, "held", held[account.id], account.held) for account in accounts]
-    checks += [Discrepancy(account.id, "overdraft", _overdraft(account), account.overdraft) for account in accounts]
     limits, carried = _limits_by_account(db), _carried_by_account(db)
+    totals = ("posted", "held", "overdraft", "carried", "base", "limit")
+    found = []
     for account in accounts:
-        checks.append(Discrepancy(account.id, "carried", carried[account.id], account.carried))
+        base, limit = account.period_base, account.limit_micro
+        actual = (account.posted, account.held, account.overdraft, account.carried, base, limit)
         if account.id in limits:
             limit, base = limits[account.id]
-            checks.append(Discrepancy(account.id, "base", base, account.period_base))
-            checks.append(
-                Discrepancy(account.id, "limit", None if limit is None else limit + base, account.limit_micro)
-            )
+            limit = None if limit is None else limit + base
+        expected = (posted[account.id], held[account.id], _overdraft(account), carried[account.id], base, limit)
+        if expected != actual:
+            differing = zip(totals, expected, actual, strict=True)
+            found += [Discrepancy(account.id, total, *pair) for total, *pair in differing if pair[0] != pair[1]]
     leaves = sum(account.posted for account in accounts if account.kind in ("job", "cash", "overrun"))
-    checks.append(Discrepancy(None, "sum of all", 0, leaves))
-    return [check for check in checks if check.expected != check.actual]
+    return found if leaves == 0 else [*found, Discrepancy(None, "sum of all", 0, leaves)]
+
+
+_ACCOUNTS = select(
+    AccountRow.id, AccountRow.parent, AccountRow.kind, AccountRow.posted, AccountRow.held, AccountRow.overdraft,
+    AccountRow.limit_micro, AccountRow.carried, AccountRow.period_base,
+).order_by(AccountRow.level.desc(), AccountRow.id)  # fmt: skip
 
 
 def _posted_by_account(db: Read) -> Counter[UUID]:
@@ -82,5 +89,5 @@ def _limits_by_account(db: Read) -> dict[UUID, tuple[int | None, int]]:
     return {account: (limit, base) for account, limit, base in db.sql.execute(rows)}
 
 
-def _overdraft(account: AccountRow) -> int:
+def _overdraft(account: Row[Any]) -> int:
     return 0 if account.limit_micro is None else max(0, account.posted + account.held - account.limit_micro)
