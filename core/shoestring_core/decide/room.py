@@ -81,7 +81,7 @@ class Room:
         if offer.slots is not None or quota is not None:
             self._openings.clear()
 
-    def block(self, slots: Mapping[str, Blocker], quotas_: Iterable[str]) -> None:
+    def block(self, slots: dict[str, Blocker], quotas_: Iterable[str]) -> None:
         """A job waits for slots of these providers, and for these quotas."""
         self.slots_blocked_by = self.slots_blocked_by | slots
         self.quotas_blocked = (*self.quotas_blocked, *quotas_)

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import func, select
 
 from shoestring_core.store.tables import AccountRow, CarriedHoldRow, HoldRow, LimitChangeRow, TransferRow
 from shoestring_core.store.transactions import Read
@@ -42,7 +41,8 @@ def find_discrepancies(db: Read) -> list[Discrepancy]:
         if account.id in limits:
             limit, base = limits[account.id]
             limit = None if limit is None else limit + base
-        expected = (posted[account.id], held[account.id], _overdraft(account), carried[account.id], base, limit)
+        overdraft = _overdraft(account.posted + account.held, account.limit_micro)
+        expected = (posted[account.id], held[account.id], overdraft, carried[account.id], base, limit)
         if expected != actual:
             differing = zip(totals, expected, actual, strict=True)
             found += [Discrepancy(account.id, total, *pair) for total, *pair in differing if pair[0] != pair[1]]
@@ -89,5 +89,5 @@ def _limits_by_account(db: Read) -> dict[UUID, tuple[int | None, int]]:
     return {account: (limit, base) for account, limit, base in db.sql.execute(rows)}
 
 
-def _overdraft(account: Row[Any]) -> int:
-    return 0 if account.limit_micro is None else max(0, account.posted + account.held - account.limit_micro)
+def _overdraft(used: int, limit: int | None) -> int:
+    return 0 if limit is None else max(0, used - limit)
