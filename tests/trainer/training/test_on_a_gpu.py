@@ -10,6 +10,7 @@ import torch
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.setup import choose_algorithms
 from shoestring_trainer.training.step import Trainer
+from shoestring_trainer.training.upload import upload, upload_stream
 from torch.profiler import ProfilerActivity, profile
 
 from tests.trainer.training.first_phase import RECIPES, first_phase
@@ -60,3 +61,26 @@ def test_a_step_neither_waits_for_the_gpu_nor_copies_to_it_from_pageable_memory(
     assert not WAITS & events.keys()
     assert not pageable_copies(recorded)
     assert all(len(step.numbers.read()) == (4 if precision is Precision.FP16 else 2) for step in queued)
+
+
+@pytest.mark.gpu
+def test_an_upload_ends_while_the_steps_before_it_are_still_at_work():
+    device, host = torch.device("cuda", 0), torch.arange(1000)
+    upload(host, device)  # pins and allocates
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1 << 31)  # about a second
+    uploaded = upload(host, device)
+    upload_stream(device).synchronize()
+    assert not torch.cuda.current_stream(device).query()
+    assert torch.equal(uploaded.cpu(), host)
+
+
+@pytest.mark.gpu
+def test_memory_of_an_upload_is_reused_only_after_the_step_that_reads_it():
+    device, sums = torch.device("cuda", 0), []
+    for number in range(50):
+        uploaded = upload(torch.full((1 << 18,), number), device)
+        torch.cuda._sleep(1 << 22)  # the step is late: the next uploads are made meanwhile
+        sums.append(uploaded.sum())
+        del uploaded
+    assert [int(one) for one in sums] == [number << 18 for number in range(50)]

@@ -7,7 +7,7 @@ So no random state is ever saved: the step number determines it, at any world si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ CPU = torch.device("cpu")
 DRAWS_PER_SAMPLE = 8
 FLIP = 5
 """Which of a sample's draws decides whether it is flipped (below one half)."""
+BLOCK = 1 << 16
+"""Samples whose draws are made at a time, of which only some are kept."""
 
 
 def derive_seed(seed: int, *names: int | str) -> int:
@@ -74,13 +76,15 @@ class Samples:
     draws_NK: Tensor
     host_draws_NK: Tensor
 
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.ids_N, self.device_ids_N, self.draws_NK, self.host_draws_NK
+
     def split(self, parts: int) -> list[Samples]:
         """Split into this many parts of about the same size."""
         if parts == 1:
             return [self]
-        columns = (
-            column.tensor_split(parts) for column in (self.ids_N, self.device_ids_N, self.draws_NK, self.host_draws_NK)
-        )
+        columns = (column.tensor_split(parts) for column in self.columns)
         return [Samples(*columns_of_part) for columns_of_part in zip(*columns, strict=True)]
 
 
@@ -96,12 +100,12 @@ class RankSamples(Samples):
 
 @dataclass(frozen=True)
 class Epoch:
-    """The order of an epoch's samples, and each sample's draws. Both are copied to the device once."""
+    """The order of an epoch's samples, and those of each sample's draws that are kept; copied to the device once."""
 
     order_N: Tensor
     device_order_N: Tensor
-    draws_NK: Tensor
-    host_draws_NK: Tensor
+    draws_NU: Tensor
+    host_draws_NU: Tensor
 
 
 class DistributedSampler:
@@ -113,19 +117,25 @@ class DistributedSampler:
     samples_per_epoch  length of an epoch, the first samples of each permutation; None: all
     alternating_flip   whether a sample is flipped is drawn once and alternates from epoch to epoch
     draws              numbers drawn for each sample and epoch
-    order              returns the order of an epoch's samples; None: any permutation
+    kept_draws         those of them that are kept; the others read as 0. Data sets of so many images that an epoch's
+                       draws would fill the memory keep what they use. None: all
+    order              returns the order of an epoch's samples, in any integer type; None: any permutation
     device             where the samples are used
     """
 
     def __init__(
         self, seed: int, samples: int, rank: int, world_size: int,
         *, samples_per_epoch: int | None = None, alternating_flip: bool = False, draws: int = DRAWS_PER_SAMPLE,
-        device: torch.device = CPU, order: Callable[[int], Tensor] | None = None,
+        kept_draws: Sequence[int] | None = None, device: torch.device = CPU,
+        order: Callable[[int], Tensor] | None = None,
     ) -> None:  # fmt: skip
         self._seed, self._samples, self._rank, self._world_size = seed, samples, rank, world_size
         self._samples_per_epoch, self._alternating_flip = samples_per_epoch or samples, alternating_flip
-        self._draws, self._device, self._order = draws, device, order
-        self._epochs: dict[int, Epoch] = {}
+        self._draws, self._device, self._order = draws, device, order or self._permutation
+        self._kept_U = None if kept_draws is None else torch.tensor(kept_draws, dtype=torch.int64)
+        self._flip = FLIP if kept_draws is None else list(kept_draws).index(FLIP) if alternating_flip else -1
+        self._device_kept_U = None if self._kept_U is None else upload(self._kept_U, device)
+        self._latest: tuple[int, Epoch] | None = None
         self._peeked: dict[tuple[int, int], RankSamples] = {}
 
     def peek(self, start: int, size: int) -> RankSamples:
@@ -139,20 +149,11 @@ class DistributedSampler:
 
     def _share(self, start: int, size: int) -> RankSamples:
         first, end = size * self._rank // self._world_size, size * (self._rank + 1) // self._world_size
-        spans, parts = [], []
-        for number, start_in_epoch, end_in_epoch in self._spans(start + first, start + end):
-            epoch = self._epoch(number)
-            ids_N = epoch.order_N[start_in_epoch:end_in_epoch]
-            device_ids_N = epoch.device_order_N[start_in_epoch:end_in_epoch]
-            spans.append((number, start_in_epoch, ids_N))
-            host_draws_NK = epoch.host_draws_NK[ids_N]
-            draws_NK = host_draws_NK if self._device == CPU else epoch.draws_NK[device_ids_N]
-            parts.append((ids_N, device_ids_N, draws_NK, host_draws_NK))
-            self._epochs = {number: epoch}  # of a large data set, two would fill the memory
+        parts = [self._part(*span) for span in self._spans(start + first, start + end)]
         if len(parts) == 1:
-            return RankSamples(*parts[0], spans)
-        ids_N, device_ids_N, draws_NK, host_draws_NK = (torch.cat(column) for column in zip(*parts, strict=True))
-        return RankSamples(ids_N, device_ids_N, draws_NK, host_draws_NK, spans)
+            return parts[0]
+        columns = zip(*(part.columns for part in parts), strict=True)
+        return RankSamples(*(torch.cat(column) for column in columns), [span for part in parts for span in part.spans])
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield the epochs from `start` to `end` of the stream, with the positions in each."""
@@ -162,16 +163,48 @@ class DistributedSampler:
             yield epoch, first, last
             start += last - first
 
-    def _epoch(self, epoch: int) -> Epoch:
-        if epoch not in self._epochs:
-            order = (
-                self._order(epoch)
-                if self._order
-                else torch.randperm(self._samples, generator=generator(self._seed, "order", epoch))
-            )
-            draws = torch.rand(self._samples, self._draws, generator=generator(self._seed, "augment", epoch))
-            if self._alternating_flip:
-                once = torch.rand(self._samples, generator=generator(self._seed, "flip"))
-                draws[:, FLIP] = (once + 0.5 * (epoch % 2)) % 1
-            self._epochs[epoch] = Epoch(order, upload(order, self._device), upload(draws, self._device), draws)
-        return self._epochs[epoch]
+    def _part(self, number: int, start: int, end: int) -> RankSamples:
+        """Return the samples from `start` to `end` of an epoch."""
+        epoch = self._epoch(number)
+        ids_N, device_ids_N = epoch.order_N[start:end].long(), epoch.device_order_N[start:end].long()
+        host_draws_NK = draws_NK = _with_zeros(epoch.host_draws_NU[ids_N], self._kept_U, self._draws)
+        if self._device != CPU:
+            draws_NK = _with_zeros(epoch.draws_NU[device_ids_N], self._device_kept_U, self._draws)
+        return RankSamples(ids_N, device_ids_N, draws_NK, host_draws_NK, [(number, start, ids_N)])
+
+    def _epoch(self, number: int) -> Epoch:
+        if self._latest is None or self._latest[0] != number:
+            self._latest = None  # of a large data set, two would fill the memory
+            order, draws = self._order(number), self._draw(number)
+            epoch = Epoch(order, self._upload(order), self._upload(draws), draws)
+            self._latest = number, epoch
+        return self._latest[1]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        width = torch.int64 if self._kept_U is None else torch.int32
+        return torch.randperm(self._samples, generator=generator(self._seed, "order", epoch), dtype=width)
+
+    def _draw(self, epoch: int) -> Tensor:
+        """Return the draws that are kept of each sample."""
+        drawn = generator(self._seed, "augment", epoch)
+        if self._kept_U is None:
+            draws = torch.rand(self._samples, self._draws, generator=drawn)
+        else:
+            draws = torch.empty(self._samples, len(self._kept_U))
+            for block in draws.split(BLOCK):
+                block.copy_(torch.rand(len(block), self._draws, generator=drawn)[:, self._kept_U])
+        if self._alternating_flip:
+            once = torch.rand(self._samples, generator=generator(self._seed, "flip"))
+            draws[:, self._flip] = (once + 0.5 * (epoch % 2)) % 1
+        return draws
+
+    def _upload(self, host: Tensor) -> Tensor:
+        """Return a copy on the device; of a large one, no second is pinned on the host."""
+        if self._kept_U is None or self._device == CPU:
+            return upload(host, self._device)
+        return torch.cat([upload(block, self._device) for block in host.split(BLOCK)])
+
+
+def _with_zeros(draws_NU: Tensor, kept_U: Tensor | None, count: int) -> Tensor:
+    """Return all draws of some samples, of which `kept_U` are given and the others 0."""
+    return draws_NU if kept_U is None else draws_NU.new_zeros(len(draws_NU), count).index_copy_(1, kept_U, draws_NU)

@@ -13,7 +13,7 @@ from shoestring_core import recipes
 from torch import nn
 from torch.utils import deterministic as deterministic_memory
 
-from shoestring_trainer.training.data.augment import draws_per_sample
+from shoestring_trainer.training.data.augment import draws_per_sample, draws_used
 from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.sharded_dataset import ShardedDataset
 from shoestring_trainer.training.data.sources import open_dataset, open_shards
@@ -63,8 +63,8 @@ class Setup:
         return DistributedSampler(
             self.seed, len(self.loader.dataset.train), self.distributed.rank, self.distributed.world_size,
             samples_per_epoch=self.schedule.samples_per_epoch, alternating_flip=self.settings.alternating_flip,
-            draws=draws_per_sample(self.settings), device=self.distributed.device,
-            order=feed.order.epoch if (feed := self.loader.dataset.feed) else None,
+            draws=draws_per_sample(self.settings), kept_draws=draws_used(self.settings) if self.shards else None,
+            device=self.distributed.device, order=feed.order.epoch if (feed := self.loader.dataset.feed) else None,
         )  # fmt: skip
 
 

@@ -3,15 +3,32 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """Return a copy on the device, which its stream makes when it gets there; on a CPU the tensor itself."""
+    """Return a copy on the device; on a CPU the tensor itself.
+
+    A stream of its own makes the copy, while that of the steps is still at work on an earlier one; what the latter does
+    from now on waits for it. Memory that isn't pinned is copied to pinned memory first.
+    """
     if device.type == "cpu":
         return host
-    return host.pin_memory().to(device, non_blocking=True)
+    pinned, stream, steps = host.pin_memory(), upload_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        copy = pinned.to(device, non_blocking=True)
+    steps.wait_stream(stream)
+    copy.record_stream(steps)  # its memory belongs to the other stream, which must not reuse it before the step is done
+    return copy
+
+
+@cache
+def upload_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that makes the copies to a device."""
+    return torch.cuda.Stream(device)
 
 
 class Download:

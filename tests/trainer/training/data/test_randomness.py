@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from shoestring_trainer.training import randomness
 from shoestring_trainer.training.data.augment import (
     RandomResizedCrop,
     augment,
     color_jitter,
     cutout,
+    draws_per_sample,
+    draws_used,
     random_crop,
     random_resized_crop,
     rotate_and_shift,
@@ -80,6 +85,39 @@ def test_ranks_drop_the_activations_that_one_process_would_drop():
     seed_dropout(1, 2, torch.device("cpu"))
     assert torch.equal(torch.cat(shares), alone(x_NF))
     assert torch.equal(alone.eval()(x_NF), x_NF)
+
+
+@pytest.mark.parametrize("alternating", [False, True])
+def test_draws_that_are_not_kept_read_as_zero_and_the_others_and_the_order_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, alternating: bool
+):
+    monkeypatch.setattr(randomness, "BLOCK", 7)
+    kept = [3, 4, FLIP, 11, 12]
+    whole = DistributedSampler(3, 50, 0, 1, draws=16, alternating_flip=alternating)
+    part = DistributedSampler(3, 50, 0, 1, draws=16, alternating_flip=alternating, kept_draws=kept)
+    for start in range(0, 150, 20):  # some batches are of two epochs
+        ours, theirs = part.batch(start, 20), whole.batch(start, 20)
+        assert torch.equal(ours.ids_N, theirs.ids_N)
+        assert ours.ids_N.dtype == theirs.ids_N.dtype
+        assert torch.equal(ours.draws_NK[:, kept], theirs.draws_NK[:, kept])
+        assert ours.draws_NK.count_nonzero() == ours.draws_NK[:, kept].count_nonzero()
+
+
+CROPS = Settings(crop_scale=0.1, flip=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(), EVERYTHING, CROPS, replace(CROPS, crop_scale=0.0, crop_scale_schedule="0:0.1"), Settings(translate=1),
+     replace(CROPS, color_jitter=0.4), Settings(alternating_flip=True), Settings(crop_padding=2, cutout=3)],
+)  # fmt: skip
+def test_augmentation_needs_no_other_draws_than_it_says(settings: Settings):
+    crop = RandomResizedCrop(8, 0.1, None) if settings.crop_scale or settings.crop_scale_schedule else None
+    images, draws = torch.rand(16, 3, 8, 8), torch.rand(16, draws_per_sample(settings))
+    used = torch.zeros_like(draws)
+    used[:, draws_used(settings)] = draws[:, draws_used(settings)]
+    ours, theirs = (augment(images, each, settings, MEAN, resized_crop=crop) for each in (used, draws))
+    assert torch.equal(ours, theirs)
 
 
 def test_an_image_is_augmented_the_same_in_any_batch():

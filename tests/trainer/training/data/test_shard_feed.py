@@ -34,7 +34,7 @@ class Recorder:
 
 def feed() -> tuple[ShardFeed, Any]:
     requests: Any = Recorder()
-    order = ShardOrder(1, torch.arange(SHARDS).repeat_interleave(PER_SHARD), SAMPLES)
+    order = ShardOrder(1, torch.full((SHARDS,), PER_SHARD), SAMPLES)
     return ShardFeed(requests, order, VAL, EPOCHS * SAMPLES, lambda name: None), requests
 
 

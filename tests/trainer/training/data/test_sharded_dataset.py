@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ import torch
 from PIL import Image
 from shoestring_core.task import TaskData
 from shoestring_trainer.training.cli.prepare import index_source
+from shoestring_trainer.training.data.augment import draws_used
 from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.data.decoding import decode_crop
@@ -99,6 +104,53 @@ def test_images_are_those_of_a_decoded_cache_of_the_same_shards(shards: Path, co
         assert torch.equal(ours, theirs)
         assert torch.equal(our_images[:], their_images)
     assert streamed.val_names[0] == "val-000000.tar/00000000"
+
+
+def bytes_held(*roots: object) -> int:
+    """Return the bytes of all that is held by these objects: what arrays and tensors are views of, once."""
+    sizes: dict[int, int] = {}
+    found, ahead = set(map(id, roots)), list(roots)
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, torch.Tensor):
+            sizes[one.data_ptr()] = one.untyped_storage().nbytes()
+        elif isinstance(one, np.ndarray) and not isinstance(one.base, np.ndarray):
+            sizes[one.ctypes.data] = one.nbytes
+        elif not isinstance(one, np.ndarray):
+            sizes[id(one)] = sys.getsizeof(one)
+        referred = [*gc.get_referents(one), *([one.base] if isinstance(one, np.ndarray) else [])]
+        for other in referred:
+            if id(other) not in found and not isinstance(other, type | ModuleType | FunctionType):
+                found.add(id(other))
+                ahead.append(other)
+    return sum(sizes.values())
+
+
+def repeat_rows(folder: Path, times: int) -> None:
+    """Let each training image of the shards be so many."""
+    index = read_shard_index(folder)
+    counts = [times if shard.split == "train" else 1 for shard in index.shards]
+    shards = [replace(shard, images=count * shard.images) for shard, count in zip(index.shards, counts, strict=True)]
+    rows = map_samples(folder, index)
+    np.save(folder / "shards.npy", np.repeat(rows, np.array(counts)[rows["shard"]]))
+    digest = hashlib.sha256((folder / "shards.npy").read_bytes()).hexdigest()
+    changed = index.model_copy(update={"shards": shards, "samples_sha256": digest})
+    (folder / "shards.json").write_text(changed.model_dump_json())
+
+
+def test_a_rank_holds_sixty_bytes_for_each_image_of_the_data_set(copied: Path):
+    """28 of them are the index, which is a map of the file."""
+    held = []
+    for images in (60, 60 * 500):
+        repeat_rows(copied, images // 60)
+        loader = BatchLoader(open_prepared(copied, CROPS), CROPS, SINGLE_PROCESS.device)
+        sampler = DistributedSampler(1, images, 0, 1, draws=16, kept_draws=draws_used(CROPS))
+        (phase,) = HyperparamSchedule.from_settings(CROPS, images).phases
+        loader.start_phase(phase, iter(()))
+        for start in (0, images - 10):  # the second batch ends in the next epoch
+            sampler.batch(start, 20)
+        held.append(bytes_held(loader, sampler))
+    assert 55 < (held[1] - held[0]) / (60 * 499) < 60
 
 
 def overwrite(folder: Path, images: Iterable[int]) -> None:

@@ -18,11 +18,29 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.randomness import DRAWS_PER_SAMPLE, FLIP, more_draws
 from shoestring_trainer.training.settings import Settings
 
+ROTATION, PLACE, CUTOUT, JITTER, CROP_SHAPE = slice(0, 3), slice(3, 5), slice(6, 8), slice(8, 11), slice(11, 13)
+"""Which of a sample's draws decide what; `PLACE` is that of a crop."""
+
 
 def draws_per_sample(settings: Settings) -> int:
-    """Return how many random draws `augment` needs for each image."""
-    needs_more = settings.color_jitter or settings.crop_scale or settings.crop_scale_schedule
+    """Return how many random draws each image has."""
+    needs_more = settings.color_jitter or has_resized_crops(settings)
     return 2 * DRAWS_PER_SAMPLE if needs_more else DRAWS_PER_SAMPLE
+
+
+def draws_used(settings: Settings) -> list[int]:
+    """Return which of an image's draws are used, by `augment` or for the crop that it is decoded in."""
+    resized_crops = has_resized_crops(settings)
+    groups = [
+        (ROTATION, settings.rotate or settings.translate), (PLACE, settings.crop_padding or resized_crops),
+        (slice(FLIP, FLIP + 1), settings.flip or settings.alternating_flip), (CUTOUT, settings.cutout),
+        (JITTER, settings.color_jitter), (CROP_SHAPE, resized_crops),
+    ]  # fmt: skip
+    return [number for draws, used in groups if used for number in range(draws.start, draws.stop)]
+
+
+def has_resized_crops(settings: Settings) -> bool:
+    return bool(settings.crop_scale or settings.crop_scale_schedule)
 
 
 def augment(
@@ -39,23 +57,23 @@ def augment(
     if resized_crop:
         images_NCHW = random_resized_crop(to_float(images_NCHW, max_value), crop_draws(draws_NK), resized_crop)
     if settings.color_jitter:
-        images_NCHW = color_jitter(to_float(images_NCHW, max_value), draws_NK[:, 8:11], settings.color_jitter)
+        images_NCHW = color_jitter(to_float(images_NCHW, max_value), draws_NK[:, JITTER], settings.color_jitter)
     if settings.rotate or settings.translate:
         images_NCHW = to_float(images_NCHW, max_value)
-        images_NCHW = rotate_and_shift(images_NCHW, draws_NK[:, 0:3], settings.rotate, settings.translate)
+        images_NCHW = rotate_and_shift(images_NCHW, draws_NK[:, ROTATION], settings.rotate, settings.translate)
     if settings.crop_padding:
-        images_NCHW = random_crop(images_NCHW, draws_NK[:, 3:5], settings.crop_padding)
+        images_NCHW = random_crop(images_NCHW, draws_NK[:, PLACE], settings.crop_padding)
     if settings.flip or settings.alternating_flip:
         images_NCHW = torch.where(draws_NK[:, FLIP, None, None, None] < 0.5, images_NCHW.flip(3), images_NCHW)
     images_NCHW = to_float(images_NCHW, max_value)
     if settings.cutout:
-        images_NCHW = cutout(images_NCHW, draws_NK[:, 6:8], settings.cutout, mean_C)
+        images_NCHW = cutout(images_NCHW, draws_NK[:, CUTOUT], settings.cutout, mean_C)
     return images_NCHW
 
 
 def crop_draws(draws_NK: Tensor) -> Tensor:
     """Return the four of each sample's draws that give its random resized crop."""
-    return torch.cat([draws_NK[:, 3:5], draws_NK[:, 11:13]], dim=1)
+    return torch.cat([draws_NK[:, PLACE], draws_NK[:, CROP_SHAPE]], dim=1)
 
 
 def to_float(images_NCHW: Tensor, max_value: float) -> Tensor:

@@ -82,7 +82,7 @@ class BatchLoader:
             raw_NCHW, samples.draws_NK, self._settings, self._mean_C, self.dataset.max_value,
             self._resized_crop(samples.device_ids_N),
         )  # fmt: skip
-        labels_N = self._labels_N[samples.device_ids_N]
+        labels_N = self._labels_N[samples.device_ids_N].long()
         self.wait_s += monotonic() - start
         return images_NCHW, labels_N
 

@@ -56,7 +56,7 @@ class LazyImages(Protocol):
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images as uint8 and their class numbers.
+    """Images as uint8 and their class numbers; those of training images in any integer type, for there may be many.
 
     aspect_ratios_N  width / height of each image before it was stretched to a square; None: none was stretched
     """

@@ -21,6 +21,7 @@ from shoestring_trainer.processes import die_with_parent
 from shoestring_trainer.training.data.shard_reader import Chunk, ShardReader
 from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.upload import upload
 
 CHUNK_SIZE = 16
 """Images that a process decodes at a time."""
@@ -81,7 +82,7 @@ class ImageStream:
                 self._rest_NHWC = decoded
             part, self._rest_NHWC = self._rest_NHWC[:count], self._rest_NHWC[count:]
             began = monotonic()
-            parts.append(part.to(device, non_blocking=True))
+            parts.append(upload(part, device))
             stalls.upload_s += monotonic() - began
             count -= len(part)
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).permute(0, 3, 1, 2)

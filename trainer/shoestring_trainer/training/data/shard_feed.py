@@ -39,7 +39,7 @@ class ShardFeed:
 
         What training needs from sample `start` of the stream on is asked for too, to come while the run is set up.
         """
-        first = [int(self.order.shards_N[0])]
+        first = [self.order.first_shard]
         if start < self._samples:
             self._announced = self.order.windows(start, 1)[0]
         self._announce(first)

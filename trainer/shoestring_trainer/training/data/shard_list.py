@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,8 @@ Split = Literal["train", "val"]
 ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar$", max_length=200)]
 
 
-class Shard(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Shard:
     """One tar file. `first`: the number that is the key of its first sample; the others follow without gaps."""
 
     name: ShardName

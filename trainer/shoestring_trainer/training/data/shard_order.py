@@ -29,24 +29,24 @@ class Window:
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """The order of the samples of every epoch.
+    """The order of the samples of every epoch. Samples are numbered in the order of their shards.
 
-    shards_N           the shard of each sample, int64
+    counts_S           how many samples each shard has, int64; 0 for those of validation images
     samples_per_epoch  the first samples of each order are an epoch
     """
 
     seed: int
-    shards_N: Tensor
+    counts_S: Tensor
     samples_per_epoch: int
 
     @cached_property
-    def _shards(self) -> Tensor:
-        shards: Tensor = self.shards_N.unique()
-        return shards
+    def first_shard(self) -> int:
+        """The shard of sample 0."""
+        return int(self._shards[0])
 
     @cached_property
-    def _counts(self) -> Tensor:
-        return self.shards_N.bincount()
+    def _shards(self) -> Tensor:
+        return self.counts_S.nonzero().flatten()
 
     @cached_property
     def _windows(self) -> int:
@@ -59,11 +59,14 @@ class ShardOrder:
         return ends.diff()
 
     def epoch(self, epoch: int) -> Tensor:
-        """Return the samples of an epoch in their order."""
-        window_of_shard = torch.empty(int(self._shards.max()) + 1, dtype=torch.int64)
-        window_of_shard[self.shards(epoch)] = torch.arange(self._windows).repeat_interleave(self._window_sizes)
-        random_N = torch.randperm(len(self.shards_N), generator=generator(self.seed, "order", epoch))
-        return random_N[window_of_shard[self.shards_N[random_N]].argsort(stable=True)]
+        """Return the samples of an epoch in their order, int32."""
+        window_S = torch.empty(len(self.counts_S), dtype=torch.int32)
+        window_S[self.shards(epoch)] = torch.arange(self._windows, dtype=torch.int32).repeat_interleave(
+            self._window_sizes
+        )
+        window_N = window_S.repeat_interleave(self.counts_S)
+        random_N = torch.randperm(len(window_N), generator=generator(self.seed, "order", epoch), dtype=torch.int32)
+        return random_N[window_N.index_select(0, random_N).argsort(stable=True)]
 
     def shards(self, epoch: int) -> Tensor:
         """Return the shards in the order in which an epoch uses them."""
@@ -93,7 +96,7 @@ class ShardOrder:
 
     def _window_ends(self, epoch: int) -> Tensor:
         """Return the position in an epoch at which each of its windows ends."""
-        counts = self._counts[self.shards(epoch)]
+        counts = self.counts_S[self.shards(epoch)]
         return counts.cumsum(0)[self._window_sizes.cumsum(0) - 1]
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:

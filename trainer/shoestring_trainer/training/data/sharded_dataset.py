@@ -145,9 +145,9 @@ class ShardedDataset:
         if self._requests:
             self._split["shuffled_together"] = SHUFFLED_TOGETHER
             schedule = HyperparamSchedule.from_settings(self._settings, len(self._train_rows_N))
-            shards_N = torch.from_numpy(self.reader.samples["shard"][self._train_rows_N].astype(np.int64))
-            order = ShardOrder(seed, shards_N, schedule.samples_per_epoch)
-            val_shards = np.unique(self.reader.samples["shard"][self._val_rows_N]).tolist()
+            counts = np.bincount(self._shards(self._train_rows_N), minlength=len(self.reader.index.shards))
+            order = ShardOrder(seed, torch.from_numpy(counts), schedule.samples_per_epoch)
+            val_shards = np.unique(self._shards(self._val_rows_N)).tolist()
             samples = schedule.samples_before(schedule.total_steps)
             self._feed = ShardFeed(self._requests, order, val_shards, samples, wait_for_peers)
             self._feed.begin(schedule.samples_before(start_step))
@@ -168,8 +168,9 @@ class ShardedDataset:
         val = self._images(self._val_workers, self._val_rows_N, spec)
         mean, std = channel_statistics(self._statistics_images(train), MAX_VALUE)
         split = {**self._split, "val": self.reader.names(self._val_rows_N)}
+        label_type = np.int16 if len(self.reader.index.classes) <= np.iinfo(np.int16).max else np.int32
         return ImageDataset(
-            LabeledImages(train, self._labels(train)), LabeledImages(val, self._labels(val)),
+            LabeledImages(train, self._labels(train, label_type)), LabeledImages(val, self._labels(val, np.int64)),
             self.reader.index.classes, float(MAX_VALUE), mean, std, split, skipped=len(self.reader.index.skipped),
             val_batches=self._rectangular_batches(val) if rectangular else (), feed=self._feed,
         )  # fmt: skip
@@ -181,7 +182,7 @@ class ShardedDataset:
         """
         indices_N = torch.arange(0, len(train), max(1, len(train) // STATISTICS_IMAGES))
         if self._requests:
-            first = self.reader.samples["shard"][self._train_rows_N]
+            first = self._shards(self._train_rows_N)
             indices_N = torch.arange(min(STATISTICS_IMAGES, int((first == first[0]).sum())))
         return train.stream([(train, indices_N)]).take(len(indices_N), torch.device("cpu"), InputStalls())
 
@@ -196,8 +197,13 @@ class ShardedDataset:
     def _images(self, workers: DecodeWorkers, rows_N: npt.NDArray[np.int32], spec: ResizeSpec) -> ShardedImages:
         return ShardedImages(self.reader, workers, rows_N, spec)
 
-    def _labels(self, images: ShardedImages) -> Tensor:
-        return torch.from_numpy(self.reader.samples["label"][images.rows_N].astype(np.int64))
+    def _shards(self, rows_N: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
+        """Return the shard of each of these rows."""
+        shards_N: npt.NDArray[np.uint32] = self.reader.samples["shard"][rows_N]
+        return shards_N
+
+    def _labels(self, images: ShardedImages, kind: npt.DTypeLike) -> Tensor:
+        return torch.from_numpy(self.reader.samples["label"][images.rows_N].astype(kind))
 
     def _rectangular_batches(self, val: ShardedImages) -> list[tuple[Tensor, ShardedImages]]:
         shapes_N = self.reader.samples[val.rows_N]
