@@ -14,7 +14,10 @@ import sys
 import bench
 from bench import results
 
-NOT_BENCHMARKS = {"__main__", "cpu_loops", "gpu_runs", "load_clients", "load_service", "results", "soak"}
+NOT_BENCHMARKS = {
+    "__main__", "cpu_loops", "gpu_runs", "load_clients", "load_service", "results", "scale_loaders", "scale_starts",
+    "soak",
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ from PIL import Image
 from shoestring_trainer.training.cli.prepare import index_source, print_preparation
 from shoestring_trainer.training.data import shard_folder
 from shoestring_trainer.training.data.prepare_shards import PrepareOptions, Progress, prepare_shards
-from shoestring_trainer.training.data.shard_index import map_samples
+from shoestring_trainer.training.data.shard_index import map_samples, verify_shard
 from shoestring_trainer.training.data.shard_list import ShardIndex
 from shoestring_trainer.training.errors import DataError, TrainerError
 
@@ -154,12 +154,39 @@ def test_a_full_disk_is_said_and_when_it_has_room_again_it_goes_on(source: Path,
     assert sum(prepare(source, tmp_path / "shards").class_images["train"]) == 31
 
 
-def test_a_shard_that_was_changed_is_found_and_written_anew(source: Path, tmp_path: Path):
+def test_a_shard_that_was_changed_or_cut_off_is_found_and_written_anew(source: Path, tmp_path: Path):
     prepare(source, tmp_path / "shards")
     before = contents(tmp_path / "shards")
     file = tmp_path / "shards" / "train-000001.tar"
-    file.write_bytes(file.read_bytes().replace(b"IHDR", b"IHDS", 1))
-    with pytest.raises(DataError, match=r"train-000001\.tar isn't as it was written: another SHA-256"):
+    whole = file.read_bytes()
+    for damaged in (whole.replace(b"IHDR", b"IHDS", 1), whole[:-600]):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"train-000001\.tar isn't as it was written: another SHA-256"):
+            prepare(source, tmp_path / "shards")
+        prepare(source, tmp_path / "shards")
+        assert contents(tmp_path / "shards") == before
+
+
+def test_labels_places_and_counts_of_the_index_are_compared_with_what_the_shards_hold(source: Path, tmp_path: Path):
+    folder, index = tmp_path / "shards", prepare(source, tmp_path / "shards")
+    shard, rows = index.shards[1], np.array(map_samples(folder, index)[4:8])
+    assert verify_shard(folder, shard, rows) == ""
+    for column, message in {"label": "another label of 00000005.png", "offset": "00000005.png lies elsewhere"}.items():
+        changed = rows.copy()
+        changed[column][1] += 1
+        assert verify_shard(folder, shard, changed).startswith(message)
+    assert verify_shard(folder, shard, rows[:3]) == "another label of 00000007.png than in the index"
+    assert verify_shard(folder, shard, np.append(rows, rows[:1])) == "fewer images than in the index"
+
+
+@pytest.mark.parametrize(
+    "change", [{"class_images": {"train": [11, 10, 10]}}, {"skipped": ["red/large.png is damaged"]}]
+)
+def test_counts_that_are_not_those_of_the_source_are_found(source: Path, tmp_path: Path, change: dict):
+    index, file = prepare(source, tmp_path / "shards"), tmp_path / "shards" / "shards.json"
+    before = contents(tmp_path / "shards")
+    file.write_text(index.model_copy(update=change).model_dump_json())
+    with pytest.raises(DataError, match="counts other images than the 31 in its shards, made from 31"):
         prepare(source, tmp_path / "shards")
     prepare(source, tmp_path / "shards")
     assert contents(tmp_path / "shards") == before

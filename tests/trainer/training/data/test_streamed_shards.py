@@ -38,7 +38,7 @@ from shoestring_trainer.training.results.sample_log import read_sample_log
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.task import LocalTask
 
-from tests.servers import PATIENCE_S
+from tests.servers import PATIENCE_S, until
 from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, Object, serving
 from tests.trainer.training.data.sample_images import COLOURS, SINGLE_PROCESS
 from tests.trainer.training.gangs import base_environment, gang
@@ -202,6 +202,18 @@ def test_a_damaged_shard_ends_the_run_with_a_message(bucket: Bucket, tmp_path: P
     with streaming(bucket, tmp_path) as stream:
         message = r"the shard train-000000\.tar in s3://images/set has another SHA-256 .* upload the prepared"
         with pytest.raises(DataError, match=message):
+            batches(stream.folder, stream.requests)
+
+
+def test_a_disk_that_fills_up_while_shards_are_streamed_ends_the_run_with_a_message(bucket: Bucket, tmp_path: Path):
+    opened = asyncio.run(open_stream(URL, tmp_path, bucket.environment, ignore, cache_bytes=None))
+    drafts = opened.folder.with_suffix(".drafts")
+    (drafts / "left").touch()
+    with streaming(bucket, tmp_path) as stream:
+        until(lambda: not (drafts / "left").exists())  # what an earlier run has left has been deleted
+        for shard in stream.index.shards:
+            (drafts / shard.name).symlink_to("/dev/full")
+        with pytest.raises(DataError, match=r"can't be written to .* \(No space left on device\); lower data\.cache"):
             batches(stream.folder, stream.requests)
 
 

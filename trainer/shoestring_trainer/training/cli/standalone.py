@@ -206,11 +206,12 @@ def _resume(folder: Path) -> Path:
 
 def _with_local_data(task: RecipeTask) -> RecipeTask:
     """Return the task with local data: data in a bucket are downloaded to a cache, or updated there."""
-    from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
-    from shoestring_trainer.data_sync.errors import DataUnavailable
+    from shoestring_trainer.data_sync.errors import SCHEME, DataUnavailable
 
-    if task.data is None or not is_remote(source := task.data.source or task.data.train):
+    if task.data is None or not (source := task.data.source or task.data.train).startswith(SCHEME):
         return task
+    from shoestring_trainer.data_sync.datasets import sync_dataset  # and an HTTP client, which local data don't need
+
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoestring"
     try:
         if task.data.stream:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import Any
 
+import numpy.random  # noqa: F401 - once, before the fork: each process of a loader would import it by itself
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset

@@ -126,7 +126,7 @@ def prepare_shards(
             else:
                 _pack(pool, plans, parts, report)
                 index = _write_samples(folder, parts, plans, sources, options, digest)
-            _verify(pool, folder, parts, index)
+            _verify(pool, sources, folder, parts, index)
             replace_file(folder / INDEX_FILE, index.model_dump_json(indent=1).encode())
         shutil.rmtree(parts)
     except BrokenProcessPool as error:
@@ -258,8 +258,13 @@ def _write_samples(
     )  # fmt: skip
 
 
-def _verify(pool: ProcessPoolExecutor, folder: Path, parts: Path, index: ShardIndex) -> None:
-    """Read every shard again. Raises DataError for one that isn't as the index says; it will then be written anew."""
+def _verify(
+    pool: ProcessPoolExecutor, sources: dict[Split, ImageIndex], folder: Path, parts: Path, index: ShardIndex
+) -> None:
+    """Read every shard again, and count. Raises DataError for what isn't as it should be, and lets it be written anew.
+
+    What has been left out was damaged; whatever else the source holds must be there.
+    """
     rows = map_samples(folder, index)
     numbers = range(len(index.shards))
     checks = [pool.submit(verify_shard, folder, index.shards[n], np.array(rows[rows["shard"] == n])) for n in numbers]
@@ -271,6 +276,14 @@ def _verify(pool: ProcessPoolExecutor, folder: Path, parts: Path, index: ShardIn
                 f"the shard {folder / shard.name} isn't as it was written: {problem}; run the same command again, "
                 "which writes what is missing"
             )
+    counts = {split: count_labels(rows, index.shards, split, len(index.classes)) for split in sources}
+    stored, given = sum(map(sum, counts.values())), sum(map(len, sources.values()))
+    if counts != index.class_images or stored + len(index.skipped) != given:
+        (folder / INDEX_FILE).unlink(missing_ok=True)
+        raise DataError(
+            f"{folder / INDEX_FILE} counts other images than the {stored:,} in its shards, made from {given:,}; run "
+            "the same command again, which writes them anew"
+        )
 
 
 def _part_file(parts: Path, shard: str) -> Path:
