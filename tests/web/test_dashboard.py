@@ -156,6 +156,29 @@ def test_points_are_drawn_as_they_arrive(deployment: Deployment, open_page: Open
     expect(metric(page, "train/loss").locator("tbody tr")).to_have_count(39)
 
 
+def test_the_page_says_how_long_training_has_waited_for_its_input_and_for_what(
+    deployment: Deployment, open_page: OpenPage
+) -> None:
+    job, (agent,) = deployment.running()
+    page = open_page(f"/jobs/{job}")
+    agent.points(range(1, 4))
+
+    def wait(step: int, **seconds: float) -> None:
+        series = [
+            {"name": f"stall/{cause}_s", "steps": [step], "times": [1e9 + step], "values": [value]}
+            for cause, value in seconds.items()
+        ]
+        agent.report(batch=agent.batch(points=series))
+
+    wait(2, download=1.5, decode=100.0, upload=0.0)
+    expect(page.get_by_text("Waited for input: 1.5 s downloading shards, 1m 40s decoding images.")).to_be_visible()
+    wait(3, download=2.0, decode=0.0, upload=4.0)
+    line = "Waited for input: 3.5 s downloading shards, 1m 40s decoding images, 4.0 s copying to the device."
+    expect(page.get_by_text(line)).to_be_visible()
+    expect(metric(page, "train/loss")).to_be_visible()
+    expect(metric(page, "stall/decode_s")).to_have_count(0)
+
+
 def test_points_from_before_the_page_was_opened_are_shown_once(deployment: Deployment, open_page: OpenPage) -> None:
     job, (agent,) = deployment.running()
     agent.points(range(1, 21))

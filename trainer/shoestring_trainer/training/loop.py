@@ -103,6 +103,8 @@ def run(task: LocalTask, setup: Setup, stop_listener: StopListener, counter: Ste
             metrics = {"train/lr": settings.lr * hyperparams.lr_factor, "train/momentum": hyperparams.momentum}
             if queued.noise_scale is not None:
                 metrics["train/noise_scale"] = queued.noise_scale
+            if loader.stalls.report_is_due:
+                metrics |= loader.stalls.since_last_report()
             completed = CompletedStep(
                 step, schedule.epochs_before(step), phase.batch_size, queued.numbers, skip, at=time(), metrics=metrics
             )

@@ -24,3 +24,15 @@ def test_a_report_has_what_came_since_the_last_and_a_result_all_of_it():
     assert waited.since_last_report() == {"stall/download_s": 0.0, "stall/decode_s": 3.0, "stall/upload_s": 0.0}
     assert waited.seconds == {"stall/download_s": 1.0, "stall/decode_s": 3.0, "stall/upload_s": 0.0}
     assert InputStalls().seconds == {}
+
+
+def test_a_long_wait_is_reported_before_the_next_evaluation():
+    waited = InputStalls(download_s=6.0, decode_s=3.9)
+    assert not waited.report_is_due
+    waited.upload_s = 0.2
+    assert waited.report_is_due
+    waited.since_last_report()
+    waited.decode_s += 9.0
+    assert not waited.report_is_due
+    waited.decode_s += 1.5
+    assert waited.report_is_due

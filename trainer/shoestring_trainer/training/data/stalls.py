@@ -8,6 +8,9 @@ from time import monotonic
 
 from shoestring_core.results import DECODE_STALL_S, DOWNLOAD_STALL_S, UPLOAD_STALL_S
 
+REPORT_S = 10.0
+"""Seconds of waiting that are reported before the next evaluation does: an epoch may take hours."""
+
 
 @dataclass
 class InputStalls:
@@ -38,11 +41,17 @@ class InputStalls:
 
     def since_last_report(self) -> dict[str, float]:
         """Return the seconds since this was called before, as metrics."""
-        before, self._reported = self._reported, replace(self)
-        return (
-            InputStalls(
-                self.download_s - before.download_s, self.decode_s - before.decode_s, self.upload_s - before.upload_s
-            ).seconds
-            if before
-            else self.seconds
+        unreported, self._reported = self._unreported, replace(self)
+        return unreported.seconds
+
+    @property
+    def report_is_due(self) -> bool:
+        unreported = self._unreported
+        return unreported.download_s + unreported.decode_s + unreported.upload_s >= REPORT_S
+
+    @property
+    def _unreported(self) -> InputStalls:
+        before = self._reported or InputStalls()
+        return InputStalls(
+            self.download_s - before.download_s, self.decode_s - before.decode_s, self.upload_s - before.upload_s
         )

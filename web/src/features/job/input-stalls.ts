@@ -10,5 +10,5 @@ export function describeStalls(curves: Curves): string {
     const seconds = splitCurve(curves, name).merged.values.reduce((sum, value) => sum + value, 0);
     return seconds > 0 ? [`${formatDuration(seconds)} ${cause}`] : [];
   });
-  return parts.length > 0 ? `Waited for input, up to the last evaluation: ${parts.join(", ")}.` : "";
+  return parts.length > 0 ? `Waited for input: ${parts.join(", ")}.` : "";
 }
