@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ from shoestring_trainer.training.errors import DataError
 class Chunk:
     """Images to decode together.
 
-    rows_N    their rows of the index
-    spec      the size of all of them, and how they are center-cropped or stretched to it
-    boxes_N4  left, top, width and height of a crop of each, as fractions of the image; None: as `spec` says
+    rows_N     the numbers of their rows of the index
+    samples_N  these rows: a process that decodes never reads the index, whose pages would count as its memory too
+    spec       the size of all of them, and how they are center-cropped or stretched to it
+    boxes_N4   left, top, width and height of a crop of each, as fractions of the image; None: as `spec` says
     """
 
     rows_N: npt.NDArray[np.int32]
+    samples_N: npt.NDArray[Any]
     spec: ResizeSpec
     boxes_N4: npt.NDArray[np.float32] | None = None
 
@@ -56,48 +59,48 @@ class ShardReader:
         shards = index.shards
         for shard in shards:
             require_confined(folder / shard.name)
-        self._first_rows = np.cumsum([0, *(shard.images for shard in shards)])
+        self._first_rows = list(accumulate((shard.images for shard in shards), initial=0))
 
     def rows_of(self, split: Split) -> npt.NDArray[np.int32]:
         """Return the rows of a split."""
         in_split = np.array([shard.split == split for shard in self.index.shards])
         return np.flatnonzero(in_split[self.samples["shard"]]).astype(np.int32)
 
-    def name(self, row: int) -> str:
-        """Return the shard and the key of a sample."""
-        return self.names(np.array([row]))[0]
-
     def names(self, rows_N: npt.NDArray[np.int32]) -> list[str]:
         """Return the shard and the key of each sample."""
-        shards, numbers_N = self.index.shards, self.samples["shard"][rows_N]
-        places_N = rows_N - self._first_rows[numbers_N]
-        return [
-            f"{shards[number].name}/{sample_key(shards[number].first + place)}"
-            for number, place in zip(numbers_N.tolist(), places_N.tolist(), strict=True)
-        ]
+        shards_N = self.samples["shard"][rows_N]
+        return [self._name(row, shard) for row, shard in zip(rows_N.tolist(), shards_N.tolist(), strict=True)]
+
+    def chunk(
+        self, rows_N: npt.NDArray[np.int32], spec: ResizeSpec, boxes_N4: npt.NDArray[np.float32] | None = None
+    ) -> Chunk:
+        """Return the images of these rows as a chunk."""
+        return Chunk(rows_N, self.samples[rows_N], spec, boxes_N4)
 
     def decode(self, chunk: Chunk) -> Tensor:
         """Return the images, uint8 NHWC. Raises DataError that names the shard and the sample."""
         images_NHWC = torch.empty(len(chunk.rows_N), chunk.spec.height, chunk.spec.width, 3, dtype=torch.uint8)
-        for place, row in enumerate(chunk.rows_N.tolist()):
-            opener, path = partial(self._open, row), self.folder / self.name(row)
+        for place, (row, sample) in enumerate(zip(chunk.rows_N.tolist(), chunk.samples_N, strict=True)):
+            path = self.folder / self._name(row, int(sample["shard"]))
+            opener = partial(self._open, sample, path)
             if chunk.boxes_N4 is None:
                 images_NHWC[place] = decode_image(opener, path, chunk.spec)[0].permute(1, 2, 0)
             else:
                 images_NHWC[place] = decode_crop(opener, path, chunk.boxes_N4[place].tolist(), chunk.spec.width)
         return images_NHWC
 
-    def _open(self, row: int) -> Image.Image:
-        sample: Any = self.samples[row]
+    def _name(self, row: int, number: int) -> str:
+        shard = self.index.shards[number]
+        return f"{shard.name}/{sample_key(shard.first + row - self._first_rows[number])}"
+
+    def _open(self, sample: Any, path: Path) -> Image.Image:
         shard = self._open_shard(int(sample["shard"]))
         try:
             content = os.pread(shard, int(sample["bytes"]), int(sample["offset"]))
         finally:
             os.close(shard)
         if len(content) != sample["bytes"]:
-            raise DataError(
-                f"{self.folder / self.name(row)} lies beyond the end of its shard, which is truncated; copy it again"
-            )
+            raise DataError(f"{path} lies beyond the end of its shard, which is truncated; copy it again")
         return open_image_bytes(content)
 
     def _open_shard(self, number: int) -> int:

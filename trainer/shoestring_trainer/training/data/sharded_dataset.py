@@ -65,13 +65,14 @@ class ShardedImages:
     def __getitem__(self, indices: Tensor | slice | int) -> Tensor:
         """Return images center-cropped, uint8 NCHW; one image as CHW."""
         places = indices.numpy() if isinstance(indices, Tensor) else indices
-        images_NCHW = self.reader.decode(Chunk(np.atleast_1d(self.rows_N[places]), self.spec)).permute(0, 3, 1, 2)
+        chunk = self.reader.chunk(np.atleast_1d(self.rows_N[places]), self.spec)
+        images_NCHW = self.reader.decode(chunk).permute(0, 3, 1, 2)
         return images_NCHW[0] if isinstance(indices, int) else images_NCHW
 
     def stream(self, parts: Iterable[tuple[ShardedImages, Tensor]]) -> ImageStream:
         """Begin to decode images of this and of others of the same workers, those at the given indices."""
         return self.workers.stream(
-            chunk for images, indices_N in parts for chunk in _chunks(images.rows_N[indices_N.numpy()], images.spec)
+            chunk for images, indices_N in parts for chunk in images._chunks(images.rows_N[indices_N.numpy()])
         )
 
     def stream_samples(self, samples: Iterable[Samples], phase: Phase) -> ImageStream:
@@ -81,21 +82,20 @@ class ShardedImages:
     def _sample_chunks(self, samples: Samples, phase: Phase) -> Iterator[Chunk]:
         rows_N = self.rows_N[samples.ids_N.numpy()]
         if not phase.crop_scale:
-            return _chunks(rows_N, self.spec)
+            return self._chunks(rows_N)
         shapes_N = self.reader.samples[rows_N]
         ratios_N = torch.from_numpy((shapes_N["width"] / shapes_N["height"]).astype(np.float32))
         crop = RandomResizedCrop(self.spec.width, phase.crop_scale, ratios_N)
         sides_N2, centers_N2 = crop_boxes(crop_draws(samples.host_draws_NK), crop)
         boxes_N4 = torch.cat([(1 + centers_N2 - sides_N2) / 2, sides_N2], dim=1).numpy()
-        return _chunks(rows_N, self.spec, boxes_N4)
+        return self._chunks(rows_N, boxes_N4)
 
-
-def _chunks(
-    rows_N: npt.NDArray[np.int32], spec: ResizeSpec, boxes_N4: npt.NDArray[np.float32] | None = None
-) -> Iterator[Chunk]:
-    for start in range(0, len(rows_N), CHUNK_SIZE):
-        some = slice(start, start + CHUNK_SIZE)
-        yield Chunk(rows_N[some], spec, None if boxes_N4 is None else boxes_N4[some])
+    def _chunks(
+        self, rows_N: npt.NDArray[np.int32], boxes_N4: npt.NDArray[np.float32] | None = None
+    ) -> Iterator[Chunk]:
+        for start in range(0, len(rows_N), CHUNK_SIZE):
+            some = slice(start, start + CHUNK_SIZE)
+            yield self.reader.chunk(rows_N[some], self.spec, None if boxes_N4 is None else boxes_N4[some])
 
 
 class ShardedDataset:
