@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from shoestring_core.task import TaskData
 from shoestring_trainer.training.cli.prepare import index_source
-from shoestring_trainer.training.data.augment import draws_used
+from shoestring_trainer.training.data.augment import augment, draws_used
 from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.data.decoding import decode_crop
@@ -82,7 +82,8 @@ def batches(
     loader = BatchLoader(open_prepared(folder, settings), settings, SINGLE_PROCESS.device)
     opened()
     schedule = HyperparamSchedule.from_settings(settings, len(loader.dataset.train))
-    sampler, (phase,) = DistributedSampler(1, 60, 0, 1, draws=16), schedule.phases
+    sampler = DistributedSampler(1, 60, 0, 1, draws=16, alternating_flip=settings.alternating_flip)
+    (phase,) = schedule.phases
     ahead = (sampler.peek(step * phase.batch_size, phase.batch_size) for step in range(first_step, phase.end_step))
     loader.start_phase(phase, ahead)
     for step in range(first_step, phase.end_step):
@@ -104,6 +105,21 @@ def test_images_are_those_of_a_decoded_cache_of_the_same_shards(shards: Path, co
         assert torch.equal(ours, theirs)
         assert torch.equal(our_images[:], their_images)
     assert streamed.val_names[0] == "val-000000.tar/00000000"
+
+
+@pytest.mark.parametrize(
+    "settings", [CROPS, replace(CROPS, crop_scale=0.0, flip=False, alternating_flip=True), replace(CROPS, cutout=4)]
+)
+def test_images_that_are_flipped_as_they_are_decoded_are_those_flipped_afterwards(shards: Path, settings: Settings):
+    """In the second epoch an alternating flip is another one."""
+    plain = replace(settings, flip=False, alternating_flip=False, cutout=0)
+    sampler = DistributedSampler(1, 60, 0, 1, draws=16, alternating_flip=settings.alternating_flip)
+    loaded = [[images_NCHW for images_NCHW, _ in batches(shards, each)] for each in (settings, plain)]
+    for step, (ours_NCHW, plain_NCHW) in enumerate(zip(*loaded, strict=True)):
+        expected_NCHW = augment(plain_NCHW, sampler.batch(20 * step, 20).draws_NK, settings, torch.zeros(3))
+        where = expected_NCHW != 0  # but in what is cut out, which the loader fills with the data set's mean
+        assert torch.equal(ours_NCHW[where], expected_NCHW[where])
+    assert step == 5
 
 
 def bytes_held(*roots: object) -> int:

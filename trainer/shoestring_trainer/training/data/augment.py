@@ -39,6 +39,17 @@ def draws_used(settings: Settings) -> list[int]:
     return [number for draws, used in groups if used for number in range(draws.start, draws.stop)]
 
 
+def flips_come_first(settings: Settings) -> bool:
+    """Return whether images are flipped before all else that `augment` does to them, but for a resized crop."""
+    before = settings.color_jitter or settings.rotate or settings.translate or settings.crop_padding
+    return (settings.flip or settings.alternating_flip) and not before
+
+
+def are_flipped(draws_NK: Tensor) -> Tensor:
+    """Return for each sample whether it is flipped, if some are."""
+    return draws_NK[:, FLIP] < 0.5
+
+
 def has_resized_crops(settings: Settings) -> bool:
     return bool(settings.crop_scale or settings.crop_scale_schedule)
 
@@ -64,7 +75,7 @@ def augment(
     if settings.crop_padding:
         images_NCHW = random_crop(images_NCHW, draws_NK[:, PLACE], settings.crop_padding)
     if settings.flip or settings.alternating_flip:
-        images_NCHW = torch.where(draws_NK[:, FLIP, None, None, None] < 0.5, images_NCHW.flip(3), images_NCHW)
+        images_NCHW = torch.where(are_flipped(draws_NK)[:, None, None, None], images_NCHW.flip(3), images_NCHW)
     images_NCHW = to_float(images_NCHW, max_value)
     if settings.cutout:
         images_NCHW = cutout(images_NCHW, draws_NK[:, CUTOUT], settings.cutout, mean_C)

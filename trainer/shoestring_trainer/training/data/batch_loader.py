@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from time import monotonic
 
 import torch
 from torch import Tensor
 
-from shoestring_trainer.training.data.augment import RandomResizedCrop, augment
+from shoestring_trainer.training.data.augment import RandomResizedCrop, augment, flips_come_first
 from shoestring_trainer.training.data.dataset import ImageStream
 from shoestring_trainer.training.data.sources import DatasetSource
 from shoestring_trainer.training.data.stalls import InputStalls
@@ -57,10 +58,13 @@ class BatchLoader:
         self.phase = phase
         train = self.dataset.train
         self._stream: ImageStream | None = None
+        self._augmentation = self._settings
         if isinstance(train.images_NCHW, Tensor):
             self._images_NCHW = to_device_if_it_fits(train.images_NCHW, self._device)
         else:
             self._stream = train.images_NCHW.stream_samples(upcoming, phase)
+            if flips_come_first(self._settings):  # then they come flipped
+                self._augmentation = replace(self._settings, flip=False, alternating_flip=False)
         self._labels_N = upload(train.labels_N, self._device)
         self._mean_C = upload(torch.tensor(self.dataset.mean), self._device)
         ratios_N = train.aspect_ratios_N if phase.crop_scale else None
@@ -79,7 +83,7 @@ class BatchLoader:
         start = monotonic()
         raw_NCHW = self._load_raw(samples)
         images_NCHW = augment(
-            raw_NCHW, samples.draws_NK, self._settings, self._mean_C, self.dataset.max_value,
+            raw_NCHW, samples.draws_NK, self._augmentation, self._mean_C, self.dataset.max_value,
             self._resized_crop(samples.device_ids_N),
         )  # fmt: skip
         labels_N = self._labels_N[samples.device_ids_N].long()

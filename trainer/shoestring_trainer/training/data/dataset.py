@@ -51,7 +51,7 @@ class LazyImages(Protocol):
         """Begin to decode images of this and others, those at the given indices."""
 
     def stream_samples(self, samples: Iterable[Samples], phase: Phase) -> ImageStream:
-        """Begin to decode the samples of steps, in their random crops."""
+        """Begin to decode the samples of steps, in their random crops, and flipped if `flips_come_first`."""
 
 
 @dataclass(frozen=True)

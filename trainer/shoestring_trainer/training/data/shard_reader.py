@@ -33,12 +33,14 @@ class Chunk:
     samples_N  these rows: a process that decodes never reads the index, whose pages would count as its memory too
     spec       the size of all of them, and how they are center-cropped or stretched to it
     boxes_N4   left, top, width and height of a crop of each, as fractions of the image; None: as `spec` says
+    flips_N    which of them are flipped; None: none
     """
 
     rows_N: npt.NDArray[np.int32]
     samples_N: npt.NDArray[Any]
     spec: ResizeSpec
     boxes_N4: npt.NDArray[np.float32] | None = None
+    flips_N: npt.NDArray[np.bool_] | None = None
 
 
 class ShardReader:
@@ -71,11 +73,9 @@ class ShardReader:
         shards_N = self.samples["shard"][rows_N]
         return [self._name(row, shard) for row, shard in zip(rows_N.tolist(), shards_N.tolist(), strict=True)]
 
-    def chunk(
-        self, rows_N: npt.NDArray[np.int32], spec: ResizeSpec, boxes_N4: npt.NDArray[np.float32] | None = None
-    ) -> Chunk:
-        """Return the images of these rows as a chunk."""
-        return Chunk(rows_N, self.samples[rows_N], spec, boxes_N4)
+    def chunk(self, rows_N: npt.NDArray[np.int32], spec: ResizeSpec, **changes: npt.NDArray[Any]) -> Chunk:
+        """Return the images of these rows as a chunk, with `boxes_N4` and `flips_N`."""
+        return Chunk(rows_N, self.samples[rows_N], spec, **changes)
 
     def decode(self, chunk: Chunk) -> Tensor:
         """Return the images, uint8 NHWC. Raises DataError that names the shard and the sample."""
@@ -84,9 +84,11 @@ class ShardReader:
             path = self.folder / self._name(row, int(sample["shard"]))
             opener = partial(self._open, sample, path)
             if chunk.boxes_N4 is None:
-                images_NHWC[place] = decode_image(opener, path, chunk.spec)[0].permute(1, 2, 0)
+                image_HWC = decode_image(opener, path, chunk.spec)[0].permute(1, 2, 0)
             else:
-                images_NHWC[place] = decode_crop(opener, path, chunk.boxes_N4[place].tolist(), chunk.spec.width)
+                image_HWC = decode_crop(opener, path, chunk.boxes_N4[place].tolist(), chunk.spec.width)
+            flipped = chunk.flips_N is not None and chunk.flips_N[place]
+            images_NHWC[place] = image_HWC.flip(1) if flipped else image_HWC
         return images_NHWC
 
     def _name(self, row: int, number: int) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,13 @@ from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.data_sync.shard_requests import ShardRequests
-from shoestring_trainer.training.data.augment import RandomResizedCrop, crop_boxes, crop_draws
+from shoestring_trainer.training.data.augment import (
+    RandomResizedCrop,
+    are_flipped,
+    crop_boxes,
+    crop_draws,
+    flips_come_first,
+)
 from shoestring_trainer.training.data.dataset import (
     ImageDataset,
     LabeledImages,
@@ -48,12 +55,14 @@ class ShardedImages:
     """Images of one size that are decoded when they are asked for: in this process one by one, or ahead by workers.
 
     rows_N  their rows of the index
+    flips   whether samples are flipped as they are decoded, by their draws
     """
 
     reader: ShardReader
     workers: DecodeWorkers
     rows_N: npt.NDArray[np.int32]
     spec: ResizeSpec
+    flips: bool = False
 
     def __len__(self) -> int:
         return len(self.rows_N)
@@ -76,26 +85,29 @@ class ShardedImages:
         )
 
     def stream_samples(self, samples: Iterable[Samples], phase: Phase) -> ImageStream:
-        """Begin to decode samples of a phase, each in the random crop that its draws give, if the phase has crops."""
+        """Begin to decode samples of a phase, each in the random crop that its draws give, if the phase has crops.
+
+        They are flipped too, if a flip comes first of what else is done to them: here it takes a fifth of the time.
+        """
         return self.workers.stream(chunk for batch in samples for chunk in self._sample_chunks(batch, phase))
 
     def _sample_chunks(self, samples: Samples, phase: Phase) -> Iterator[Chunk]:
         rows_N = self.rows_N[samples.ids_N.numpy()]
-        if not phase.crop_scale:
-            return self._chunks(rows_N)
-        shapes_N = self.reader.samples[rows_N]
-        ratios_N = torch.from_numpy((shapes_N["width"] / shapes_N["height"]).astype(np.float32))
-        crop = RandomResizedCrop(self.spec.width, phase.crop_scale, ratios_N)
-        sides_N2, centers_N2 = crop_boxes(crop_draws(samples.host_draws_NK), crop)
-        boxes_N4 = torch.cat([(1 + centers_N2 - sides_N2) / 2, sides_N2], dim=1).numpy()
-        return self._chunks(rows_N, boxes_N4)
+        changes: dict[str, npt.NDArray[Any]] = {}
+        if phase.crop_scale:
+            shapes_N = self.reader.samples[rows_N]
+            ratios_N = torch.from_numpy((shapes_N["width"] / shapes_N["height"]).astype(np.float32))
+            crop = RandomResizedCrop(self.spec.width, phase.crop_scale, ratios_N)
+            sides_N2, centers_N2 = crop_boxes(crop_draws(samples.host_draws_NK), crop)
+            changes["boxes_N4"] = torch.cat([(1 + centers_N2 - sides_N2) / 2, sides_N2], dim=1).numpy()
+        if self.flips:
+            changes["flips_N"] = are_flipped(samples.host_draws_NK).numpy()
+        return self._chunks(rows_N, **changes)
 
-    def _chunks(
-        self, rows_N: npt.NDArray[np.int32], boxes_N4: npt.NDArray[np.float32] | None = None
-    ) -> Iterator[Chunk]:
+    def _chunks(self, rows_N: npt.NDArray[np.int32], **changes: npt.NDArray[Any]) -> Iterator[Chunk]:
         for start in range(0, len(rows_N), CHUNK_SIZE):
             some = slice(start, start + CHUNK_SIZE)
-            yield self.reader.chunk(rows_N[some], self.spec, None if boxes_N4 is None else boxes_N4[some])
+            yield self.reader.chunk(rows_N[some], self.spec, **{name: each_N[some] for name, each_N in changes.items()})
 
 
 class ShardedDataset:
@@ -162,10 +174,12 @@ class ShardedDataset:
     def load(self, size: int, rectangular: bool) -> ImageDataset:
         """Return the images with `size` pixels a side (0: as the settings say), as `DecodedCache.load`."""
         settings, size = self._settings, size or self._settings.image_size
-        train = self._images(self._train_workers, self._train_rows_N, ResizeSpec(size, size))
+        train = ShardedImages(
+            self.reader, self._train_workers, self._train_rows_N, ResizeSpec(size, size), flips_come_first(settings)
+        )
         val_size = settings.eval_image_size or size
         spec = ResizeSpec(val_size, val_size, zoom=settings.eval_resize_factor)
-        val = self._images(self._val_workers, self._val_rows_N, spec)
+        val = ShardedImages(self.reader, self._val_workers, self._val_rows_N, spec)
         mean, std = channel_statistics(self._statistics_images(train), MAX_VALUE)
         split = {**self._split, "val": self.reader.names(self._val_rows_N)}
         label_type = np.int16 if len(self.reader.index.classes) <= np.iinfo(np.int16).max else np.int32
@@ -193,9 +207,6 @@ class ShardedDataset:
             self._requests.close()  # first: it ends the waits of those processes
         for workers in (self._train_workers, self._val_workers):
             workers.close()
-
-    def _images(self, workers: DecodeWorkers, rows_N: npt.NDArray[np.int32], spec: ResizeSpec) -> ShardedImages:
-        return ShardedImages(self.reader, workers, rows_N, spec)
 
     def _shards(self, rows_N: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
         """Return the shard of each of these rows."""
