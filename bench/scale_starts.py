@@ -43,27 +43,19 @@ def measure_starts(folder: Path, shards: Path) -> tuple[list[str], list[float]]:
     lines, used, starts_s = [], [], []
     for images in SIZES:
         large = link_shards(shards, folder / str(images), images)
-        cold, resumed, streamed, again = [], [], [], []
-        memory = []
-        for number in range(REPEATS):
-            run = folder / f"run-{images}-{number}"
-            first_s, held = start([*NETWORK, f"data.train={large}", "--output-dir", str(run)], run, cold=large)
-            again_s, _ = start([str(run)], run, cold=large)
-            cold, resumed, memory = [*cold, first_s], [*resumed, again_s], [*memory, held]
-            first_s, again_s = start_streamed(large, folder, f"{images}-{number}")
-            streamed, again = [*streamed, first_s], [*again, again_s]
-            print(f"{images:,} pictures: {cold[-1]:.1f}, {resumed[-1]:.1f}, {first_s:.1f}, {again_s:.1f} s", flush=True)
+        measured = [measure_size(large, folder, f"run-{images}-{number}") for number in range(REPEATS)]
+        cold, resumed, streamed, again, memory = zip(*measured, strict=True)
         used.append(statistics.median(memory))
         starts_s.append(statistics.median(cold))
-        lines += [
-            f"{images:,} pictures in {len(list(large.glob('*.tar'))):,} shards {place}: first step {seconds(first)} "
-            f"after the start of the process, {seconds(later)} when it resumes within an epoch (bound < "
-            f"{MAX_START_S:.0f} s: {verdict(max(*first, *later) < MAX_START_S)}; {load()})"
-            for place, first, later in [
-                ("on the disk, out of the page cache", cold, resumed),
-                ("streamed, with nothing on the disk before", streamed, again),
-            ]
-        ]
+        for place, first, later in [
+            ("on the disk, out of the page cache", cold, resumed),
+            ("streamed, with nothing on the disk before", streamed, again),
+        ]:
+            lines.append(
+                f"{images:,} pictures in {len(list(large.glob('*.tar'))):,} shards {place}: first step {seconds(first)} "
+                f"after the start of the process, {seconds(later)} when it resumes within an epoch (bound < "
+                f"{MAX_START_S:.0f} s: {verdict(max(*first, *later) < MAX_START_S)}; {load()})"
+            )
     growth = (used[1] - used[0]) / (SIZES[1] - SIZES[0])
     described = (
         f"memory of a rank and its workers (medians; libraries, which all processes share, don't count): "
@@ -71,6 +63,20 @@ def measure_starts(folder: Path, shards: Path) -> tuple[list[str], list[float]]:
         f"{verdict(growth <= MAX_BYTES)})"
     )
     return [*lines, described], starts_s
+
+
+def measure_size(shards: Path, folder: Path, name: str) -> tuple[float, float, float, float, int]:
+    """Return the seconds to the first step from the disk and resumed, the same streamed, and the memory of the first."""
+    run = folder / name
+    cold_s, memory = start([*NETWORK, f"data.train={shards}", "--output-dir", str(run)], run, cold=shards)
+    resumed_s, _ = start([str(run)], run, cold=shards)
+    streamed_s, again_s = start_streamed(shards, folder, name)
+    print(
+        f"{name}: {cold_s:.1f} s, resumed {resumed_s:.1f} s, streamed {streamed_s:.1f} s, resumed {again_s:.1f} s, "
+        f"{memory / 1e6:.1f} MB",
+        flush=True,
+    )
+    return cold_s, resumed_s, streamed_s, again_s, memory
 
 
 def seconds(measured: Sequence[float]) -> str:
@@ -83,7 +89,7 @@ def verdict(holds: bool) -> str:
 
 def start_streamed(shards: Path, folder: Path, name: str) -> tuple[float, float]:
     """Measure the start of a run whose shards are streamed, with nothing on the disk before, and of its resumption."""
-    run, cache = folder / f"run-{name}-streamed", folder / f"cache-{name}"
+    run, cache = folder / f"{name}-streamed", folder / f"{name}-cache"
     with serving() as bucket:
         bucket.delay_s = LATENCY_S
         put_mapped(bucket, shards, "set")

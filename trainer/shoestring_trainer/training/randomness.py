@@ -152,8 +152,10 @@ class DistributedSampler:
         parts = [self._part(*span) for span in self._spans(start + first, start + end)]
         if len(parts) == 1:
             return parts[0]
+        spans = [span for part in parts for span in part.spans]
         columns = zip(*(part.columns for part in parts), strict=True)
-        return RankSamples(*(torch.cat(column) for column in columns), [span for part in parts for span in part.spans])
+        ids_N, device_ids_N, draws_NK, host_draws_NK = (torch.cat(column) for column in columns)
+        return RankSamples(ids_N, device_ids_N, draws_NK, host_draws_NK, spans)
 
     def _spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield the epochs from `start` to `end` of the stream, with the positions in each."""
