@@ -52,7 +52,7 @@ def measure_starts(folder: Path, shards: Path) -> tuple[list[str], list[float]]:
             ("streamed, with nothing on the disk before", streamed, again),
         ]:
             lines.append(
-                f"{images:,} pictures in {len(list(large.glob('*.tar'))):,} shards {place}: first step {seconds(first)} "
+                f"{images:,} pictures, {len(list(large.glob('*.tar'))):,} shards {place}: first step {seconds(first)} "
                 f"after the start of the process, {seconds(later)} when it resumes within an epoch (bound < "
                 f"{MAX_START_S:.0f} s: {verdict(max(*first, *later) < MAX_START_S)}; {load()})"
             )
@@ -66,7 +66,7 @@ def measure_starts(folder: Path, shards: Path) -> tuple[list[str], list[float]]:
 
 
 def measure_size(shards: Path, folder: Path, name: str) -> tuple[float, float, float, float, int]:
-    """Return the seconds to the first step from the disk and resumed, the same streamed, and the memory of the first."""
+    """Return the seconds to the first step from the disk and resumed, both streamed too, and the memory of the first."""
     run = folder / name
     cold_s, memory = start([*NETWORK, f"data.train={shards}", "--output-dir", str(run)], run, cold=shards)
     resumed_s, _ = start([str(run)], run, cold=shards)
