@@ -66,7 +66,7 @@ def measure_starts(folder: Path, shards: Path) -> tuple[list[str], list[float]]:
 
 
 def measure_size(shards: Path, folder: Path, name: str) -> tuple[float, float, float, float, int]:
-    """Return the seconds to the first step from the disk and resumed, both streamed too, and the memory of the first."""
+    """Return seconds to the first step, from the disk and resumed, the same streamed, and the memory of the first."""
     run = folder / name
     cold_s, memory = start([*NETWORK, f"data.train={shards}", "--output-dir", str(run)], run, cold=shards)
     resumed_s, _ = start([str(run)], run, cold=shards)
