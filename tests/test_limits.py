@@ -35,7 +35,7 @@ DOCUMENTED = {
     "core/shoestring_core/wording/agents.py": {"MAX_MESSAGE": "1,000 characters"},
     "core/shoestring_core/decide/failures.py": {"MAX_RESTARTS_WITHOUT_CHECKPOINT": "3"},
     "core/shoestring_core/decide/retries.py": {"MAX_ATTEMPTS_WITHOUT_STEP": "8"},
-    "core/shoestring_core/decide/queue.py": {"MAX_WEIGHT": "1,000"},
+    "core/shoestring_core/decide/queue.py": {"MAX_WEIGHT": "1,000", "MAX_CAP": "1,000,000"},
     "core/shoestring_core/decide/class_list.py": {"MAX_LINES": "1,000; 200,000; 366", "MAX_NAME": "100 characters"},
     "core/shoestring_core/decide/soft_lines.py": {"MAX_LINES": "20 lines"},
     "core/shoestring_core/decide/quotes.py": {

@@ -48,7 +48,7 @@ WHOLE_EVENT = 9
 """`StreamPosition.part` after every message of an event was sent."""
 
 MONEY_EVENT_KINDS = frozenset(
-    {"budget", "weight", "guaranteed_rate", "soft_line", "soft_lines", "cost", "job", "machine", "alarm"}
+    {"budget", "weight", "guaranteed_rate", "concurrency", "soft_line", "soft_lines", "cost", "job", "machine", "alarm"}
 )
 """Events after which budgets may have changed."""
 

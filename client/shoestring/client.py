@@ -311,6 +311,13 @@ class Client:
         body = {"rate": rate, "reason": reason}
         return _parse(self._call("PUT", f"/v1/budgets/{budget}/guaranteed-rate", json=body), rest.Budget)
 
+    def set_concurrency(
+        self, budget: UUID | str, max_jobs: int | None, max_gpus: int | None, *, reason: str = ""
+    ) -> rest.Budget:
+        """Set how many jobs of a team or member may run at once, and how many GPUs they may have; None: no cap."""
+        body = {"max_jobs": max_jobs, "max_gpus": max_gpus, "reason": reason}
+        return _parse(self._call("PUT", f"/v1/budgets/{budget}/concurrency", json=body), rest.Budget)
+
     def recipes(self) -> list[rest.Recipe]:
         """Return the recipes with their parameters."""
         return self._get("/v1/recipes", rest.RecipeList).recipes

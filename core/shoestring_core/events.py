@@ -130,6 +130,15 @@ class GuaranteedRateChange(EventData):
     before: str
 
 
+class ConcurrencyChange(EventData):
+    """How many jobs and GPUs of a team or member may run at once changed; None: no cap."""
+
+    kind: ClassVar[str] = "concurrency"
+    account: UUID
+    max_jobs: int | None
+    max_gpus: int | None
+
+
 class SoftLineReached(EventData):
     """What is spent and held of a budget has reached a share of its limit, for the first time since the limit moved."""
 

@@ -17,7 +17,7 @@ from typing_extensions import TypeAliasType
 from shoestring_core import events, recipes, wording
 from shoestring_core import money as micro_dollars
 from shoestring_core.decide.access import KeyKind, Role, Scope
-from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
+from shoestring_core.decide.queue import MAX_CAP, MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.decide.quotes import MAX_MACHINE_COUNTS
 from shoestring_core.decide.soft_lines import MAX_LINES
 from shoestring_core.decide.what_ifs import MAX_CHANGES
@@ -550,6 +550,11 @@ class GuaranteedRateEvent(BaseEvent):
     data: events.GuaranteedRateChange
 
 
+class ConcurrencyEvent(BaseEvent):
+    kind: Literal["concurrency"]
+    data: events.ConcurrencyChange
+
+
 class SoftLineEvent(BaseEvent):
     kind: Literal["soft_line"]
     data: events.SoftLineReached
@@ -599,6 +604,7 @@ Event = TypeAliasType(
         | BudgetEvent
         | WeightEvent
         | GuaranteedRateEvent
+        | ConcurrencyEvent
         | SoftLineEvent
         | SoftLinesEvent
         | ForecastEvent
@@ -729,6 +735,15 @@ class BudgetPeriod(Resource):
     """What the last period left to this one; part of the limit."""
 
 
+class Concurrency(Resource):
+    """What runs of a team or member, and how much may at once; None: no cap."""
+
+    jobs: int
+    max_jobs: int | None
+    gpus: int
+    max_gpus: int | None
+
+
 class Budget(Resource):
     id: UUID
     kind: str
@@ -744,6 +759,8 @@ class Budget(Resource):
     """How its share of the dollars compares with that of other teams or members; None: it shares with none."""
     guaranteed_rate: Money | None = None
     """Of a team: dollars an hour that its machines may cost before it borrows from other teams."""
+    concurrency: Concurrency | None = None
+    """None: it has no concurrency cap."""
     recent: Money | None = None
     """What it spent, each dollar counted half after each half-life; with what is held it orders the queue."""
     soft_lines: list[SoftLine] = []
@@ -905,6 +922,14 @@ class SetWeightRequest(RequestBody):
 class SetGuaranteedRateRequest(RequestBody):
     rate: str
     """Decimal dollars an hour; 0: all that the team uses is borrowed."""
+    reason: str = ""
+
+
+class SetConcurrencyRequest(RequestBody):
+    """Null: there is no cap. 0: none start."""
+
+    max_jobs: int | None = Field(ge=0, le=MAX_CAP)
+    max_gpus: int | None = Field(ge=0, le=MAX_CAP)
     reason: str = ""
 
 

@@ -114,6 +114,7 @@ class WaitReason(StrEnum):
     BUDGET = "budget"
     SLOTS = "slots"
     TURN = "turn"
+    CAP = "cap"
     CAPACITY = "capacity"
     QUOTA = "quota"
     TERMINATING = "terminating"

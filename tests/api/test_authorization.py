@@ -63,6 +63,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "transfer": {"amount": "0.01", "to": "{to}"},
     "set_weight": {"weight": 2},
     "set_guaranteed_rate": {"rate": "2.00"},
+    "set_concurrency": {"max_jobs": 4, "max_gpus": None},
     "set_period": {"kind": "month"},
     "set_soft_lines": {"percents": [50]},
     "create_key": {"kind": "pat"},

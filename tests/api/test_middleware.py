@@ -32,6 +32,7 @@ WRITES = [
     ("POST", "/v1/budgets/{budget}:transfer"), ("POST", "/v1/budget-requests/{request}:approve"),
     ("POST", "/v1/budget-requests/{request}:deny"), ("PUT", "/v1/budgets/{budget}/soft-lines"),
     ("PUT", "/v1/budgets/{budget}/period"), ("PUT", "/v1/budgets/{budget}/guaranteed-rate"),
+    ("PUT", "/v1/budgets/{budget}/concurrency"),
 ]  # fmt: skip
 OPEN = [
     "/v1/budget-requests",
@@ -76,6 +77,8 @@ def _body(method: str, path: str) -> dict[str, object] | None:
         return None
     if path.endswith("/period"):
         return {"kind": "month"}
+    if path.endswith("/concurrency"):
+        return {"max_jobs": 1, "max_gpus": None}
     if path.endswith("/guaranteed-rate"):
         return {"rate": "2"}
     if path.endswith("/soft-lines"):
@@ -313,6 +316,31 @@ def test_an_admin_guarantees_the_team_a_rate_and_nothing_else_has_one(deployment
     assert data == {"account": budgets["team"]["id"], "rate": "2.50", "before": "0.00"}
     member = deployment.admin.put(f"/v1/budgets/{budgets['member']['id']}/guaranteed-rate", json={"rate": "1"})
     assert (member.status_code, member.json()["code"]) == (422, "invalid-request")
+
+
+def test_an_admin_caps_what_runs_of_the_team_or_a_member_at_once_and_bad_caps_change_nothing(
+    deployment: Deployment,
+) -> None:
+    deployment.running()
+    budgets = {one["kind"]: one for one in deployment.member.get("/v1/budgets").json()["budgets"]}
+    assert budgets["team"]["concurrency"] is None
+    path = f"/v1/budgets/{budgets['team']['id']}/concurrency"
+    answer = deployment.admin.put(path, json={"max_jobs": 4, "max_gpus": None, "reason": "a class"})
+    assert answer.json()["concurrency"] == {"jobs": 1, "max_jobs": 4, "gpus": 0, "max_gpus": None}
+    headers = {"Content-Type": "application/json"}
+    for wrong in ("-1", "1000001", "1.5", "1e400", "NaN", "true", '"2"', "[2]"):
+        for field, other in (("max_jobs", "max_gpus"), ("max_gpus", "max_jobs")):
+            body = f'{{"{field}": {wrong}, "{other}": 2}}'
+            assert deployment.admin.put(path, content=body, headers=headers).status_code in (400, 422), body
+    assert deployment.admin.put(path, json={"max_jobs": 2}).status_code == 422, "what isn't said is not guessed"
+    assert deployment.member.get(f"/v1/budgets/{budgets['team']['id']}").json() == answer.json()
+    assert deployment.member.put(path, json={"max_jobs": 9, "max_gpus": None}).status_code == 403
+    own = deployment.admin.put(
+        f"/v1/budgets/{budgets['member']['id']}/concurrency", json={"max_jobs": 0, "max_gpus": 8}
+    )
+    assert own.json()["concurrency"]["max_gpus"] == 8
+    org = deployment.admin.put(f"/v1/budgets/{budgets['org']['id']}/concurrency", json={"max_jobs": 1, "max_gpus": 1})
+    assert (org.status_code, org.json()["code"]) == (422, "invalid-request")
 
 
 def test_a_jobs_cost_names_the_budgets_that_its_money_comes_from(deployment: Deployment) -> None:

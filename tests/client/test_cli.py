@@ -129,6 +129,7 @@ def test_contradictory_arguments_are_usage_errors(run_command: RunCommand, argum
         ("budget", "set"),
         ("budget", "weight"),
         ("budget", "guarantee"),
+        ("budget", "concurrency"),
         ("budget", "lines"),
         ("budget", "period"),
         ("budget", "waste"),

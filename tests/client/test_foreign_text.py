@@ -54,7 +54,8 @@ MACHINE = {
 }  # fmt: skip
 BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
-    "overdraft": MONEY, "left": MONEY, "weight": 1, "guaranteed_rate": MONEY, "recent": MONEY, "etag": "1",
+    "overdraft": MONEY, "left": MONEY, "weight": 1, "guaranteed_rate": MONEY,
+    "concurrency": {"jobs": 1, "max_jobs": 4, "gpus": 0, "max_gpus": None}, "recent": MONEY, "etag": "1",
     "period": {
         "kind": "month", "amount": MONEY, "time_zone": HOSTILE, "starts_at": "2026-01-01T00:00:00Z",
         "ends_at": "2026-02-01T00:00:00Z", "ends": HOSTILE, "ended": False, "rollover": "none", "carried_over": MONEY,
@@ -150,6 +151,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("quote", "digits/quickstart"): 0, ("quote", "--calibration"): 0, ("budget", "show"): 0,
     ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
     ("budget", "guarantee", "2.00"): 0,
+    ("budget", "concurrency", "--jobs", "4"): 0,
     ("budget", "lines", "50"): 0, ("budget", "period", "month"): 0, ("budget", "waste"): 0,
     ("budget", "grant", "1"): 0, ("budget", "transfer", "1", "--from", HOSTILE, "--to", HOSTILE): 0,
     ("budget", "request", "1", "--why", "x"): 0, ("budget", "requests"): 0, ("budget", "approve", "a"): 0,

@@ -103,6 +103,9 @@ EXAMPLES: list[Reason] = [
     waits.MachinesInUse(2, 1, 4, behind=True),
     waits.LessUsed("team speech", "team vision", "0.40", "3.10", 1, 1),
     waits.WithinGuaranteedRate("team speech", "0.53", "2.00"),
+    waits.JobsAtCap("team vision", 4, 4),
+    waits.GpusAtCap("member ada", 4, 6, 8),
+    waits.BehindJobAtCap("team vision"),
     # attempts
     attempts.GangComplete(),
     attempts.FewerMachines(3, 4),
@@ -182,6 +185,7 @@ EXAMPLES: list[Reason] = [
     budget.LimitChanged("team vision", "2.00", None, "a grant"),
     budget.WeightChanged("team vision", 2, 1, "a grant"),
     budget.GuaranteedRateChanged("team vision", "2.00", "0.00", "two machines"),
+    budget.ConcurrencyChanged("team vision", 4, 8, None, None, "one sweep at a time"),
     budget.LimitBelowUse("team vision", "0.50"),
     budget.Granted("team vision", "2.00", "12.00", "a sweep"),
     budget.Transferred("member ada", "member ben", "2.00", "a sweep"),

@@ -50,12 +50,18 @@ def test_no_statement_of_a_tick_reads_all_jobs_or_their_accounts(
             control_loop.tick()
         with counted(store) as second:
             control_loop.tick()
+        store.write(lambda db: db.execute(update(AccountRow).where(AccountRow.kind == "team").values(max_jobs=9)))
+        store.write(lambda db: jobs.submit(db, admin, spec.parse({"recipe": "digits/quickstart"}), min_hold=0))
+        with counted(store) as capped:
+            control_loop.tick()
         store.write(lambda db: db.execute(update(AccountRow).where(AccountRow.kind == "team").values(overdraft=1)))
         with counted(store) as overdrawn:
             control_loop.tick()
     finally:
         control_loop.close()
     assert len(provider.alive()) == 1
+    of_capped = [one for table in ("jobs", "machines", "attempts") for one in capped.scans(store, table)]
+    assert [one for one in of_capped if "JSON_EXTRACT(machines.offered_hardware" in one] == []
     assert [one for one in first.scans(store, "accounts") if "ORDER BY accounts.level" not in one] == []  # the audit
     assert first.scans(store, "jobs") == second.scans(store, "jobs") == second.scans(store, "accounts") == []
     assert overdrawn.scans(store, "jobs") == overdrawn.scans(store, "accounts") == []

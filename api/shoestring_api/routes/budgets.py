@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets: the accounts that a team spends from, their limits, weights and guaranteed rates."""
+"""Budgets: the accounts that a team spends from, their limits, weights, guaranteed rates and concurrency caps."""
 
 from __future__ import annotations
 
@@ -164,6 +164,25 @@ def set_guaranteed_rate(
             raise InvalidRequest("Only teams have a guaranteed rate.", hint="Set that of your team.")
         after = ledger.set_guaranteed_rate(db, account.id, rate, actor=caller.actor, reason=body.reason[:500])
         _record(db, caller, "set_guaranteed_rate", after, rate=body.rate, reason=body.reason)
+        return _serialize(db, after)
+
+    return state.store.write(work)
+
+
+@router.put("/{budget_id}/concurrency")
+def set_concurrency(budget_id: UUID, body: rest.SetConcurrencyRequest, state: StateDep, caller: Caller) -> rest.Budget:
+    """Set how many jobs of a team (admin) or a member (lead) may run at once, and how many GPUs they may have.
+
+    What runs goes on; jobs beyond it wait until others end. All of the team see the change.
+    """
+
+    def work(db: Write) -> rest.Budget:
+        account = _own(db, caller, budget_id)
+        if account.kind not in ledger.SHARING:
+            raise InvalidRequest("Only teams and members have a concurrency cap.", hint="Set that of one of these.")
+        caps = body.max_jobs, body.max_gpus
+        after = ledger.set_concurrency(db, account.id, *caps, actor=caller.actor, reason=body.reason[:500])
+        _record(db, caller, "set_concurrency", after, max_jobs=caps[0], max_gpus=caps[1], reason=body.reason)
         return _serialize(db, after)
 
     return state.store.write(work)

@@ -12,6 +12,7 @@ from shoestring_core.decide.billing import Line, bill
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.billing import evidence
+from shoestring_core.store.fleet.running_jobs import InUse, load_in_use
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, MachineRow
 from shoestring_core.store.transactions import Read
@@ -57,10 +58,14 @@ def total(lines: Iterable[Line]) -> int:
 def serialize_budgets(db: Read, accounts: Sequence[AccountRow]) -> list[rest.Budget]:
     titles, half_life = ledger.titles(db, accounts), ledger.load_half_life(db)
     current = ledger.load_periods(db, [row.id for row in accounts])
+    in_use = load_in_use(db) if any(_is_capped(row) for row in accounts) else {}
     return [
-        _budget(row, titles[row.id], ledger.recent_spending(db, row, half_life), current.get(row.id))
+        _budget(
+            row, titles[row.id], ledger.recent_spending(db, row, half_life), current.get(row.id),
+            _concurrency(row, in_use.get(row.owner, InUse())) if _is_capped(row) else None,
+        )
         for row in accounts
-    ]
+    ]  # fmt: skip
 
 
 def serialize_forecast(account: AccountRow, found: ledger.BudgetForecast) -> rest.BudgetForecast:
@@ -99,7 +104,17 @@ def serialize_hosting(hosting: Hosting, now: int) -> rest.Hosting:
     )
 
 
-def _budget(row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | None) -> rest.Budget:
+def _is_capped(row: AccountRow) -> bool:
+    return row.max_jobs is not None or row.max_gpus is not None
+
+
+def _concurrency(row: AccountRow, in_use: InUse) -> rest.Concurrency:
+    return rest.Concurrency(jobs=in_use.jobs, max_jobs=row.max_jobs, gpus=in_use.gpus, max_gpus=row.max_gpus)
+
+
+def _budget(
+    row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | None, concurrency: rest.Concurrency | None
+) -> rest.Budget:  # fmt: skip
     """`title`: the display name of the account, such as `team vision`."""
     left = None if row.limit_micro is None else max(0, row.limit_micro + row.overdraft - row.posted - row.held)
     shares = row.kind in ledger.SHARING
@@ -115,6 +130,7 @@ def _budget(row: AccountRow, title: str, recent: int, period: BudgetPeriodRow | 
         left=None if left is None else rest.Money.of(left),
         weight=row.weight if shares else None,
         guaranteed_rate=rest.Money.of(row.guaranteed_rate) if row.kind == "team" else None,
+        concurrency=concurrency,
         recent=rest.Money.of(recent) if shares else None,
         soft_lines=_soft_lines(row),
         period=None if period is None else _period(period),

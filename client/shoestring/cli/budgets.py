@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 from shoestring_core.decide import soft_lines
-from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
+from shoestring_core.decide.queue import MAX_CAP, MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.rest import Budget, BudgetForecast
 
@@ -48,6 +48,7 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
     REACHED is the highest soft line that was reached: shoestring budget lines.
     WEIGHT and LATELY order the queue: next is the team, and in it the member, with the fewest dollars spent lately or
     held now for its weight. Before all others come jobs with which a team stays within its GUARANTEED rate.
+    AT ONCE is what runs of what may: shoestring budget concurrency.
 
     \b
     shoestring budget show --json
@@ -56,14 +57,14 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
         budgets = client.budgets()
     rows = [
         (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
-         format_dollars(b.left), format_period(b), _highest_reached(b), str(b.weight or ""), _hourly(b),
+         format_dollars(b.left), format_period(b), _highest_reached(b), str(b.weight or ""), _hourly(b), _at_once(b),
          format_dollars(b.recent) if b.recent else "",
          format_dollars(b.overdraft) if b.overdraft.amount != "0.00" else "")
         for b in budgets
     ]  # fmt: skip
-    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "PERIOD", "REACHED", "WEIGHT", "GUARANTEED", "LATELY",
-               "OVERDRAFT")  # fmt: skip
-    drop = ("OVERDRAFT", "LATELY", "GUARANTEED", "WEIGHT", "REACHED", "PERIOD")
+    columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "PERIOD", "REACHED", "WEIGHT", "GUARANTEED",
+               "AT ONCE", "LATELY", "OVERDRAFT")  # fmt: skip
+    drop = ("OVERDRAFT", "LATELY", "AT ONCE", "GUARANTEED", "WEIGHT", "REACHED", "PERIOD")
     print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=drop))
 
 
@@ -308,6 +309,50 @@ def set_guaranteed_rate(
     with open_client(url) as client:
         budget = client.set_guaranteed_rate(find_budget(client, None).id, rate, reason=reason)
     print_result(budget, as_json, lambda: out.print(f"{budget.owner}: guaranteed {_hourly(budget) or 'nothing'}"))
+
+
+@app.command("concurrency")
+def set_concurrency(
+    jobs: Annotated[str | None, typer.Option("--jobs", help="Running jobs at once; or none.")] = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", help="GPUs at once; or none.")] = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
+    reason: Reason = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Set how many jobs of your team, or of a member, may run at once, and how many GPUs they may have.
+
+    What isn't given stays as it is. What runs goes on; jobs beyond it wait until others end.
+
+    \b
+    shoestring budget concurrency --jobs 4 --gpus 8
+    shoestring budget concurrency --jobs none --owner ada
+    """
+    if jobs is None and gpus is None:
+        raise typer.BadParameter("give --jobs, --gpus or both")
+    wanted = _parse_cap("--jobs", jobs), _parse_cap("--gpus", gpus)
+    with open_client(url) as client:
+        before = find_budget(client, owner)
+        caps = (before.concurrency.max_jobs, before.concurrency.max_gpus) if before.concurrency else (None, None)
+        new = [cap if text is None else want for text, want, cap in zip((jobs, gpus), wanted, caps, strict=True)]
+        budget = client.set_concurrency(before.id, *new, reason=reason)
+    print_result(budget, as_json, lambda: out.print(f"{budget.owner}: {_at_once(budget) or 'no concurrency cap'}"))
+
+
+def _parse_cap(option: str, text: str | None) -> int | None:
+    if text in (None, "none"):
+        return None
+    if not text.isascii() or not text.isdecimal() or int(text[:9]) > MAX_CAP or len(text) > len(str(MAX_CAP)):
+        raise typer.BadParameter(f"a whole number from 0 to {MAX_CAP:,}, or none", param_hint=option)
+    return int(text)
+
+
+def _at_once(budget: Budget) -> str:
+    """What runs of what may, such as "2/4 jobs, 3/8 GPUs"; empty without a cap."""
+    if (caps := budget.concurrency) is None:
+        return ""
+    pairs = ((caps.jobs, caps.max_jobs, "jobs"), (caps.gpus, caps.max_gpus, "GPUs"))
+    return ", ".join(f"{now}/{cap} {what}" for now, cap, what in pairs if cap is not None)
 
 
 def _hourly(budget: Budget) -> str:

@@ -85,6 +85,7 @@ RULES: Mapping[str, Rule] = {
     "grant": _BUDGETS,
     "transfer": _BUDGETS,
     "set_weight": _BUDGETS,
+    "set_concurrency": _BUDGETS,
     "set_guaranteed_rate": Rule("budgets", "admin"),
     "set_period": _BUDGETS,
     "set_soft_lines": _BUDGETS,

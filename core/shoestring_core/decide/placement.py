@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Literal, get_args
@@ -76,6 +76,18 @@ class Placement:
         return min(above, key=lambda offer: (vcpus_of(offer), Decimal(offer.price)), default=None)
 
     @cached_property
+    def fewest_gpus(self) -> int:
+        """That the job would have on any of them."""
+        return min((gpus_of(offer, self.requirements.nodes) for offer in self.ranked), default=0)
+
+    def within_gpus(self, most: int | None) -> Placement:
+        """The offers on which the job has no more GPUs; None: however many."""
+        if most is None:
+            return self
+        ranked = tuple(offer for offer in self.ranked if gpus_of(offer, self.requirements.nodes) <= most)
+        return self if len(ranked) == len(self.ranked) else replace(self, ranked=ranked)
+
+    @cached_property
     def no_offer(self) -> NoOffer:
         """What no offer has that the job requires."""
         return explain(self.requirements, [one.offer for one in self.passed_over])
@@ -132,6 +144,11 @@ def rank_offers(
         suitable += interrupted
     suitable.sort(key=lambda pair: (pair[0], _by_price(pair[1])))
     return Placement(requirements, tuple(offer for _, offer in suitable), tuple(passed_over))
+
+
+def gpus_of(offer: Offer, nodes: int) -> int:
+    """That so many of its machines have; none where the provider doesn't say."""
+    return nodes * offer.hardware.gpus if offer.hardware else 0
 
 
 def require_machines(placement: Placement) -> None:

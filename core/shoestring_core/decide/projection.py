@@ -8,6 +8,7 @@ whose time no run tells keeps its machines, and what would have to wait for it h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -15,7 +16,7 @@ from uuid import UUID
 from shoestring_core.decide.conditions import unmet_conditions
 from shoestring_core.decide.funding import rate_of
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import is_stale
+from shoestring_core.decide.placement import gpus_of, is_stale
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.requirements import Requirements
@@ -46,7 +47,7 @@ class CurrentRun:
     """A job that has machines. Times in µs UTC, micro-dollars.
 
     account_path  its accounts, its own first
-    product       what its `nodes` machines are
+    product       what its `nodes` machines are, and `gpus` how many they have
     began_at      since when `cost` accrues
     ends_at       when it is expected to end; None: nothing tells
     held          for its machines, until it ends
@@ -61,6 +62,7 @@ class CurrentRun:
     ends_at: int | None
     held: int
     cost: int
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -235,10 +237,11 @@ class _Course:
             ends_at,
             hold,
             hold if cost is None else cost,
+            gpus_of(offer, start.nodes),
         )
         self._runs.append(run)
         rate = self._rates[start.job] = rate_of(offer, start.nodes)
-        self._change_balances(run, lambda balance: balance.holding(hold, rate))
+        self._change_balances(run, lambda balance: balance.holding(hold, rate, 1, run.gpus))
         self._change_machines(product, start.nodes)
         self._snapshot = replace(
             self._snapshot, queue=tuple(one for one in self._snapshot.queue if one.job != start.job)
@@ -273,6 +276,8 @@ class _Course:
                 posted=balance.posted + run.cost,
                 recent=balance.recent + run.cost,
                 rate=max(0, balance.rate - rate),
+                jobs=max(0, balance.jobs - 1),
+                gpus=max(0, balance.gpus - run.gpus),
             ),
         )
         self._change_machines(run.product, -run.nodes)
@@ -284,7 +289,23 @@ class _Course:
         for run in self._runs:
             products[run.product] = products.get(run.product, 0) + run.nodes
         queue = tuple(replace(job, terminating_machines=0, closing=False) for job in self._snapshot.queue)
-        self._snapshot = replace(self._snapshot, queue=queue, products=products, machines_in_use=_by_provider(products))
+        jobs, gpus = self._in_use()
+        balances = {
+            account: replace(balance, jobs=jobs[account], gpus=gpus[account])
+            for account, balance in self._snapshot.balances.items()
+        }
+        self._snapshot = replace(
+            self._snapshot, queue=queue, balances=balances, products=products, machines_in_use=_by_provider(products)
+        )
+
+    def _in_use(self) -> tuple[Counter[UUID], Counter[UUID]]:
+        """Jobs and GPUs of each account."""
+        jobs, gpus = Counter[UUID](), Counter[UUID]()
+        for run in self._runs:
+            for account in run.account_path:
+                jobs[account] += 1
+                gpus[account] += run.gpus
+        return jobs, gpus
 
     def _change_balances(self, run: CurrentRun, change: Callable[[AccountBalance], AccountBalance]) -> None:
         balances = dict(self._snapshot.balances)

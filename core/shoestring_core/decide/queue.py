@@ -23,6 +23,8 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
 
 MIN_WEIGHT, MAX_WEIGHT = 1, 1000
+MAX_CAP = 1_000_000
+"""The largest concurrency cap, of jobs and of GPUs."""
 
 HALF_LIFE = 7 * 86_400 * S
 """After so long, a dollar that was spent counts half, unless the worker's settings say otherwise."""
@@ -40,6 +42,8 @@ class AccountBalance:
     weight  a team of weight 2 gets twice the dollars of one of weight 1; a member of a team likewise
     rate    of a team: what its running machines cost an hour
     guaranteed_rate  of a team: what they may cost before it borrows from others; 0: all is borrowed
+    max_jobs  of a team or member: how many of its jobs may run at once, of which `jobs` do; None: no cap
+    max_gpus  how many GPUs they may have at once, and `gpus` that they have
     """
 
     id: UUID
@@ -52,6 +56,10 @@ class AccountBalance:
     weight: int = 1
     rate: int = 0
     guaranteed_rate: int = 0
+    max_jobs: int | None = None
+    max_gpus: int | None = None
+    jobs: int = 0
+    gpus: int = 0
 
     @property
     def used(self) -> int:
@@ -76,12 +84,17 @@ class AccountBalance:
         """Whether the team borrows nothing if machines at this rate are added."""
         return 0 < self.guaranteed_rate >= self.rate + rate
 
-    def holding(self, amount: int, rate: int = 0) -> AccountBalance:
-        """This account once it holds `amount` more, for machines that cost `rate` more an hour."""
+    def holding(self, amount: int, rate: int = 0, jobs: int = 0, gpus: int = 0) -> AccountBalance:
+        """This account once it holds `amount` more, for so many more jobs and GPUs that cost `rate` more an hour."""
         return AccountBalance(
             self.id, self.name, self.limit, self.posted, self.held + amount, self.overdraft, self.recent, self.weight,
-            self.rate + rate, self.guaranteed_rate,
+            self.rate + rate, self.guaranteed_rate, self.max_jobs, self.max_gpus, self.jobs + jobs, self.gpus + gpus,
         )  # fmt: skip
+
+    @property
+    def runs_all_it_may(self) -> bool:
+        """Whether no other of its jobs may run now."""
+        return self.max_jobs is not None and self.jobs >= self.max_jobs
 
     def shortfall(self, amount: int) -> int:
         """How much is missing to hold `amount` more; 0: nothing."""

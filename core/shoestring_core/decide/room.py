@@ -69,7 +69,7 @@ class Room:
     slots_blocked_by: dict[str, Blocker] = field(default_factory=dict)
     quotas_blocked: tuple[str, ...] = ()
     _placements: dict[Requirements, Placement] = field(default_factory=dict)
-    _openings: dict[tuple[Requirements, int | None], Opening | None] = field(default_factory=dict)
+    _openings: dict[tuple[Requirements, int | None, int | None], Opening | None] = field(default_factory=dict)
 
     def take(self, offer: Offer, nodes: int) -> None:
         """A job starts on so many machines."""
@@ -99,12 +99,12 @@ class Room:
         best = self.placement(queued.requirements).best
         return funding.rate_of(best, queued.requirements.nodes) if best else 0
 
-    def opening(self, queued: QueuedJob) -> Opening | None:
-        """None: no offer suits the job."""
-        need = queued.requirements, queued.time_limit
+    def opening(self, queued: QueuedJob, most_gpus: int | None = None) -> Opening | None:
+        """On machines that have no more GPUs together; None: however many. Without one no such offer suits the job."""
+        need = queued.requirements, queued.time_limit, most_gpus
         found = self._openings.get(need)
         if found is None:
-            found = self._openings[need] = self._find_opening(queued)
+            found = self._openings[need] = self._find_opening(queued, most_gpus)
         return found
 
     def free_slots(self, offer: Offer) -> int | None:
@@ -119,8 +119,8 @@ class Room:
         starting = timeouts.boot + timeouts.launch_window + timeouts.forming
         return self.now + starting + queued.time_limit + timeouts.drain
 
-    def _find_opening(self, queued: QueuedJob) -> Opening | None:
-        placement = self.placement(queued.requirements)
+    def _find_opening(self, queued: QueuedJob, most_gpus: int | None) -> Opening | None:
+        placement = self.placement(queued.requirements).within_gpus(most_gpus)
         if placement.best is None:
             return None
         storable = self._can_store(placement.best)

@@ -5,13 +5,15 @@ Jobs are served in the order of `queue.FairQueue`. While a job waits for slots, 
 whose slots it waits for, except to fill a gap: one that its time limit ends before the limits of running jobs let the
 earlier one start. While it waits for a quota of the provider's account, none starts that counts against the same one.
 While a job waits for budget, no later job starts that would draw on the same exhausted account; jobs paid from
-elsewhere do. While a job waits for a backoff because it was refused machines, no later job that needs the same starts:
-backoffs don't change the order. Any other job that waits for a backoff, one that can never start, and one that is
-itself behind one that waits for budget, block nobody.
+elsewhere do. While a job waits for GPUs that its team or member may have at once, no later job of theirs that needs
+GPUs starts; one that waits because they run as many jobs as they may blocks nobody. While a job waits for a backoff
+because it was refused machines, no later job that needs the same starts: backoffs don't change the order. Any other job
+that waits for a backoff, one that can never start, and one that is itself behind one that waits for budget, block
+nobody.
 
 The stages: whose turn it is (`queue`), which offers suit, best first (`placement`), whether one has room (`room`),
-whether the job may start on it (`_decide`), and if only room is missing, who makes it (`preemption`). The words are
-those of `wording.waits`.
+whether the job may start on it (`_decide`, `concurrency`), and if only room is missing, who makes it (`preemption`).
+The words are those of `wording.waits`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from shoestring_core import money
-from shoestring_core.decide import funding, preemption, quotas
+from shoestring_core.decide import concurrency, funding, preemption, quotas
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import is_stale
+from shoestring_core.decide.placement import gpus_of, is_stale
 from shoestring_core.decide.queue import AccountBalance, FairQueue, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
@@ -49,6 +51,7 @@ class StartInputs:
     timeouts           by provider
     vcpus_in_use       by quota, as `quotas.quota_id` names it
     quotas_blocked     those that an earlier job waits for
+    gpus_blocked_by    an earlier job that waits for GPUs that an account of this one may have, and that account
     """
 
     queued: QueuedJob
@@ -64,6 +67,7 @@ class StartInputs:
     storage: funding.Storage = funding.STORABLE
     vcpus_in_use: dict[str, int] = field(default_factory=dict)
     quotas_blocked: tuple[str, ...] = ()
+    gpus_blocked_by: tuple[Blocker, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = _INPUTS.dump_python(self, mode="json")
@@ -95,6 +99,7 @@ class Wait:
     providers      those whose slots it waits for
     quotas         those that it waits for, as `quotas.quota_id` names them
     short_account  the account whose budget is too low, if that is the reason, and its name
+    capped_account  likewise the account that may have no more GPUs now
     """
 
     job: UUID
@@ -102,6 +107,7 @@ class Wait:
     providers: tuple[str, ...] = ()
     quotas: tuple[str, ...] = ()
     short_account: tuple[UUID, str] | None = None
+    capped_account: tuple[UUID, str] | None = None
 
     @property
     def reason(self) -> WaitReason:
@@ -112,7 +118,8 @@ class Wait:
 class SchedulingDecision:
     """
     evictions       running jobs that make room for some of those that wait
-    short_accounts  accounts that pay for no later job, because one of these waits for their budget
+    short_accounts  accounts of which no later job starts: one of these waits for their budget, or they run as many as
+                    they may
     complete        False: the turn is a job's that was not read and may start; nothing is decided beyond it
     """
 
@@ -150,6 +157,7 @@ def schedule_jobs(
     waiting: list[Wait] = []
     evictions: list[preemption.Eviction] = []
     waiting_for_budget: dict[UUID, tuple[Blocker, str]] = {}
+    waiting_for_gpus: dict[UUID, tuple[Blocker, str]] = {}
     refused_until: dict[Requirements, int] = {}
     with_slots = [name for name in timeouts if not _has_only_stale_offers(available, name, now)]
     complete = True
@@ -160,13 +168,16 @@ def schedule_jobs(
             exhausted = all(name in room.slots_blocked_by for name in with_slots)
             if exhausted or any(account.id in waiting_for_budget for account in accounts):
                 continue
+            if concurrency.find_jobs_cap(accounts):
+                continue
             complete = False
             break
         turn = _Turn(
             queued,
             balances=(balances[queued.account_path[0]], *accounts),
-            budget_blocked_by=_first_short(queued, waiting_for_budget) if waiting_for_budget else None,
+            budget_blocked_by=_first_of(queued, waiting_for_budget) if waiting_for_budget else None,
             refused_until=refused_until.get(queued.requirements, 0) if refused_until else 0,
+            gpus_blocked_by=_first_of(queued, waiting_for_gpus) if waiting_for_gpus else None,
         )
         if queued.refused:
             refused_until[queued.requirements] = max(turn.refused_until, queued.not_before)
@@ -178,8 +189,9 @@ def schedule_jobs(
             room.take(offer, nodes)
             if (end := room.ends_by(queued, offer)) is not None:
                 time_limits.add(end, offer.provider, nodes)
+            hold, rate, gpus = nodes * decision.hold, funding.rate_of(offer, nodes), gpus_of(offer, nodes)
             for balance in accounts:  # the job's own is no other's
-                balances[balance.id] = balance.holding(nodes * decision.hold, funding.rate_of(offer, nodes))
+                balances[balance.id] = balance.holding(hold, rate, 1, gpus)
             turns.balances_changed(team.id)
             precedence.balances_changed()
             continue
@@ -198,7 +210,7 @@ def schedule_jobs(
                 precedence.balances_changed()
         short_of_slots = [provider for provider in decision.providers if provider not in room.slots_blocked_by]
         short_of_quotas = [quota for quota in decision.quotas if quota not in room.quotas_blocked]
-        if short_of_slots or short_of_quotas or decision.short_account:
+        if short_of_slots or short_of_quotas or decision.short_account or decision.capped_account:
             blocker = Blocker(queued.job, turn.balances, guaranteed)
             if short_of_slots or short_of_quotas:
                 nodes = queued.requirements.nodes
@@ -206,13 +218,18 @@ def schedule_jobs(
             if decision.short_account:
                 account, name = decision.short_account
                 waiting_for_budget.setdefault(account, (blocker, name))
-    short = frozenset(waiting_for_budget)
+            if decision.capped_account:
+                account, name = decision.capped_account
+                waiting_for_gpus.setdefault(account, (blocker, name))
+    full = () if complete else (account for account, balance in balances.items() if balance.runs_all_it_may)
+    short = frozenset((*waiting_for_budget, *full))
     return SchedulingDecision(tuple(starts), tuple(waiting), short, complete, tuple(evictions))
 
 
 def decide_start(inputs: StartInputs) -> Start | Wait:
     """Whether one job starts. The first reason in this order is the one that the user sees."""
-    turn = _Turn(inputs.queued, inputs.balances, inputs.budget_blocked_by, inputs.refused_until)
+    blocked_by = inputs.budget_blocked_by, inputs.gpus_blocked_by
+    turn = _Turn(inputs.queued, inputs.balances, blocked_by[0], inputs.refused_until, blocked_by[1])
     room = Room(
         inputs.offers, inputs.machines_in_use, inputs.vcpus_in_use, inputs.now, inputs.refusals, inputs.timeouts,
         inputs.storage, inputs.slots_blocked_by, inputs.quotas_blocked,
@@ -228,10 +245,16 @@ class _Turn:
     balances: tuple[AccountBalance, ...]
     budget_blocked_by: tuple[Blocker, str] | None
     refused_until: int
+    gpus_blocked_by: tuple[Blocker, str] | None
+
+    @property
+    def most_gpus(self) -> int | None:
+        """That it may have beside what runs: none while an earlier job waits for some; None: there is no cap."""
+        return 0 if self.gpus_blocked_by else concurrency.free_gpus(self.balances)
 
 
-def _first_short(queued: QueuedJob, waiting: Mapping[UUID, tuple[Blocker, str]]) -> tuple[Blocker, str] | None:
-    """The earlier job that waits for the budget of one of this job's accounts, its own first."""
+def _first_of(queued: QueuedJob, waiting: Mapping[UUID, tuple[Blocker, str]]) -> tuple[Blocker, str] | None:
+    """The earlier job that waits for one of this job's accounts, its own first."""
     return next((waiting[account] for account in queued.account_path if account in waiting), None)
 
 
@@ -273,7 +296,7 @@ def _make_room(
     """
     requirements = turn.queued.requirements
     nodes = requirements.nodes
-    for offer in room.placement(requirements).best_by_quota:
+    for offer in room.placement(requirements).within_gpus(turn.most_gpus).best_by_quota:
         quota = quotas.quota_id(offer)
         if offer.provider in room.slots_blocked_by or quota in room.quotas_blocked:
             continue
@@ -298,8 +321,9 @@ def _make_room(
 
 
 def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
-    queued, requirements, opening = turn.queued, turn.queued.requirements, room.opening(turn.queued)
-    if opening is None:
+    queued, requirements, most_gpus = turn.queued, turn.queued.requirements, turn.most_gpus
+    opening = room.opening(queued, most_gpus)
+    if opening is None and room.placement(requirements).best is None:
         return Wait(queued.job, room.placement(requirements).why_none)
     if queued.terminating_machines or queued.closing:
         detail = waits.EarlierMachinesTerminating(max(1, queued.terminating_machines))
@@ -309,6 +333,10 @@ def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
         return Wait(queued.job, waits.RetryDelayed())
     if room.now < turn.refused_until:
         return Wait(queued.job, waits.BehindRefusedJob())
+    if full := concurrency.find_jobs_cap(turn.balances):
+        return Wait(queued.job, full)
+    if opening is None:
+        return _wait_for_gpus(turn, room, precedence)
     if not opening.storable:
         return Wait(queued.job, waits.NothingStorable(room.storage.problem))
     if shortage := find_shortage(turn.balances, requirements.nodes * opening.hold, requirements.nodes):
@@ -321,6 +349,17 @@ def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
         blocker, name = turn.budget_blocked_by
         return Wait(queued.job, waits.BehindJobShortOfBudget(name, precedence.reason(blocker, turn.balances)))
     return _start(turn, room, opening)
+
+
+def _wait_for_gpus(turn: _Turn, room: Room, precedence: _Precedence) -> Wait:
+    """Its team or member may not have as many as it needs beside what runs, or beside what an earlier job waits for."""
+    job, needed = turn.queued.job, room.placement(turn.queued.requirements).fewest_gpus
+    if capped := concurrency.find_gpus_cap(turn.balances, needed):
+        balance, detail = capped
+        return Wait(job, detail, capped_account=(balance.id, balance.name) if needed <= detail.cap else None)
+    assert turn.gpus_blocked_by
+    blocker, name = turn.gpus_blocked_by
+    return Wait(job, waits.BehindJobAtCap(name, precedence.reason(blocker, turn.balances)))
 
 
 def find_shortage(
@@ -388,6 +427,7 @@ def _start(turn: _Turn, room: Room, opening: Opening) -> Start:
         storage=room.storage,
         vcpus_in_use=room.vcpus_in_use,
         quotas_blocked=room.quotas_blocked,
+        gpus_blocked_by=turn.gpus_blocked_by,
     )
     return Start(
         job=queued.job,

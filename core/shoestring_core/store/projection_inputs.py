@@ -117,6 +117,7 @@ def _run(loaded: JobRows, account_path: tuple[UUID, ...], now: int) -> CurrentRu
         ends_at=ends_at,
         held=loaded.account.held,
         cost=accrued + to_come,
+        gpus=sum(rows.offered_hardware(machine).gpus for machine in alive),
     )
 
 

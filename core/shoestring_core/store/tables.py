@@ -510,6 +510,9 @@ class AccountRow(Base):
     """Of a team or member: how its share of the dollars compares with that of the others."""
     guaranteed_rate: Mapped[int] = mapped_column(default=0, server_default="0")
     """Of a team: micro-dollars an hour that its machines may cost before it borrows from other teams."""
+    max_jobs: Mapped[int | None]
+    """Of a team or member: how many of its jobs may run at once, and `max_gpus` how many GPUs they may have."""
+    max_gpus: Mapped[int | None]
     recent: Mapped[int] = mapped_column(default=0)
     """Of a team or member: what it had spent at `recent_at`, each amount halved with every half-life since."""
     recent_at: Mapped[int] = mapped_column(default=0)

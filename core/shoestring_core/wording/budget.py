@@ -458,6 +458,29 @@ class GuaranteedRateChanged(Reason):
 
 
 @dataclass(frozen=True)
+class ConcurrencyChanged(Reason):
+    """Jobs and GPUs that may run at once; None: no cap. `note`: the reason that was given."""
+
+    code = "concurrency_changed"
+    account_title: str
+    max_jobs: int | None
+    max_gpus: int | None
+    jobs_before: int | None
+    gpus_before: int | None
+    note: str
+
+    def text(self) -> str:
+        note = f" {self.note}" if self.note else ""
+        now, before = _caps(self.max_jobs, self.max_gpus), _caps(self.jobs_before, self.gpus_before)
+        return f"Concurrency cap of {self.account_title}: {now}, before: {before}.{note}"
+
+
+def _caps(jobs: int | None, gpus: int | None) -> str:
+    caps = [counted(cap, what) for cap, what in ((jobs, "job"), (gpus, "GPU")) if cap is not None]
+    return " and ".join(caps) or "none"
+
+
+@dataclass(frozen=True)
 class PeriodChanged(Reason):
     """`kind`: one_off | month | term. `ends`: its end, in its time zone. `note`: the reason that was given.
 

@@ -21,6 +21,7 @@ _WAITS = {
     WaitReason.BUDGET: "Waiting for budget",
     WaitReason.SLOTS: "Waiting for machines",
     WaitReason.TURN: "Waiting for its turn",
+    WaitReason.CAP: "Waiting at a concurrency cap",
     WaitReason.CAPACITY: "Waiting for capacity",
     WaitReason.QUOTA: "Waiting for quota",
     WaitReason.TERMINATING: "Waiting for earlier machines to terminate",

@@ -288,6 +288,57 @@ class BehindJobShortOfBudget(WaitDetail):
 
 
 @dataclass(frozen=True)
+class JobsAtCap(WaitDetail):
+    """Of `account` as many jobs run as may at once."""
+
+    code = "jobs_at_cap"
+    waits_for = WaitReason.CAP
+    account: str
+    jobs: int
+    cap: int
+
+    def text(self) -> str:
+        account = self.account[:1].upper() + self.account[1:]
+        if not self.cap:
+            return f"{account} may start no job now: its concurrency cap is 0. {_RAISE_CAP}"
+        return f"{account} runs {self.jobs} of at most {counted(self.cap, 'job')} at once. {_STARTS_AT_CAP}"
+
+
+@dataclass(frozen=True)
+class GpusAtCap(WaitDetail):
+    """The job needs `needed` GPUs at least, and `account` has `gpus` of the `cap` that it may have at once."""
+
+    code = "gpus_at_cap"
+    waits_for = WaitReason.CAP
+    account: str
+    needed: int
+    gpus: int
+    cap: int
+
+    def text(self) -> str:
+        needs = f"Needs {counted(self.needed, 'GPU')}, and {self.account}"
+        if self.needed > self.cap:
+            return f"{needs} may have at most {self.cap} at once. Ask for fewer; or: {_RAISE_CAP}"
+        return f"{needs} has {self.gpus} of at most {self.cap} at once. {_STARTS_AT_CAP}"
+
+
+@dataclass(frozen=True)
+class BehindJobAtCap(WaitDetail):
+    """`first`: why the job that waits for GPUs of `account` goes first; None: it came first."""
+
+    code = "behind_job_at_cap"
+    waits_for = WaitReason.TURN
+    account: str
+    first: NestedReason | None = None
+
+    def text(self) -> str:
+        waits = f"waits for the GPUs that {self.account} may have at once"
+        if self.first is None:
+            return f"Queued behind an earlier job, which {waits}."
+        return f"Queued behind a job that {waits} and goes first: {self.first.text()}."
+
+
+@dataclass(frozen=True)
 class MachinesInUse(WaitDetail):
     """`free` of `slots` machines are free, both None without a limit; `behind`: another job waits for them and goes
     first, for the reason `first`; None: it came first."""
@@ -309,6 +360,10 @@ class MachinesInUse(WaitDetail):
         elif self.behind:
             text += "; an earlier job waits for them too"
         return text + ". It starts automatically when machines become free."
+
+
+_RAISE_CAP = "A lead raises it with `shoestring budget concurrency`."
+_STARTS_AT_CAP = "It starts automatically when enough of them have ended."
 
 
 def _raise_command(own: bool) -> str:

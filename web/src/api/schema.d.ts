@@ -495,6 +495,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/budgets/{budget_id}/concurrency": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Set Concurrency
+         * @description Set how many jobs of a team (admin) or a member (lead) may run at once, and how many GPUs they may have.
+         *
+         *     What runs goes on; jobs beyond it wait until others end. All of the team see the change.
+         */
+        put: operations["set_concurrency"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/budgets/{budget_id}/period": {
         parameters: {
             query?: never;
@@ -1614,6 +1636,7 @@ export interface components {
             /** Weight */
             weight: number | null;
             guaranteed_rate: components["schemas"]["Money"] | null;
+            concurrency: components["schemas"]["Concurrency"] | null;
             recent: components["schemas"]["Money"] | null;
             /**
              * Soft Lines
@@ -1982,6 +2005,60 @@ export interface components {
             upload_urls?: components["schemas"]["UploadUrls"] | null;
         };
         /**
+         * Concurrency
+         * @description What runs of a team or member, and how much may at once; None: no cap.
+         */
+        Concurrency: {
+            /** Jobs */
+            jobs: number;
+            /** Max Jobs */
+            max_jobs: number | null;
+            /** Gpus */
+            gpus: number;
+            /** Max Gpus */
+            max_gpus: number | null;
+        };
+        /**
+         * ConcurrencyChange
+         * @description How many jobs and GPUs of a team or member may run at once changed; None: no cap.
+         */
+        ConcurrencyChange: {
+            /**
+             * Account
+             * Format: uuid
+             */
+            account: string;
+            /** Max Jobs */
+            max_jobs: number | null;
+            /** Max Gpus */
+            max_gpus: number | null;
+        };
+        /** ConcurrencyEvent */
+        ConcurrencyEvent: {
+            /** Cursor */
+            cursor: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Job */
+            job: string | null;
+            /** Attempt */
+            attempt: number | null;
+            /** Generation */
+            generation: number | null;
+            /** Actor */
+            actor: string;
+            reason: components["schemas"]["Reason"] | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "concurrency";
+            data: components["schemas"]["ConcurrencyChange"];
+        };
+        /**
          * Cost
          * @description Cost of a job. `spent` is settled from the provider's records; `running` is estimated, not yet posted.
          */
@@ -2209,7 +2286,7 @@ export interface components {
             /** Of */
             of: ("gpu" | "cpu")[];
         };
-        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["GuaranteedRateEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["ForecastEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["StorageEvent"] | components["schemas"]["AgentEvent"];
+        Event: components["schemas"]["JobEvent"] | components["schemas"]["WaitEvent"] | components["schemas"]["SizingEvent"] | components["schemas"]["MachineEvent"] | components["schemas"]["GenerationEvent"] | components["schemas"]["CheckpointEvent"] | components["schemas"]["BatchEvent"] | components["schemas"]["CostEvent"] | components["schemas"]["BudgetEvent"] | components["schemas"]["WeightEvent"] | components["schemas"]["GuaranteedRateEvent"] | components["schemas"]["ConcurrencyEvent"] | components["schemas"]["SoftLineEvent"] | components["schemas"]["SoftLinesEvent"] | components["schemas"]["ForecastEvent"] | components["schemas"]["BudgetRequestEvent"] | components["schemas"]["AlarmEvent"] | components["schemas"]["StorageEvent"] | components["schemas"]["AgentEvent"];
         /** EventPage */
         EventPage: {
             /** Events */
@@ -3747,6 +3824,21 @@ export interface components {
              */
             reason: string;
         };
+        /**
+         * SetConcurrencyRequest
+         * @description Null: there is no cap. 0: none start.
+         */
+        SetConcurrencyRequest: {
+            /** Max Jobs */
+            max_jobs: number | null;
+            /** Max Gpus */
+            max_gpus: number | null;
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+        };
         /** SetGuaranteedRateRequest */
         SetGuaranteedRateRequest: {
             /** Rate */
@@ -4226,7 +4318,7 @@ export interface components {
          * @description What a queued job waits for; a paused one waits for budget or to be resumed.
          * @enum {string}
          */
-        WaitReason: "budget" | "slots" | "turn" | "capacity" | "quota" | "terminating" | "resume";
+        WaitReason: "budget" | "slots" | "turn" | "cap" | "capacity" | "quota" | "terminating" | "resume";
         /** Waste */
         Waste: {
             /**
@@ -5240,6 +5332,41 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["SetGuaranteedRateRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Budget"];
+                };
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    set_concurrency: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                budget_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetConcurrencyRequest"];
             };
         };
         responses: {

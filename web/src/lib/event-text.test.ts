@@ -31,7 +31,7 @@ test("the tone and whether an event is routine never depend on its sentence", ()
 });
 
 test("an event with missing data still has a title", () => {
-  for (const kind of ["job", "wait", "sizing", "machine", "generation", "checkpoint", "cost", "budget", "weight", "guaranteed_rate", "alarm", "agent"]) {
+  for (const kind of ["job", "wait", "sizing", "machine", "generation", "checkpoint", "cost", "budget", "weight", "guaranteed_rate", "concurrency", "alarm", "agent"]) {
     expect(describe(kind, "").title).not.toBe("undefined");
   }
 });

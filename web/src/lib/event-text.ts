@@ -61,6 +61,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
     case "soft_lines":
     case "weight":
     case "guaranteed_rate":
+    case "concurrency":
       return eventText("Budget", sentence);
     case "forecast":
     case "soft_line":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -119,10 +119,13 @@ def load_queue(
     queue = tuple(sorted((*before, *added), key=lambda job: (job.queued_at, job.job)))
     paths = {_member_of(row): rows.ancestor_ids(row, accounts) for row in accounts.values() if row.kind == "member"}
     titles, half_life = ledger.titles(db, list(accounts.values())), ledger.load_half_life(db)
+    capped = any(row.max_jobs is not None or row.max_gpus is not None for row in accounts.values())
+    in_use = running_jobs.load_in_use(db) if capped else {}
     balances = {
         row.id: _balance(
             row, titles[row.id], recent=ledger.recent_spending(db, row, half_life), weight=row.weight,
-            guaranteed_rate=row.guaranteed_rate,
+            guaranteed_rate=row.guaranteed_rate, max_jobs=row.max_jobs, max_gpus=row.max_gpus,
+            **asdict(in_use.get(row.owner, running_jobs.InUse())),
         )
         for row in accounts.values()
     }  # fmt: skip
@@ -291,8 +294,8 @@ def _not_before(job: UUID, attempts: list[AttemptRow], timeouts: Timeouts) -> in
     return failed[0].closed_at + retries.retry_delay(job, failed[0].reason or "", len(failed), timeouts)
 
 
-def _balance(row: Any, name: str, **share: int) -> AccountBalance:
-    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft, **share)
+def _balance(row: Any, name: str, **of_queue: Any) -> AccountBalance:
+    return AccountBalance(row.id, name, row.limit_micro, row.posted, row.held, row.overdraft, **of_queue)
 
 
 def _select_in(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs that run now, as far as guaranteed rates depend on them."""
+"""The jobs that run now, as far as guaranteed rates and concurrency caps depend on them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import select
@@ -60,6 +61,37 @@ def load_running_jobs(db: Read) -> list[RunningJob]:
         )
         for (job, team, attempt, limit), its in machines.items()
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InUse:
+    """What runs of an account."""
+
+    jobs: int = 0
+    gpus: int = 0
+
+
+def load_in_use(db: Read) -> dict[str, InUse]:
+    """The jobs and GPUs that count against concurrency caps, by the owners of teams' and members' accounts.
+
+    A job counts until all its machines have ended. A machine that an open attempt lost counts too: it gets another.
+    """
+    gpus = MachineRow.offered_hardware["gpus"].as_integer()
+    machine = (JobRow.team_id, JobRow.user_id, MachineRow.job, MachineRow.attempt, MachineRow.slot, gpus)
+    machines = select(*machine).join(JobRow, JobRow.id == MachineRow.job)
+    of_attempt = (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt)
+    attempts_open = machines.join(AttemptRow, of_attempt).where(AttemptRow.state == AttemptState.OPEN)
+    slots: dict[tuple[UUID, int, int], int] = {}
+    owners: dict[UUID, tuple[str, str]] = {}
+    for query in (machines.where(MachineRow.state.in_(rows.ALIVE)), attempts_open):
+        for team, user, job, attempt, slot, of_machine in db.sql.execute(query):
+            owners[job] = str(team), f"{team}/{user}"
+            slots[job, attempt, slot] = max(slots.get((job, attempt, slot), 0), of_machine or 0)
+    jobs = Counter(owner for both in owners.values() for owner in both)
+    has: Counter[str] = Counter()
+    for (job, _, _), number in slots.items():
+        has.update(dict.fromkeys(owners[job], number))
+    return {owner: InUse(number, has[owner]) for owner, number in jobs.items()}
 
 
 def _began(generations: Iterable[GenerationRow], attempt: int) -> int | None:

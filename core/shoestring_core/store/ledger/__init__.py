@@ -49,6 +49,7 @@ from shoestring_core.store.ledger.accounts import (
     visible_account,
 )
 from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
+from shoestring_core.store.ledger.caps import set_concurrency
 from shoestring_core.store.ledger.forecasts import BudgetForecast, due_forecasts, load_forecast, tell_forecast
 from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
 from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer, was_limited
@@ -103,6 +104,7 @@ __all__ = [
     "recent_spending",
     "release_hold",
     "roll_over",
+    "set_concurrency",
     "set_guaranteed_rate",
     "set_half_life",
     "set_limit",

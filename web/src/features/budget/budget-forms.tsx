@@ -164,6 +164,42 @@ export function GuaranteeForm({ budget, done }: { budget: Budget; done: () => vo
   );
 }
 
+const CAP = /^\d{1,6}$/;
+
+/** Jobs and GPUs at once; empty: no cap. */
+export function ConcurrencyForm({ budget, done }: { budget: Budget; done: () => void }) {
+  const id = useId();
+  const [jobs, setJobs] = useState(budget.concurrency?.max_jobs?.toString() ?? "none");
+  const [gpus, setGpus] = useState(budget.concurrency?.max_gpus?.toString() ?? "none");
+  const caps = [jobs, gpus].map((one) => one.trim() || "none");
+  const valid = caps.every((one) => one === "none" || CAP.test(one));
+  const [maxJobs, maxGpus] = caps.map((one) => (one === "none" ? null : Number(one)));
+  return (
+    <BudgetForm
+      name="concurrency"
+      label="Running jobs at most"
+      value={jobs}
+      setValue={setJobs}
+      problem={valid ? "" : "Enter whole numbers such as 4; or none."}
+      save={async (reason) =>
+        body(
+          await api.PUT("/v1/budgets/{budget_id}/concurrency", {
+            params: { path: { budget_id: budget.id } },
+            body: { max_jobs: maxJobs ?? null, max_gpus: maxGpus ?? null, reason },
+          }),
+        )
+      }
+      done={done}
+    >
+      <div className="field">
+        <label htmlFor={`${id}-gpus`}>GPUs at most</label>
+        <input id={`${id}-gpus`} inputMode="numeric" autoComplete="off" value={gpus} onChange={(event) => setGpus(event.target.value)} />
+      </div>
+      <p className="muted">What runs goes on. Jobs beyond it wait until others end.</p>
+    </BudgetForm>
+  );
+}
+
 export function LinesForm({ budget, done }: { budget: Budget; done: () => void }) {
   const [lines, setLines] = useState(budget.soft_lines.map(({ percent }) => percent).join(", ") || "none");
   const parts = lines.trim() === "none" ? [] : lines.split(/[\s,%]+/).filter((part) => part !== "");

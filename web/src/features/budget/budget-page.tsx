@@ -15,7 +15,7 @@ import { Link } from "../../router";
 import { WastePanel } from "./waste-panel";
 import { BurnDown } from "./burn-down";
 import { RequestsPanel } from "./requests-panel";
-import { GrantForm, GuaranteeForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
+import { ConcurrencyForm, GrantForm, GuaranteeForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
 export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
@@ -116,13 +116,14 @@ function transferTargets(budget: Budget, all: readonly Budget[]): Budget[] {
   return all.filter((one) => one.kind === "member" && one.limit && one.id !== budget.id);
 }
 
-type Editing = "limit" | "grant" | "transfer" | "weight" | "guarantee" | "lines" | "period";
+type Editing = "limit" | "grant" | "transfer" | "weight" | "guarantee" | "concurrency" | "lines" | "period";
 const BUTTONS: Record<Editing, string> = {
   limit: "Set limit",
   grant: "Grant",
   transfer: "Transfer",
   weight: "Set weight",
   guarantee: "Guarantee a rate",
+  concurrency: "Set concurrency",
   lines: "Set soft lines",
   period: "Set period",
 };
@@ -142,6 +143,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
     transfer: others.length > 0,
     weight: budget.weight !== null,
     guarantee: budget.guaranteed_rate !== null,
+    concurrency: budget.weight !== null,
     lines: true,
     period: budget.limit !== null,
   };
@@ -189,6 +191,7 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
         {budget.guaranteed_rate && toMicro(budget.guaranteed_rate.amount) > 0n && (
           <Figure name="Guaranteed" value={`${formatDollars(budget.guaranteed_rate)}/h`} />
         )}
+        {budget.concurrency && <Figure name="At once" value={atOnce(budget.concurrency)} />}
         {budget.recent && <Figure name="Spent lately" value={formatDollars(budget.recent)} title={formatExact(budget.recent)} />}
       </dl>
       {budget.limit && budget.kind !== "member" && <BurnDown budget={budget} />}
@@ -204,9 +207,16 @@ function BudgetCard({ budget, others, admin }: { budget: Budget; others: readonl
       {editing === "period" && <PeriodForm budget={budget} done={close} />}
       {editing === "lines" && <LinesForm budget={budget} done={close} />}
       {editing === "weight" && <WeightForm budget={budget} done={close} />}
+      {editing === "concurrency" && <ConcurrencyForm budget={budget} done={close} />}
       {editing === "guarantee" && <GuaranteeForm budget={budget} done={close} />}
     </section>
   );
+}
+
+/** What runs of what may, such as "2 of 4 jobs, 3 of 8 GPUs". */
+function atOnce({ jobs, max_jobs, gpus, max_gpus }: NonNullable<Budget["concurrency"]>): string {
+  const parts = [max_jobs === null ? "" : `${jobs} of ${max_jobs} jobs`, max_gpus === null ? "" : `${gpus} of ${max_gpus} GPUs`];
+  return parts.filter(Boolean).join(", ");
 }
 
 function periodEnds({ kind, begins, ends, ended }: NonNullable<Budget["period"]>): string {
