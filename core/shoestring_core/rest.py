@@ -229,7 +229,7 @@ class QuotedOffer(Resource):
     left_after_end: Money | None
     """The same when the expected cost is paid."""
     interruptions: Interruptions
-    infeasible_reason: Literal["slots", "batch", "budget", "time"] | None = None
+    infeasible_reason: Literal["slots", "batch", "rate", "budget", "time"] | None = None
     """Why it can't be chosen."""
 
 

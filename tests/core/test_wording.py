@@ -239,6 +239,7 @@ EXAMPLES: list[Reason] = [
     offers.UnknownName("GPU", "A10", "A10G", ("A100", "A10G")),
     offers.LeftOutOffer("V100", offers.GpuTooOld("7.0")),
     offers.ListedOnly("ec2", "g5.xlarge", "1 × A10G with 24 GB", "1.006", served=False),
+    offers.DearerThanLimit(2, "g5.xlarge", "2.40", "2.00"),
     offers.NoDiskChoice("local"),
     offers.DiskBounds("ec2", "gp3", (16_384, 16_000, 1_000), 500, "0.25"),
     # sizing
@@ -252,6 +253,7 @@ EXAMPLES: list[Reason] = [
     sizing.WillBeMeasured(),
     sizing.FasterCostsMore(TWO, "0.0004"),
     sizing.FasterOverBudget(TWO, "0.04", "0.01", "team vision"),
+    sizing.FasterOverRate(TWO, "1.20"),
     sizing.FasterOverSlots(TWO, "local", 1),
     sizing.FasterSplitsBatch(TWO, 4, 6),
     sizing.MoreNotFaster(TWO, 0.5),

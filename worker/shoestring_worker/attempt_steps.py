@@ -117,6 +117,9 @@ class AttemptSteps:
         )
         if others := active.living_machines:
             wanted = wanted.beside(rows.offered_hardware(others[0]))
+        if (rate := active.spec.limits.rate) is not None:
+            left = rate - sum(billing.hourly_cost(machine) for machine in others)
+            wanted = replace(wanted, rate=max(0, left) // len(slots))
         with self.store.read() as db:
             offer = rank_offers(load_offers(db), wanted, now, launches.load_refusals(db)).best
         storage = find_storage(self.objects)

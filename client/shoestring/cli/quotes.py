@@ -21,6 +21,7 @@ DROP = ("INTERRUPTED", "80 % BAND", "PER HOUR", "GPU", "WHERE", "BASIS", "80 % B
 INFEASIBLE_REASONS = {
     "slots": "too few slots",
     "batch": "batch too small",
+    "rate": "above limits.rate",
     "budget": "too expensive",
     "time": "too slow",
 }

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+from shoestring_core import money
+from shoestring_core.decide.billing import hourly
 from shoestring_core.decide.disks import with_disk
 from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.spec.gpus import GpuChoice
 
-Condition = Literal["provider", "region", "zone", "type", "gpu", "procs", "disk", "market"]
+Condition = Literal["provider", "region", "zone", "type", "gpu", "procs", "disk", "rate", "market"]
 """From the most general to the one that may be met later without anybody's doing: prices move."""
 
 
@@ -29,10 +31,18 @@ def unmet_conditions(offer: Offer, requirements: Requirements) -> Iterator[Condi
         yield "gpu"
     if requirements.procs and offer.hardware and 0 < offer.hardware.gpus < requirements.procs:
         yield "procs"
-    if requirements.disk is not None and with_disk(offer, requirements.disk) is None:
+    having_disk = offer if requirements.disk is None else with_disk(offer, requirements.disk)
+    if having_disk is None:
         yield "disk"
+    if requirements.rate is not None and hourly_cost(having_disk or offer, requirements.nodes) > requirements.rate:
+        yield "rate"
     if offer.market not in _MARKETS[requirements.spot]:
         yield "market"
+
+
+def hourly_cost(offer: Offer, nodes: int) -> int:
+    """Micro-dollars an hour that so many of its machines cost now, with their disks and addresses."""
+    return nodes * money.cost(hourly(offer.billing.extras, offer.price), money.HOUR)
 
 
 def has_gpus(hardware: Hardware | None, choices: Iterable[GpuChoice]) -> bool:

@@ -194,7 +194,7 @@ def is_stale(offer: Offer, now: int) -> bool:
     return offer.fetched_at is not None and now > offer.fetched_at + MAX_OFFER_AGE
 
 
-_LASTING = frozenset(get_args(Condition)) - {"market"}
+_LASTING = frozenset(get_args(Condition)) - {"market", "rate"}
 """Reasons that last as long as providers offer the same machines."""
 _SCARCE = {RefusalKind.CAPACITY, RefusalKind.PRICE}
 

@@ -37,6 +37,7 @@ class Requirements:
     gpus      alternatives, one of which each machine must have; empty: none is needed
     procs     ranks that each machine runs, if the job says so: with GPUs it has one for each
     disk      of each machine; None: any
+    rate      micro-dollars an hour that all of them together may cost, disks and addresses included; None: any
     reserved_time  µs for which money is held before a machine starts, so that the job can finish; 0: a lease at a time
     """
 
@@ -50,9 +51,12 @@ class Requirements:
     gpus: tuple[GpuChoice, ...] = ()
     procs: int | None = None
     disk: DiskNeed | None = None
+    rate: int | None = None
 
     @classmethod
-    def of(cls, resources: Resources, chosen_type: str | None = None, reserved_time: int = 0) -> Self:
+    def of(
+        cls, resources: Resources, chosen_type: str | None = None, reserved_time: int = 0, rate: int | None = None
+    ) -> Self:
         """Those of a job with these resources, for which a type of machine may have been chosen."""
         return cls(
             nodes=resources.nodes,
@@ -65,6 +69,7 @@ class Requirements:
             gpus=resources.gpu_choices,
             procs=resources.procs,
             disk=DiskNeed.of(resources.disk) if resources.disk else None,
+            rate=rate,
         )
 
     def beside(self, other: Hardware) -> Self:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from shoestring_core import money
 from shoestring_core.decide import funding
+from shoestring_core.decide.conditions import hourly_cost
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.requirements import Requirements
@@ -26,7 +27,7 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.spec import MAX_NODES
 from shoestring_core.wording import NestedReason
 
-InfeasibleReason = Literal["", "slots", "batch", "budget", "time"]
+InfeasibleReason = Literal["", "slots", "batch", "rate", "budget", "time"]
 Outcome = Literal["chosen", "requested", "unmeasured", "infeasible"]
 
 
@@ -196,6 +197,8 @@ def infeasible_reason(
         return "slots"
     if nodes * inputs.processes > inputs.min_batch:
         return "batch"
+    if (rate := inputs.requirements.rate) is not None and hourly_cost(offer, nodes) > rate:
+        return "rate"
     if estimate is None:
         return ""
     if inputs.budget_left is not None and _budget_needed(inputs, offer, nodes, estimate) > inputs.budget_left:

@@ -51,7 +51,7 @@ def _why_not_faster(inputs: SizingInputs, choice: Choice) -> Reason | None:
         of_type = [option for option in faster if option.type == type_]
         feasible = [option for option in of_type if not option.infeasible_reason]
         obstacles += [_costs_more(option, best) for option in _cheapest_and_fastest(feasible)]
-        for infeasible_reason in ("budget", "slots", "batch"):
+        for infeasible_reason in ("budget", "rate", "slots", "batch"):
             if blocked := [option for option in of_type if option.infeasible_reason == infeasible_reason]:
                 obstacles.append(_obstacle(inputs, min(blocked, key=by_cost)))
     obstacles += _end_of_scaling(inputs, best, options, any_faster=bool(faster))
@@ -75,6 +75,8 @@ def _obstacle(inputs: SizingInputs, option: Option) -> Reason:
         case "budget":
             needed, left = money.to_decimal(option.budget_needed), money.to_decimal(inputs.budget_left or 0)
             return reasons.FasterOverBudget(estimate, needed, left, inputs.budget_name)
+        case "rate":
+            return reasons.FasterOverRate(estimate, money.to_decimal(inputs.requirements.rate or 0))
         case "slots":
             return reasons.FasterOverSlots(estimate, *_provider_and_slots(inputs, option.type))
         case _:

@@ -9,14 +9,16 @@ from dataclasses import replace
 from decimal import Decimal
 from math import log2
 
-from shoestring_core import catalog
+from shoestring_core import catalog, money
 from shoestring_core.decide.billing import BillingRules
-from shoestring_core.decide.conditions import Condition, unmet_conditions
+from shoestring_core.decide.conditions import Condition, hourly_cost, unmet_conditions
+from shoestring_core.decide.disks import with_disk
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.requirements import DiskNeed, Requirements
 from shoestring_core.spec.gpus import GpuChoice
 from shoestring_core.wording import Reason
 from shoestring_core.wording.offers import (
+    DearerThanLimit,
     DiskBounds,
     LeftOutOffer,
     ListedOnly,
@@ -29,11 +31,11 @@ from shoestring_core.wording.waits import NoOffer
 
 FIELDS: Mapping[Condition, str] = {
     "provider": "provider", "region": "regions", "zone": "zones", "type": "instance", "gpu": "gpu",
-    "procs": "procs", "disk": "disk", "market": "spot",
+    "procs": "procs", "disk": "disk", "market": "spot", "rate": "limits.rate",
 }  # fmt: skip
-"""Of `resources` in a job spec."""
+"""Of `resources` in a job spec, if nothing else is said."""
 _SEVERITY: Mapping[Condition, int] = {
-    "market": 0, "zone": 1, "region": 2, "provider": 3, "procs": 4, "disk": 5, "type": 6, "gpu": 7,
+    "market": 0, "rate": 1, "zone": 2, "region": 3, "provider": 4, "procs": 5, "disk": 6, "type": 7, "gpu": 8,
 }  # fmt: skip
 """How far an offer is from what is required that misses this condition: the least severe can be changed at no loss."""
 
@@ -57,7 +59,7 @@ def _required(requirements: Requirements) -> Iterator[Condition]:
     given: Mapping[Condition, object] = {
         "provider": requirements.provider, "region": requirements.regions, "zone": requirements.zones,
         "type": requirements.type, "gpu": requirements.gpus, "procs": requirements.procs,
-        "disk": requirements.disk, "market": requirements.spot != "prefer",
+        "disk": requirements.disk, "rate": requirements.rate is not None, "market": requirements.spot != "prefer",
     }  # fmt: skip
     return (condition for condition, value in given.items() if value)
 
@@ -79,6 +81,8 @@ def _written(condition: Condition, requirements: Requirements) -> str:
             value = str(requirements.procs)
         case "disk":
             value = _disk_text(requirements.disk or DiskNeed())
+        case "rate":
+            value = money.to_decimal(requirements.rate or 0)
         case "market":
             value = requirements.spot
     return f"{FIELDS[condition]}: {value}"
@@ -135,6 +139,8 @@ def _why(condition: Condition, requirements: Requirements, offers: Collection[Of
         case "zone":
             zones = [offer.zone for offer in offers]
             why = next(filter(None, (_unknown("zone", zone, zones) for zone in requirements.zones)), None)
+        case "rate":
+            return _why_too_dear(requirements, offers)
         case "disk":
             why = _why_no_disk(requirements, offers)
         case _:
@@ -186,6 +192,18 @@ def _why_no_disk(requirements: Requirements, offers: Iterable[Offer]) -> Reason 
     if (disk := offer.disk) is None:
         return NoDiskChoice(offer.provider)
     return DiskBounds(offer.provider, disk.kind, disk.largest, disk.iops_per_gib, disk.mib_per_s_per_iops)
+
+
+def _why_too_dear(requirements: Requirements, offers: Iterable[Offer]) -> DearerThanLimit | None:
+    """The least that machines cost which have all else that is required; None: there are no such machines."""
+    others, nodes = replace(requirements, rate=None), requirements.nodes
+    suitable = (offer for offer in offers if not any(unmet_conditions(offer, others)))
+    having_disk = (with_disk(offer, others.disk) or offer if others.disk else offer for offer in suitable)
+    best = min(having_disk, key=lambda offer: hourly_cost(offer, nodes), default=None)
+    if best is None:
+        return None
+    amounts = money.to_decimal(hourly_cost(best, nodes)), money.to_decimal(requirements.rate or 0)
+    return DearerThanLimit(nodes, best.type, *amounts)
 
 
 def _unknown(what: str, given: str, known: Iterable[str]) -> UnknownName | None:

@@ -15,6 +15,7 @@ from shoestring_core.spec.model import (
     JobSpec,
     Resources,
     json_schema,
+    rate_limit_of_stored,
     reserved_time_of_stored,
 )
 from shoestring_core.spec.parsing import parse
@@ -34,6 +35,7 @@ __all__ = [
     "from_arguments",
     "json_schema",
     "parse",
+    "rate_limit_of_stored",
     "reserved_time_of_stored",
     "sections_of",
 ]

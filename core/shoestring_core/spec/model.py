@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shoestring_core import recipes
+from shoestring_core import money, recipes
 from shoestring_core.durations import parse_duration
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.spec.field_types import (
@@ -175,8 +175,9 @@ class Idle(_Section):
 class Limits(_Section):
     cost: MicroDollars | None = None
     """Maximum cost of the job in dollars. Default: what the team's and the organization's budgets allow."""
-    rate: Annotated[MicroDollars | None, NotSupportedYet("set limits.cost")] = None
-    """Maximum cost per hour in dollars."""
+    rate: MicroDollars | None = None
+    """Maximum cost per hour in dollars, of all nodes together: dearer machines are not rented. What runs goes on when a
+    spot price rises."""
     time: Seconds | None = None
     """Maximum run time: `90s`, `5m`, `2h`, `1d`, or plain seconds. The number of nodes is chosen to meet it."""
     deadline: Annotated[Timestamp | None, NotSupportedYet("set limits.time")] = None
@@ -327,6 +328,13 @@ def json_schema() -> dict[str, Any]:
         for recipe in known
     ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def rate_limit_of_stored(spec: Mapping[str, Any]) -> int | None:
+    """`limits.rate` of a stored spec, micro-dollars an hour, whatever else is in it. Raises ValueError, TypeError if
+    damaged."""
+    rate = (spec.get("limits") or {}).get("rate")
+    return None if rate is None else money.from_decimal(rate)
 
 
 def reserved_time_of_stored(spec: Mapping[str, Any]) -> int:

@@ -18,7 +18,7 @@ from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.queue import AccountBalance
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import find_shortage
-from shoestring_core.spec import Resources, reserved_time_of_stored
+from shoestring_core.spec import Resources, rate_limit_of_stored, reserved_time_of_stored
 from shoestring_core.states import JobState, WaitReason
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.launches import load_refusals
@@ -105,7 +105,8 @@ def _requirements(job: JobRow) -> Requirements | None:
     """None: the job's row is damaged."""
     try:
         chosen = chosen_type(job.sizing)
-        return Requirements.of(Resources.of_stored(job.spec), chosen, reserved_time_of_stored(job.spec))
+        limits = reserved_time_of_stored(job.spec), rate_limit_of_stored(job.spec)
+        return Requirements.of(Resources.of_stored(job.spec), chosen, *limits)
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -43,7 +43,7 @@ def load_quote_inputs(
     """
     return QuoteInputs(
         sizing=sizing,
-        requirements=Requirements.of(spec.resources, chosen_type, spec.reserved_time),
+        requirements=Requirements.of(spec.resources, chosen_type, spec.reserved_time, spec.limits.rate),
         machine_counts=tuple(machine_counts),
         cost_limit=spec.limits.cost,
         balances=_load_balances(db, list(paying)),

@@ -41,7 +41,9 @@ def load_sizing_inputs(db: Read, team: UUID, user: UUID, spec: JobSpec) -> sizin
     known = db.once(load_known)
     left, budget_name = _left(db, team, user, spec.limits.cost)
     return sizing.SizingInputs(
-        requirements=replace(Requirements.of(spec.resources, reserved_time=spec.reserved_time), nodes=1),
+        requirements=replace(
+            Requirements.of(spec.resources, reserved_time=spec.reserved_time, rate=spec.limits.rate), nodes=1
+        ),
         time_limit_s=spec.limits.time,
         requested_nodes=spec.resources.requested_nodes,
         epochs=workload.epochs(spec),

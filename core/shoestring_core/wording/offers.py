@@ -152,6 +152,21 @@ class DiskBounds(Reason):
 
 
 @dataclass(frozen=True)
+class DearerThanLimit(Reason):
+    """`cost` and `limit`: dollars an hour of all `nodes` machines, the cheapest that would do."""
+
+    code = "dearer_than_limit"
+    nodes: int
+    type: str
+    cost: str
+    limit: str
+
+    def text(self) -> str:
+        machines = f"{self.nodes} × {self.type}" if self.nodes > 1 else self.type
+        return f"At least ${self.cost} per hour ({machines}) would be needed; limits.rate is ${self.limit}."
+
+
+@dataclass(frozen=True)
 class AccountQuota(Reason):
     """What the account may run at once. `type`: the smallest machine that counts against it; `each`: its vCPUs."""
 
@@ -176,7 +191,8 @@ class AccountQuota(Reason):
 
 @dataclass(frozen=True)
 class NearestOffer:
-    """The offer that comes nearest to what a job requires, and the fields of `resources` that it doesn't meet."""
+    """The offer that comes nearest to what a job requires, and the fields that it doesn't meet, of `resources` for the
+    most part: `limits.rate`."""
 
     type: str
     provider: str
@@ -189,7 +205,11 @@ class NearestOffer:
     def text(self) -> str:
         where = f"of {self.provider}" if self.place == self.provider else f"of {self.provider} in {self.place}"
         what = f"{self.gpus}, {self.market.replace('_', ' ')}, ${self.price} per hour"
-        return f"The nearest is {self.type} {where} ({what}): change resources.{_joined(self.missed)} to get it."
+        fields = [name for name in self.missed if "." not in name]
+        of_resources = (f"resources.{_joined(tuple(fields))}",) if fields else ()
+        others = [name for name in self.missed if "." in name]
+        change = _joined((*of_resources, *others))
+        return f"The nearest is {self.type} {where} ({what}): change {change} to get it."
 
 
 def _joined(names: tuple[str, ...]) -> str:

@@ -202,6 +202,18 @@ class FasterOverBudget(Reason):
 
 
 @dataclass(frozen=True)
+class FasterOverRate(Reason):
+    """`limit`: limits.rate, dollars an hour."""
+
+    code = "faster_over_rate"
+    estimate: MachineEstimate
+    limit: str
+
+    def text(self) -> str:
+        return f"{self.estimate.would_take}, but cost more per hour than limits.rate of ${self.limit}."
+
+
+@dataclass(frozen=True)
 class FasterOverSlots(Reason):
     code = "faster_over_slots"
     estimate: MachineEstimate

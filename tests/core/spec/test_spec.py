@@ -199,7 +199,6 @@ NOT_YET = {
     "/setup": ({"setup": "pip install x"}, {"setup": ["pip"]}),
     "/code": ({"code": {"git": "https://example.org/me/repo", "ref": "3f2a1c9"}}, {"code": "x"}),
     "/params/seed": ({"params": {"seed": [1, 2, 3]}}, {"params": {"seed": {"a": 1}}}),
-    "/limits/rate": ({"limits": {"rate": "1.20"}}, {"limits": {"rate": "-1"}}),
     "/limits/deadline": ({"limits": {"deadline": "2026-12-01T09:00Z"}}, {"limits": {"deadline": "2026-12-01T09:00"}}),
     "/limits/idle": ({"limits": {"idle": {"gpu_below": "10%", "for": "15m"}}}, {"limits": {"idle": 3}}),
     "/goal/best": ({"goal": {"metric": "val/acc", "best": "max"}}, {"goal": {"metric": "val/acc", "best": "most"}}),

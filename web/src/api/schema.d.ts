@@ -3486,7 +3486,7 @@ export interface components {
             left_after_end: components["schemas"]["Money"] | null;
             interruptions: components["schemas"]["Interruptions"];
             /** Infeasible Reason */
-            infeasible_reason: ("slots" | "batch" | "budget" | "time") | null;
+            infeasible_reason: ("slots" | "batch" | "rate" | "budget" | "time") | null;
         };
         /**
          * RankExit

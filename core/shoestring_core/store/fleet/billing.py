@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import bindparam, exists, or_, select, text, update
 
+from shoestring_core import money
 from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.events import CostChange, StorageChange
@@ -154,6 +155,12 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     change = CostChange(action="job_settled")
     db.event(change, team=job.team_id, actor="fleet", job=job_id, reason=budget.JobSettled())
     return True
+
+
+def hourly_cost(machine: MachineRow) -> int:
+    """Micro-dollars an hour at the price of its launch, with its disk and address."""
+    rules = _stored(machine, _RULES, machine.billing, billing.BillingRules())
+    return money.cost(billing.hourly(rules.extras, machine.price), money.HOUR)
 
 
 def evidence(machine: MachineRow) -> billing.Evidence:

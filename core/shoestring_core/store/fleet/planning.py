@@ -129,7 +129,8 @@ def min_hold(db: Read, spec: JobSpec) -> int:
 
     Raises InvalidSpec for more machines than there ever are, and for such as nobody has.
     """
-    needed, known = Requirements.of(spec.resources, reserved_time=spec.reserved_time), db.once(load_known)
+    needed = Requirements.of(spec.resources, reserved_time=spec.reserved_time, rate=spec.limits.rate)
+    known = db.once(load_known)
     placement = rank_offers(known.offers, needed)
     require_machines(placement)
     return min((funding.hold_for(offer, needed, known.timeouts) for offer in placement.ranked), default=0)

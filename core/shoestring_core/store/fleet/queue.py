@@ -248,7 +248,7 @@ def _update_known(
 
 def _first_attempt(job: Any, account_path: tuple[UUID, ...]) -> QueuedJob:
     spec = JobSpec.from_stored(job.spec)
-    requirements = Requirements.of(spec.resources, chosen_type(job.sizing), spec.reserved_time)
+    requirements = Requirements.of(spec.resources, chosen_type(job.sizing), spec.reserved_time, spec.limits.rate)
     limit = None if spec.limits.time is None else round(spec.limits.time * 1e6)
     return QueuedJob(job=job.id, requirements=requirements, account_path=account_path, attempt=1, time_limit=limit)
 

@@ -134,6 +134,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
             <Field label="GPUs" help={gpuHelp(gpus)} placeholder="none needed" suggestions={gpus ?? []} {...field(["resources", "gpu"])} set={(typed) => set(["resources", "gpu"], typed.trim() || undefined)} />
             <Choice label="Spot instances" help="Cheaper; they may be preempted, and the job then resumes from a checkpoint." options={["prefer", "only", "never"]} {...field(["resources", "spot"])} set={(typed) => set(["resources", "spot"], typed || undefined)} />
             <Field label="Cost limit, dollars" help="The most that the job may cost. Leave blank for the limits of the budgets." inputMode="decimal" placeholder="none" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
+            <Field label="Hourly limit, dollars" help="Of all machines together: dearer ones are not rented." inputMode="decimal" placeholder="none" {...field(["limits", "rate"])} set={(typed) => set(["limits", "rate"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Training time, e.g. 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
             <Choice label="If out of budget" help="Pause or stop after a checkpoint; finish reserves the cost of the time limit before it starts." options={["pause", "stop", "finish"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
             <Field label="Initialize from" help="job/ID, or the path of a model below a data root." placeholder="random weights" {...field(["init"])} set={(typed) => set(["init"], typed.trim() || undefined)} />
@@ -197,7 +198,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   );
 }
 
-const FORM_PATHS: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "gpu"], ["resources", "spot"], ["limits", "cost"], ["limits", "time"], ["on_budget"], ["init"], ["name"]];
+const FORM_PATHS: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "gpu"], ["resources", "spot"], ["limits", "cost"], ["limits", "rate"], ["limits", "time"], ["on_budget"], ["init"], ["name"]];
 
 async function submitSpec(text: string, dry: boolean, key?: string): Promise<Job> {
   return body(

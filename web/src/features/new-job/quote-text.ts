@@ -9,6 +9,7 @@ type QuotedOffer = Schemas["QuotedOffer"];
 const NOT_POSSIBLE: Record<string, string> = {
   slots: "too few slots",
   batch: "batch too small",
+  rate: "above the hourly limit",
   budget: "too expensive",
   time: "too slow",
 };
