@@ -97,7 +97,7 @@ def decide_evictions(inputs: EvictionInputs) -> tuple[Eviction, ...]:
     chosen = list(_choose(inputs))
     if _is_short(inputs, chosen):
         return ()
-    for job in tuple(chosen):  # a large one that came later may do for several
+    for job in reversed(tuple(chosen)):  # a large one may do for several; those of the smallest share are spared first
         others = [other for other in chosen if other is not job]
         if not _is_short(inputs, others):
             chosen = others

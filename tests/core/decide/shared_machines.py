@@ -147,6 +147,7 @@ class SharedMachines:
     def check(self, snapshot: QueueSnapshot, decision: SchedulingDecision) -> None:
         """What holds of every decision."""
         self._check_evictions(snapshot, decision)
+        self._check_all_evictions(snapshot, decision)
         self._check_room(snapshot, decision)
         for start in decision.starts[:1]:
             stored = StartInputs.from_json(start.inputs.as_json())
@@ -173,6 +174,26 @@ class SharedMachines:
             assert _potential(teams.values()) < before, "the largest share falls"
             slots = sum(self.running[one.job].queued.requirements.nodes for one in its)
             assert slots >= case.slots_missing
+
+    def _check_all_evictions(self, snapshot: QueueSnapshot, decision: SchedulingDecision) -> None:
+        """Of one plan together, whatever each decision in it believes of the ones before."""
+        teams = {team: snapshot.balances[team] for team in self.teams}
+        for start in decision.starts:
+            team = start.inputs.queued.account_path[-2]
+            teams[team] = teams[team].holding(0, rate_of(start.offer, start.nodes))
+        running = {one.job: one for one in snapshot.running}
+        claims: dict[UUID, preemption.EvictionInputs] = {}
+        for eviction in decision.evictions:
+            before = _potential(teams.values())
+            victim = running.pop(eviction.job)  # each once
+            teams[victim.team] = teams[victim.team].holding(0, -victim.rate)
+            assert _potential(teams.values()) < before, "each lowers the potential"
+            claims[eviction.inputs.claimant] = eviction.inputs
+        for lender in {one.team for one in snapshot.running if one.job not in running}:
+            assert teams[lender].rate >= teams[lender].guaranteed_rate, "all together take no more than is borrowed"
+        for team in {case.team.id for case in claims.values()}:
+            claimed = sum(case.rate for case in claims.values() if case.team.id == team)
+            assert snapshot.balances[team].rate + claimed <= snapshot.balances[team].guaranteed_rate
 
     def _check_room(self, snapshot: QueueSnapshot, decision: SchedulingDecision) -> None:
         """No job waits for what is free, unless an earlier one waits for it; nothing runs beyond the limits."""
@@ -202,7 +223,8 @@ def play(seed: int | str, events: int = 200) -> Counter[str]:
     happened: Counter[str] = Counter()
     while sum(happened.values()) < events:
         two = offer("other", draw.choice(("0.50", "3.00")), draw.choice((2, 4)), draw.choice((None, 8, 16)))
-        shared = SharedMachines((offer(slots=draw.choice((2, 4, 8))), two)[: draw.choice((1, 2))])
+        third = offer("third", "1.00", draw.choice((2, 3)))
+        shared = SharedMachines((offer(slots=draw.choice((2, 4, 8))), two, third)[: draw.choice((1, 2, 3, 3))])
         for number in range(draw.randint(2, 5)):
             shared.team(str(number), draw.choice((0, 0, 1, 2, 2.5, 4)), draw.choice((1, 1, 2, 5)), draw.random() * 9)
         for _ in range(200):
@@ -215,9 +237,10 @@ def play(seed: int | str, events: int = 200) -> Counter[str]:
 
 def _happen(draw: random.Random, shared: SharedMachines) -> str:
     team = draw.choice(list(shared.teams))
-    match draw.choice(("submit", "submit", "end", "time", "drain", "guarantee", "weight", "settle")):
+    match draw.choice(("submit", "submit", "end", "time", "drain", "guarantee", "weight", "settle", "claim")):
         case "submit":
-            shared.submit(team, draw.choice((1, 1, 1, 2, 4)))
+            provider = draw.choice((None, *(one.provider for one in shared.offers)))
+            shared.submit(team, draw.choice((1, 1, 1, 2, 4)), provider)
         case "end" if shared.running:
             shared.end(draw.choice(list(shared.running)))
         case "time":
@@ -229,6 +252,20 @@ def _happen(draw: random.Random, shared: SharedMachines) -> str:
             shared.teams[team] = replace(shared.teams[team], guaranteed_rate=rate)
         case "weight":
             shared.teams[team] = replace(shared.teams[team], weight=draw.choice((1, 2, 9)))
+        case "claim":  # all machines are taken, for long enough; then others ask for some of each provider at once
+            shared.drain()
+            for one in shared.offers:
+                for _ in range(one.slots or 0):
+                    shared.submit(draw.choice(list(shared.teams)), 1, one.provider)
+            shared.tick()
+            shared.queue.clear()
+            shared.now += 700 * S
+            for one in shared.offers:
+                claimant = draw.choice(list(shared.teams))
+                rate = shared.snapshot().balances[claimant].rate + draw.choice((1, 2)) * DOLLAR
+                shared.teams[claimant] = replace(shared.teams[claimant], guaranteed_rate=rate)
+                shared.submit(claimant, draw.choice((1, 2)), one.provider)
         case "settle":
             return "settle, with evictions" if shared.settle() else "settle"
-    return "tick, with evictions" if shared.tick().evictions else "tick"
+    claimants = {one.inputs.claimant for one in shared.tick().evictions}
+    return f"tick, with evictions for {min(2, len(claimants))}" if claimants else "tick"

@@ -117,6 +117,18 @@ def test_one_gang_that_does_for_all_is_evicted_rather_than_it_and_smaller_jobs()
     assert small in world.running
 
 
+def test_of_jobs_that_need_not_all_end_that_of_the_smaller_share_is_spared():
+    """A gang does for all but one of the four: the team that borrows $1 at weight 1 gives it, not that at weight 2."""
+    world = shared(slots=5)
+    more, less, gang, a = world.team("b"), world.team("c", weight=2), world.team("d", weight=9), world.team("a", 4)
+    gives, spared = world.submit(more), world.submit(less)
+    gives_all = world.submit(gang, nodes=3)
+    train(world)
+    world.submit(a, nodes=4)
+    assert {one.job for one in evicted(world)} == {gives, gives_all}
+    assert spared in world.running
+
+
 def test_room_that_cannot_be_made_whole_is_not_made_at_all():
     """Gangs run whole or not at all."""
     world = shared(slots=4)
