@@ -169,6 +169,27 @@ def test_generations_record_how_the_gang_changed(world: World):
     assert rows[0].end_reason == MachineLost(1, "crashed").as_json()
 
 
+@pytest.mark.parametrize(("limit", "types"), [("4.00", ["first", "other"]), ("3.99", ["first"])])
+def test_a_replacement_costs_no_more_than_the_others_leave_of_the_hourly_limit(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: str, types: list[str]
+):
+    """The machine that trains on costs $1.99 an hour; now there are only such for $2.01."""
+
+    def offer(type_: str, price: str) -> Offer:
+        return Offer(world.provider.name, REGION, "", type_, "spot", price, "9", 9, "sim", True)
+
+    monkeypatch.setattr(world.provider, "offers", lambda _: [offer("first", "1.99")])
+    job = world.submit(nodes="1..2", limits={"rate": limit})
+    world.tick()
+    world.form(job)
+    world.train(job, 10)
+    monkeypatch.setattr(world.provider, "offers", lambda _: [offer("other", "2.01")])
+    lose(world, job, 1)
+    world.tick(3)
+    world.tick(3)
+    assert [machine.type for machine in world.alive(job)] == types
+
+
 def test_a_replacement_has_as_many_gpus_as_the_machines_that_it_joins(world: World, monkeypatch: pytest.MonkeyPatch):
     def offer(type_: str, price: str, gpus: int) -> Offer:
         hardware = Hardware(8, 32_768, "T4", gpus, 16_384)

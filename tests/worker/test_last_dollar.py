@@ -43,7 +43,7 @@ SECRET = "a secret that only this test has"
 SPEC = {"recipe": "digits/quickstart", "resources": {"nodes": 1}}
 TIMEOUTS = Timeouts()
 HOLD = funding.initial_hold("0.526", TIMEOUTS)
-AFFORDABLE, SLOTS, JOBS = 5, 8, 12
+MEMBER_CAP, TEAM_CAP, AFFORDABLE, SLOTS, JOBS = 3, 4, 5, 8, 12
 
 _context = multiprocessing.get_context("fork")  # they have all imported what they need
 
@@ -86,6 +86,12 @@ class Race:
         with self.store.read() as db:
             user = db.sql.scalars(select(UserRow.id).where(UserRow.name == name)).one()
         return self.account("member", f"%/{user}")
+
+    def cap(self, account: AccountRow, jobs: int | None) -> None:
+        """By all API processes at once."""
+        body = {"max_jobs": jobs, "max_gpus": None, "reason": "for the race"}
+        path = f"/v1/budgets/{account.id}/concurrency"
+        assert self.at_once(lambda api, _: api.put(path, json=body), 8) == {200: 8}
 
     def limit(self, account: AccountRow, micro: int | None) -> None:
         self.store.write(lambda db: ledger.set_limit(db, account.id, micro, actor="test", reason="for the race"))
@@ -167,7 +173,9 @@ def _answers(api: httpx.Client) -> bool:
         return False
 
 
-def test_exactly_what_the_last_dollars_pay_for_is_moved_and_started_and_no_slot_is_used_twice(race: Race) -> None:
+def test_exactly_what_the_last_dollars_pay_for_and_caps_allow_is_moved_and_started_and_no_slot_is_used_twice(
+    race: Race,
+) -> None:
     ada, ben, team = race.member("ada"), race.member("ben"), race.account("team")
     race.limit(ada, HOLD)
     race.limit(ben, 1)
@@ -178,10 +186,17 @@ def test_exactly_what_the_last_dollars_pay_for_is_moved_and_started_and_no_slot_
     assert answers == {200: 1, 409: 7}
     assert [race.account("member", one.owner).limit_micro for one in (ada, ben)] == [0, HOLD + 1]
 
-    # Twelve jobs, and dollars for five of them but for a micro-dollar of the sixth.
+    # Twelve jobs, of which ada may run three, then her team four: set by all at once, while workers start them.
     race.limit(ada, None)
-    race.limit(team, (AFFORDABLE + 1) * HOLD - 1)
+    race.cap(ada, MEMBER_CAP)
+    race.cap(team, TEAM_CAP)
     assert race.at_once(lambda api, _: api.post("/v1/jobs", json={"spec": SPEC}), JOBS) == {201: JOBS}
+    for capped, uncapped in ((MEMBER_CAP, ada), (TEAM_CAP, team)):
+        until(lambda running=capped: len(race.provider.alive()) >= running and race.waits()["cap"] == JOBS - running)
+        assert race.states() == {"launching": capped, "queued": JOBS - capped}
+        if uncapped is team:  # and dollars for five of them but for a micro-dollar of the sixth
+            race.limit(team, (AFFORDABLE + 1) * HOLD - 1)
+        race.cap(uncapped, None)
     until(lambda: len(race.provider.alive()) >= AFFORDABLE and race.waits()["budget"] >= 1)
     assert race.states() == {"launching": AFFORDABLE, "queued": JOBS - AFFORDABLE}
     used = race.account("team")

@@ -43,7 +43,7 @@ from shoestring_core.errors import (
 from shoestring_core.store import budget_periods, budget_requests, idempotency, identity, jobs, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import billing as machine_money
-from shoestring_core.store.fleet import launches, observations, planning, queue, rows
+from shoestring_core.store.fleet import launches, observations, planning, queue, rows, running_jobs
 from shoestring_core.store.tables import AccountRow, BudgetRequestRow, HoldRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read, Write
 from sqlalchemy import select, text, update
@@ -53,6 +53,8 @@ BEGINNING = 1_800_000_000 * S
 SLOTS = 4
 """Of a job: so many of its machines are alive at most."""
 MAX_JOBS = 120
+RATES = (None, None, "0.20", "0.50", "2.00")
+"""Dollars an hour that a job may cost."""
 EC2_RULES = BillingRules(
     minimum=60 * S, increment=S, pending_is_free=True, free_if_interrupted_within=3_600 * S, spot_price_moves=True,
     extras=(Extra("disk", "100 GiB of gp3", "8.00"),),
@@ -66,7 +68,7 @@ REFUSALS = (BudgetExceeded, BudgetUnmovable, StaleTransition, PreconditionFailed
 WEIGHTS = {
     "refill": 12, "call": 12, "run": 12, "extend": 20, "post": 12, "end": 9, "settle": 9, "refuse": 1, "correct": 1.5,
     "grant": 2.5, "transfer": 2.5, "limit": 2, "ask": 1.5, "decide": 2, "period": 0.4, "border": 1.5, "forecast": 0.3,
-    "submit": 0.2, "start": 0.4,
+    "submit": 0.2, "start": 0.4, "cap": 0.3,
 }  # fmt: skip
 
 
@@ -241,7 +243,11 @@ class Storm:
                 if len(self.seen.accounts["job"]) >= MAX_JOBS:
                     return None
                 cost = money.to_decimal(self.scale.monthly // draw.randrange(4, 20)) if draw.random() < 0.6 else None
-                return {"person": draw.randrange(len(PEOPLE)), "nodes": draw.choice([1, 1, 2, SLOTS]), "cost": cost}
+                person, nodes, rate = draw.randrange(len(PEOPLE)), draw.choice([1, 1, 2, SLOTS]), draw.choice(RATES)
+                return {"person": person, "nodes": nodes, "cost": cost, "rate": rate}
+            case "cap":
+                jobs = draw.choice([None, None, draw.randrange(40)])
+                return {"account": self._account(draw, ("team", "member")), "jobs": jobs}
             case _:
                 return {}
 
@@ -386,13 +392,20 @@ class Storm:
     def forecast(self, db: Write, key: str, account: str) -> object:
         return ledger.tell_forecast(db, UUID(account))
 
-    def submit(self, db: Write, key: str, person: int, nodes: int, cost: str | None) -> object:
+    def submit(self, db: Write, key: str, person: int, nodes: int, cost: str | None, rate: str | None) -> object:
         tree: dict[str, Any] = {"recipe": "digits/quickstart", "resources": {"nodes": nodes}, "name": f"job {key}"}
-        parsed = spec.parse(tree | ({"limits": {"cost": cost}} if cost else {}))
+        limits = {name: limit for name, limit in (("cost", cost), ("rate", rate)) if limit is not None}
+        parsed = spec.parse(tree | {"limits": limits})
         return self._once(db, key, lambda: jobs.submit(db, self.people[person], parsed, min_hold=0))
 
     def start(self, db: Write, key: str) -> object:
-        return start_next(db, self.timeouts)
+        machines = start_next(db, self.timeouts)
+        if machines:
+            require_caps(db, machines)
+        return machines
+
+    def cap(self, db: Write, key: str, account: str, jobs: int | None) -> object:
+        return ledger.set_concurrency(db, UUID(account), jobs, None, actor="storm", reason=key)
 
     def _once(self, db: Write, key: str, work: Callable[[], object]) -> bool:
         """As the API does it with an Idempotency-Key: whoever sends the same request again changes nothing."""
@@ -456,6 +469,18 @@ def require_invariant(db: Read) -> None:
     """Of every account, as this transaction would leave it. Raises AssertionError."""
     broken = db.connection.execute(_BROKEN).all()
     assert not broken, f"overspent: {broken}"
+
+
+def require_caps(db: Read, started: Sequence[UUID]) -> None:
+    """Of the accounts of a job that starts: neither more jobs nor a higher hourly cost than may be. Raises
+    AssertionError."""
+    machines = [rows.load_machine(db, machine) for machine in started]
+    job, in_use = rows.load_job(db, machines[0].job), running_jobs.load_in_use(db)
+    for account in ledger.paying_accounts(db, job.team_id, job.user_id):
+        running = in_use.get(account.owner, running_jobs.InUse()).jobs
+        assert account.max_jobs is None or running <= account.max_jobs, f"{account.owner} runs {running} jobs"
+    rate = spec.rate_limit_of_stored(job.spec)
+    assert rate is None or sum(map(machine_money.hourly_cost, machines)) <= rate, f"{job.name} costs too much an hour"
 
 
 _BROKEN = text(
