@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from shoestring_core import document, money
 from shoestring_core.decide import simulation
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.queue import MAX_WEIGHT, MIN_WEIGHT
+from shoestring_core.decide.queue import MAX_CAP, MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.durations import format_duration, parse_duration
 from shoestring_core.errors import InvalidSpec, Problem
@@ -61,10 +61,11 @@ class _Machines(_Part):
 
 
 class _Team(_Part):
-    """`guaranteed_rate`: dollars an hour."""
+    """`guaranteed_rate`: dollars an hour. `max_jobs`: that run at once; None: no cap."""
 
     weight: Annotated[int, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1
     guaranteed_rate: Dollars = "0"
+    max_jobs: Annotated[int, Field(ge=0, le=MAX_CAP)] | None = None
 
 
 class _Job(_Part):
@@ -111,7 +112,7 @@ def read_scenario(file: Path) -> simulation.Scenario:
     return simulation.Scenario(
         tuple(_offer(one) for one in read.machines),
         tuple(
-            simulation.Team(name, team.weight, money.from_decimal(team.guaranteed_rate))
+            simulation.Team(name, team.weight, money.from_decimal(team.guaranteed_rate), team.max_jobs)
             for name, team in read.teams.items()
         ),
         tuple(_job(one) for one in read.jobs),

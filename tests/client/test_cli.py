@@ -98,6 +98,10 @@ def test_a_parameter_given_as_an_option_is_answered_with_how_to_give_it(run_comm
         ("budget", "period", "month", "--carry-over", "-1"),
         ("budget", "lines", "50", "half"),
         ("budget", "grant", "-5"),
+        ("budget", "concurrency"),
+        ("budget", "concurrency", "--jobs", "-1"),
+        ("budget", "concurrency", "--gpus", "1e3"),
+        ("budget", "concurrency", "--gpus", "10000000"),
         ("budget", "transfer", "nan", "--from", "ada", "--to", "ben"),
     ],
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`shoestring members`, `teams`, `keys` and `audit`, against a service in this process."""
+"""`shoestring members`, `teams`, `keys`, `audit` and `budget concurrency`, against a service in this process."""
 
 from __future__ import annotations
 
@@ -74,6 +74,17 @@ def test_members_and_teams(shoestring: Shoestring, deployment: Deployment) -> No
     assert shoestring("members", "remove", "ben").returncode == ExitCode.OK
     assert shoestring("ls", key=deployment.keys[1]).returncode == ExitCode.AUTH
     assert "vision" in shoestring("teams", "ls").stdout
+
+
+def test_what_runs_at_once_is_capped_and_what_is_not_given_stays(
+    shoestring: Shoestring, deployment: Deployment
+) -> None:
+    assert shoestring("budget", "concurrency", "--jobs", "4").stdout == "vision: 0/4 jobs\n"
+    assert shoestring("budget", "concurrency", "--gpus", "8").stdout == "vision: 0/4 jobs, 0/8 GPUs\n"
+    assert "0/4 jobs, 0/8 GPUs" in shoestring("budget", "show").stdout
+    assert shoestring("budget", "concurrency", "--jobs", "none").stdout == "vision: 0/8 GPUs\n"
+    assert shoestring("budget", "concurrency", "--gpus", "none").stdout == "vision: no concurrency cap\n"
+    assert shoestring("budget", "concurrency", "--jobs", "9", key=deployment.keys[1]).returncode == ExitCode.AUTH
 
 
 def test_keys_do_what_their_scopes_allow_and_logins_end(shoestring: Shoestring, deployment: Deployment) -> None:

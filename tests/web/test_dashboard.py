@@ -487,6 +487,35 @@ def test_an_admin_sets_a_weight_and_sees_what_was_spent_lately(deployment: Deplo
     assert [one["weight"] for one in budgets if one["kind"] == "team"] == [3]
 
 
+def test_an_admin_guarantees_a_rate_and_caps_what_runs_at_once_on_a_phone(
+    deployment: Deployment, open_page: OpenPage
+) -> None:
+    page = open_page("/budget", as_admin=True)
+    page.set_viewport_size({"width": WIDTHS["phone"], "height": 800})
+    team = page.locator('[data-budget="team"]')
+    team.get_by_role("button", name="Guarantee a rate").click()
+    team.get_by_label("Dollars an hour").fill("-1")
+    expect(team.get_by_role("button", name="Save guaranteed rate")).to_be_disabled()
+    team.get_by_label("Dollars an hour").fill("2.50")
+    team.get_by_role("button", name="Save guaranteed rate").click()
+    expect(team).to_contain_text("Guaranteed$2.50/h")
+    team.get_by_role("button", name="Set concurrency").click()
+    team.get_by_label("GPUs at most").fill("many")
+    expect(team.get_by_role("button", name="Save concurrency")).to_be_disabled()
+    team.get_by_label("GPUs at most").fill("8")
+    team.get_by_label("Running jobs at most").fill("4")
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS["phone"]
+    team.get_by_role("button", name="Save concurrency").click()
+    expect(team).to_contain_text("At once0 of 4 jobs, 0 of 8 GPUs")
+    expect(page.locator(".connection")).to_have_class(re.compile("live"))
+    deployment.launch(deployment.submit())
+    expect(team).to_contain_text("At once1 of 4 jobs, 0 of 8 GPUs")
+    (budget,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    assert budget["guaranteed_rate"]["amount"] == "2.50"
+    deployment.admin.put(f"/v1/budgets/{budget['id']}/concurrency", json={"max_jobs": None, "max_gpus": 2})
+    expect(team).to_contain_text("At once0 of 2 GPUs")
+
+
 def test_a_weight_that_changes_elsewhere_changes_here(deployment: Deployment, open_page: OpenPage) -> None:
     page = open_page("/budget")
     team = page.locator('[data-budget="team"]')
@@ -533,13 +562,23 @@ def test_a_job_behind_another_team_says_what_both_have_used(deployment: Deployme
     expect(page.locator("[data-status-text]")).to_contain_text("team speech has used $0.40 lately, team vision $3.10")
 
 
-def test_an_overdraft_is_named(deployment: Deployment, open_page: OpenPage) -> None:
+def test_a_limit_that_is_cut_while_a_job_runs_shows_its_overdraft_without_a_refresh(
+    deployment: Deployment, open_page: OpenPage
+) -> None:
     set_limit(deployment, "team", "1.00")
     deployment.running()
-    set_limit(deployment, "team", "0.000001")
     page = open_page("/budget")
-    expect(page.locator('[data-budget="team"]')).to_contain_text("Overdraft")
-    expect(page.locator(".budget-left")).to_contain_text("overdraft")
+    for width in WIDTHS.values():
+        set_limit(deployment, "team", "1.00")
+        page.set_viewport_size({"width": width, "height": 800})
+        team = page.locator('[data-budget="team"]')
+        expect(team).to_contain_text("Limit$1.00")
+        expect(team).not_to_contain_text("Overdraft")
+        expect(page.locator(".connection")).to_have_class(re.compile("live"))
+        set_limit(deployment, "team", "0.000001")
+        expect(team).to_contain_text("Overdraft")
+        expect(team).to_contain_text("running jobs save a checkpoint and pause")
+        expect(page.locator(".budget-left")).to_contain_text("overdraft")
 
 
 # Looks

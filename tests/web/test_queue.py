@@ -37,6 +37,11 @@ def test_the_queue_moves_without_a_refresh(deployment: Deployment, open_page: Op
     first = page.locator(f'tr[data-queued="{jobs["first"]}"]')
     expect(first.locator("[data-outlook]")).to_contain_text("About ")
     (team,) = (one for one in deployment.admin.get("/v1/budgets").json()["budgets"] if one["kind"] == "team")
+    at_once = f"/v1/budgets/{team['id']}/concurrency"
+    assert deployment.admin.put(at_once, json={"max_jobs": 1, "max_gpus": None}).status_code == 200
+    expect(first).to_contain_text("Team vision runs 1 of at most 1 job at once.")
+    assert deployment.admin.put(at_once, json={"max_jobs": None, "max_gpus": None}).status_code == 200
+    expect(first).not_to_contain_text("at most 1 job")
     headers = {"If-Match": team["etag"]}
     cut = deployment.admin.put(f"/v1/budgets/{team['id']}", json={"limit": "0.01"}, headers=headers)
     assert cut.status_code == 200, cut.text

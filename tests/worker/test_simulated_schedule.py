@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -22,7 +23,7 @@ EVERY_S = 5
 DOLLAR = 1_000_000
 DRAIN_S = 5
 SLOTS = 3
-TEAMS = (Team("vision"), Team("speech", guaranteed_rate=DOLLAR // 3), Team("robots", weight=2))
+TEAMS = (Team("vision"), Team("speech", guaranteed_rate=DOLLAR // 3), Team("robots", weight=2, max_jobs=1))
 
 
 def job(name: str, team: str, at: int, work: int, nodes: int = 1) -> Job:
@@ -38,6 +39,8 @@ JOBS = (
     job("f", "speech", 30, 20),
     job("g", "robots", 35, 15, nodes=3),
     job("h", "vision", 40, 10),
+    job("i", "robots", 190, 10),
+    job("j", "robots", 190, 10),
 )
 
 
@@ -78,7 +81,13 @@ class Service:
             ledger.set_guaranteed_rate(db, account, team.guaranteed_rate, actor="ann", reason="")
             return admin
 
-        return self.world.store.write(work)
+        def cap(db):
+            account = ledger.team_account(db, joined.team).id
+            ledger.set_concurrency(db, account, team.max_jobs, None, actor="ann", reason="")
+
+        joined = self.world.store.write(work)
+        self.world.store.write(cap)
+        return joined
 
     def _act(self) -> None:
         """Machines that were launched train; those that are told to drain will have done so."""
@@ -128,3 +137,5 @@ def test_a_service_starts_and_evicts_the_same_jobs_at_the_same_times(world: Worl
     ]
     assert sorted(live) == sorted(simulated)
     assert any(kind == "evict" for _, kind, _ in live)
+    uncapped = replace(scenario, teams=tuple(replace(team, max_jobs=None) for team in TEAMS))
+    assert list(simulation.simulate(uncapped)) != list(simulation.simulate(scenario)), "the cap made a difference"

@@ -340,9 +340,9 @@ def set_concurrency(
 
 
 def _parse_cap(option: str, text: str | None) -> int | None:
-    if text in (None, "none"):
+    if text is None or text == "none":
         return None
-    if not text.isascii() or not text.isdecimal() or int(text[:9]) > MAX_CAP or len(text) > len(str(MAX_CAP)):
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_CAP)) and int(text) <= MAX_CAP):
         raise typer.BadParameter(f"a whole number from 0 to {MAX_CAP:,}, or none", param_hint=option)
     return int(text)
 

@@ -41,11 +41,12 @@ FIRST_READ = 100
 
 @dataclass(frozen=True)
 class Team:
-    """`guaranteed_rate`: micro-dollars an hour."""
+    """`guaranteed_rate`: micro-dollars an hour. `max_jobs`: that run at once; None: no cap."""
 
     name: str
     weight: int = 1
     guaranteed_rate: int = 0
+    max_jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class _Simulation:
         for team in scenario.teams:
             teams[team.name] = account = UUID(int=next(numbers))
             self._balances[account] = AccountBalance(
-                account, f"team {team.name}", None, 0, 0, 0, 0, team.weight, 0, team.guaranteed_rate
+                account, f"team {team.name}", None, 0, 0, 0, 0, team.weight, 0, team.guaranteed_rate, team.max_jobs
             )
         members: dict[tuple[str, str], UUID] = {}
         self._jobs: dict[UUID, Job] = {}
@@ -188,7 +189,7 @@ class _Simulation:
             if attempt.ends > self._now:
                 continue
             del self._attempts[identity]
-            self._hold(attempt.queued, -attempt.hold)
+            self._hold(attempt.queued, -attempt.hold, -1)
             if attempt.evicted:
                 self._enqueue(replace(attempt.queued, attempt=attempt.queued.attempt + 1))
             else:
@@ -248,7 +249,7 @@ class _Simulation:
             ends = self._now + self._scenario.startup + left
             job = self._jobs[queued.job]
             self._attempts[queued.job] = _Attempt(job, queued, start.offer, hold, self._now, ends, left)
-            self._hold(queued, hold)
+            self._hold(queued, hold, 1)
             yield Step(self._now, "start", job, start.attempt, start.offer, hold)
         for eviction in decision.evictions:
             attempt = self._attempts[eviction.job]
@@ -263,6 +264,6 @@ class _Simulation:
         if not jobs:
             del self._queue[job.member]
 
-    def _hold(self, job: QueuedJob, amount: int) -> None:
+    def _hold(self, job: QueuedJob, amount: int, jobs: int) -> None:
         for account in job.account_path:
-            self._balances[account] = self._balances[account].holding(amount)
+            self._balances[account] = self._balances[account].holding(amount, jobs=jobs)
