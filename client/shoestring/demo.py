@@ -21,6 +21,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.live import Live
 from shoestring_core import rest
+from shoestring_core.machine_network import COMPUTER
 
 from shoestring import config, up, watch
 from shoestring.client import Client
@@ -63,8 +64,9 @@ def run(
     port = options.port or free_port()
     is_ec2 = options.provider == "ec2"
     settings = up.ServiceOptions(
-        folder.absolute(), port=port, budget=BUDGET, slots=SLOTS[options.provider], fake_ec2=is_ec2
-    )
+        folder.absolute(), port=port, budget=BUDGET, slots=SLOTS[options.provider], fake_ec2=is_ec2,
+        host=COMPUTER if is_ec2 else "127.0.0.1",
+    )  # fmt: skip
     service = up.LocalService(settings, report)
     report(f"Starting the service in {folder} …")
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from shoestring_core.machine_network import COMPUTER
 
 from shoestring.connections import open_http
 from shoestring.supervisor import StartupError
@@ -25,7 +26,8 @@ def command(data: Path) -> list[str]:
         raise StartupError("The fake EC2 is not installed. Run: pip install 'shoestring[server,fake-ec2]'")
     module = [sys.executable, "-m", "shoestring_worker.fake_ec2"]
     machinehost = data / "cloud" / "machinehost.json"
-    return [*module, "--machinehost", str(machinehost), "--settings", str(data / SETTINGS_FILE)]
+    options = ["--machinehost", str(machinehost), "--settings", str(data / SETTINGS_FILE)]
+    return [*module, "--host", COMPUTER, "--network", "auto", *options]
 
 
 @dataclass(frozen=True)

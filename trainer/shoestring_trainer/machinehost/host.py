@@ -18,8 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from shoestring_core.machine_network import NetworkStatus
 
 from shoestring_trainer.machinehost.clock import boottime, wall_us
 from shoestring_trainer.machinehost.errors import RequestRejected, require
@@ -40,6 +43,7 @@ from shoestring_trainer.machinehost.machine_folder import (
     read_request,
     write_json,
 )
+from shoestring_trainer.machinehost.networks import Networks
 from shoestring_trainer.machinehost.user_data import write_script
 from shoestring_trainer.rank_server.isolation import (
     DATA_ROOTS_VARIABLE,
@@ -80,6 +84,7 @@ class MachineHost:
         self._folder = folder / "machines"
         self._lock = threading.RLock()
         self._launchers: list[subprocess.Popen[bytes]] = []
+        self._networks = Networks()
         self._machines = {machine.record.id: machine for machine in self._load_machines()}
 
     def launch(self, token: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -95,6 +100,7 @@ class MachineHost:
                 detail = f"no slot of {self.slots} is free: end a machine, or start with more --slots"
                 raise RequestRejected(409, "capacity", detail)
             machine = self._create_machine(machine_id, token, request)
+            self._networks.follow(self._machines.values())
             self._start_init(machine)
             return 201, machine.to_json()
 
@@ -155,6 +161,11 @@ class MachineHost:
             if read_request(machine.folder, REBALANCE_FILE) is None:
                 self._send_request(machine, REBALANCE_FILE, {"rebalance_at": machine.record.clock.now()})
         return self._wait_for_init(machine, lambda record: record.rebalance_at is not None)
+
+    def network_status(self) -> NetworkStatus:
+        """Whether machines can have networks of their own."""
+        with self._lock:
+            return self._networks.status()
 
     def watch(self) -> None:
         """Read the journals, end machines whose init has died, and delete the scratch folders of ended machines.
@@ -224,6 +235,7 @@ class MachineHost:
                 machines.append(machine)
             else:
                 log.warning("%s contains no launch; ignored", folder)
+        self._networks.follow(machines)
         for machine in machines:
             if machine.record.state == "pending":
                 self._start_init(machine)
@@ -234,6 +246,7 @@ class MachineHost:
 
         Once renamed, the machine exists: whatever fails later, its token is used and its end will be reported.
         """
+        interface = self._networks.choose_interface(request.network, len(self._machines))
         draft = self._folder / f".{machine_id}"
         folder = self._folder / machine_id
         shutil.rmtree(draft, ignore_errors=True)
@@ -246,7 +259,8 @@ class MachineHost:
                 write_json(draft / USER_DATA_FILE, request.user_data)
                 write_json(draft / BOOT_FILE, {"command": self._command})
             with Journal.create(draft) as journal:
-                journal.append_launch({"id": machine_id, "token": token, **request.journal_fields()})
+                fields = {"id": machine_id, "token": token, **request.journal_fields()}
+                journal.append_launch({**fields, "interface": interface and asdict(interface)})
             fsync_folder(draft)
             draft.rename(folder)
         except OSError:
@@ -259,15 +273,18 @@ class MachineHost:
     def _start_init(self, machine: Machine) -> None:
         """Start an init. A second one does no harm: it finds the journal locked or the machine started, and exits."""
         machine.init_started = time.monotonic()
+        bridge = [self._networks.bridge.namespace] if machine.record.interface and self._networks.bridge else []
         with (machine.folder / INIT_LOG).open("ab") as output:
+            command = [sys.executable, "-P", "-m", "shoestring_trainer.machinehost.init", str(machine.folder)]
             launcher = subprocess.Popen(
-                [sys.executable, "-P", "-m", "shoestring_trainer.machinehost.init", str(machine.folder)],
+                [*command, *map(str, bridge)],
                 cwd=machine.folder,
                 env=_inherited_environment() | machine_environment(machine.folder),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=bridge,
             )
         self._launchers.append(launcher)
         log.info("%s launched for token %s", machine.record.id, machine.record.token)

@@ -10,6 +10,7 @@ import math
 import re
 import secrets
 import sys
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote
@@ -90,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         match [unquote(part) for part in path.split("/")[1:]]:
             case ["health"] if method == "GET":
                 return 200, {"status": "ok", "slots": host.slots, "now": wall_us()}
+            case ["network"] if method == "GET":
+                return 200, asdict(host.network_status())
             case ["machines"] if method == "GET":
                 return 200, host.list_machines()
             case ["machines", token] if method == "PUT":
@@ -102,9 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return 202, host.preempt(machine_id, body)
             case ["machines", machine_id, "rebalance"] if method == "POST":
                 return 202, host.recommend_rebalance(machine_id)
-            case ["health"] | ["machines"] | ["machines", _] | ["machines", _, "preempt" | "rebalance"]:
+            case ["health"] | ["network"] | ["machines"] | ["machines", _] | ["machines", _, "preempt" | "rebalance"]:
                 raise RequestRejected(405, "method-not-allowed", f"{method} is not allowed for this path")
-        raise RequestRejected(404, "not-found", "paths are /health, /machines, /machines/ID, …/preempt and …/rebalance")
+        paths = "/health, /network, /machines, /machines/ID, …/preempt and …/rebalance"
+        raise RequestRejected(404, "not-found", f"paths are {paths}")
 
     def _read_body(self) -> dict[str, Any]:
         """The request's JSON object; {} if it has none."""

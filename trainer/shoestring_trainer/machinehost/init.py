@@ -15,11 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from shoestring_trainer import processes
+from shoestring_trainer.machinehost import internet
 from shoestring_trainer.machinehost.clock import boottime
 from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, classify_end, read_machine
 from shoestring_trainer.machinehost.machine_folder import (
@@ -33,17 +35,20 @@ from shoestring_trainer.machinehost.machine_folder import (
     read_request,
 )
 from shoestring_trainer.machinehost.metadata import MetadataServer
+from shoestring_trainer.machinehost.namespaces import inside
+from shoestring_trainer.machinehost.network import Bridge, reach_computer
 from shoestring_trainer.machinehost.user_data import has_powered_off, is_script, script_environment
 
 GRACE_S = 5.0  # from SIGTERM to SIGKILL, unless the request says otherwise
 POLL_INTERVAL_S = 0.5  # a request whose signal was lost because the host died is read this late
 START_TIMEOUT_S = 10.0
+METADATA_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD}
 
 
 def main() -> NoReturn:
     """Detach, then run the machine of this folder, unless it runs or has run already."""
-    folder = Path(sys.argv[1])
+    folder, bridge = Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else None
     if os.fork():
         os._exit(0)  # the orphan outlives the machine host and does not become its zombie
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -51,24 +56,36 @@ def main() -> NoReturn:
     while read_machine(folder).state == "pending" and time.monotonic() < deadline:
         if journal := Journal.acquire(folder):
             if read_machine(folder).state == "pending":  # again, now that no other process can write
-                run(folder, journal)
+                run(folder, journal, Bridge(bridge) if bridge is not None else None)
             break
         time.sleep(0.01)
     os._exit(0)  # immediately: the journal says that the machine's last process has exited
 
 
-def run(folder: Path, journal: Journal) -> None:
-    """Run a machine from start to end. `end` is journaled only after its last process has exited."""
+def run(folder: Path, journal: Journal, bridge: Bridge | None) -> None:
+    """Run a machine from start to end. `end` is journaled only after its last process has exited.
+
+    bridge  that its network is attached to, if it has one of its own
+    """
     if read_request(folder, STOP_FILE):
         _try_append(journal, "stop")
         _write_end(journal, classify_end(noticed=False, stopped=True, exit_code=None), None)
         return
     processes.become_subreaper()
     record = read_machine(folder)
-    metadata = MetadataServer(record, (folder / USER_DATA_FILE).read_text())
-    journal.append("start", {**asdict(processes.current_process()), "metadata_url": metadata.url})
-    agent = _start_agent(folder, metadata.url)
+    network = bridge.attach(record.interface) if bridge and record.interface else None
+    with inside(network) if network is not None else nullcontext():
+        metadata = MetadataServer(record, (folder / USER_DATA_FILE).read_text())
+        relay = internet.listen() if network is not None else None
+    if network is not None and relay is not None:
+        reach_computer(network, relay.getsockname()[1])
+    where = {"metadata_url": metadata.url, "bridge": bridge.namespace if bridge else None}
+    journal.append("start", {**asdict(processes.current_process()), **where})
+    with inside(network) if network is not None else nullcontext():
+        agent = _start_agent(folder, {} if network is not None else {METADATA_VARIABLE: metadata.url})
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
+    if relay is not None:
+        internet.start_relay(relay)
     _try_append(journal, "agent_start", asdict(agent))
 
     noticed = stopped = recommended = False
@@ -107,8 +124,11 @@ def run(folder: Path, journal: Journal) -> None:
     _write_end(journal, classify_end(noticed=noticed, stopped=stopped, exit_code=exit_code), exit_code)
 
 
-def _start_agent(folder: Path, metadata_url: str) -> processes.Process:
-    """Start the agent in its own session; it is killed when this init dies. A command that can't be run exits 127."""
+def _start_agent(folder: Path, metadata: dict[str, str]) -> processes.Process:
+    """Start the agent in its own session; it is killed when this init dies. A command that can't be run exits 127.
+
+    metadata  the variable that says where the metadata service is, if not at EC2's address
+    """
     init = os.getpid()
 
     def before_exec() -> None:
@@ -123,7 +143,7 @@ def _start_agent(folder: Path, metadata_url: str) -> processes.Process:
             env={
                 **os.environ,
                 **(script_environment(folder) if is_script(folder) else {}),
-                "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_url,
+                **metadata,
             },
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -2,9 +2,10 @@
 """A machine's journal: the provider's record of it, one fsynced JSON line per event, and the record they add up to.
 
     launch       id, token, tags, type, market, price, metadata,    written before any process starts
-                 body_sha256
+                 body_sha256, interface                             of a network of its own, or null
                  boot_id, booted_at                                 the machine's clock, see clock.py
     start        pid, start_time, boot_id, metadata_url             the init; no process of the machine ran before
+                 bridge                                             its descriptor of the bridge's namespace, or null
     agent_start  pid, start_time, boot_id
     heartbeat                                                       every HEARTBEAT_S
     rebalance    rebalance_at                                       it is likely to be preempted
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from shoestring_trainer.machinehost.clock import Clock
+from shoestring_trainer.machinehost.security_groups import Interface
 from shoestring_trainer.processes import Process
 
 JOURNAL_FILE = "journal.jsonl"
@@ -51,6 +53,8 @@ class MachineRecord:
     clock: Clock
     launched_at: int
     last_event_at: int
+    interface: Interface | None = None
+    bridge: int | None = None
     started_at: int | None = None
     init: Process | None = None
     agent: Process | None = None
@@ -63,6 +67,11 @@ class MachineRecord:
     end_cause: str | None = None
     exit_code: int | None = None
     clock_shift: int = 0
+
+    @property
+    def address(self) -> str:
+        """Where other machines reach it."""
+        return self.interface.addresses[0] if self.interface else "127.0.0.1"
 
     @property
     def state(self) -> State:
@@ -106,7 +115,8 @@ def apply_event(record: MachineRecord | None, line: dict[str, Any]) -> MachineRe
         return replace(record, last_event_at=at, clock_shift=line["clock_shift"], **end)
     record = replace(record, last_event_at=at)
     if event == "start":
-        return replace(record, started_at=at, init=_process(line), metadata_url=line["metadata_url"])
+        where = {"metadata_url": line["metadata_url"], "bridge": line.get("bridge")}
+        return replace(record, started_at=at, init=_process(line), **where)
     if event == "agent_start":
         return replace(record, agent=_process(line))
     if event == "rebalance":
@@ -205,7 +215,11 @@ def _launch(line: dict[str, Any]) -> MachineRecord:
     names = ("id", "token", "body_sha256", "tags", "type", "market", "price", "metadata")
     clock = Clock(line["boot_id"], line["booted_at"])
     return MachineRecord(
-        **{name: line[name] for name in names}, clock=clock, launched_at=line["at"], last_event_at=line["at"]
+        **{name: line[name] for name in names},
+        clock=clock,
+        launched_at=line["at"],
+        last_event_at=line["at"],
+        interface=Interface.parse(line["interface"]) if line.get("interface") else None,
     )
 
 

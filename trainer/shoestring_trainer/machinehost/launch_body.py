@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoestring_trainer.machinehost.errors import require
+from shoestring_trainer.machinehost.network import WantedNetwork
 
 TYPE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 COMMAND_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -24,6 +25,7 @@ class LaunchBody:
     user_data    an object for the agent, or a script that is executed in place of the agent: see user_data.py
     metadata     documents below /latest/meta-data/, by path, that replace the machine host's own
     commands     what is on the image of a machine that executes a script: scripts by name
+    network      of its own; None: this computer's
     body_sha256  distinguishes a repeated request from a different one with its token
     """
 
@@ -34,16 +36,17 @@ class LaunchBody:
     user_data: dict[str, Any] | str
     metadata: dict[str, str]
     commands: dict[str, str]
+    network: WantedNetwork | None
     body_sha256: str
 
     def journal_fields(self) -> dict[str, Any]:
         """The fields for the journal: all but those with files of their own; the user data contain a secret."""
-        return {name: value for name, value in vars(self).items() if name not in ("user_data", "commands")}
+        return {name: value for name, value in vars(self).items() if name not in ("user_data", "commands", "network")}
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> LaunchBody:
         """Raises RequestRejected if a field is unknown, missing or invalid."""
-        known = {"tags", "type", "market", "price", "user_data", "metadata", "commands"}
+        known = {"tags", "type", "market", "price", "user_data", "metadata", "commands", "network"}
         require(set(body) <= known, f"unknown fields {sorted(set(body) - known)}; known are {sorted(known)}")
         tags, user_data = body.get("tags", {}), body.get("user_data", {})
         metadata, commands = body.get("metadata", {}), body.get("commands", {})
@@ -65,5 +68,8 @@ class LaunchBody:
             "tags": tags, "type": machine_type, "market": market, "price": price, "user_data": user_data,
             "metadata": metadata, "commands": commands,
         }  # fmt: skip
-        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        return cls(**fields, body_sha256=hashlib.sha256(canonical.encode()).hexdigest())
+        network = body.get("network")
+        hashed = fields | ({} if network is None else {"network": network})
+        canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+        body_sha256 = hashlib.sha256(canonical.encode()).hexdigest()
+        return cls(**fields, network=WantedNetwork.parse(network), body_sha256=body_sha256)

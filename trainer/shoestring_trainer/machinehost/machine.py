@@ -74,7 +74,7 @@ class Machine:
             "journal": str(self.folder / JOURNAL_FILE),
             "init_pid": record.init and record.init.pid,
             "agent_pid": record.agent and record.agent.pid,
-            "address": "127.0.0.1",
+            "address": record.address,
         }
 
     def init_may_start(self) -> bool:

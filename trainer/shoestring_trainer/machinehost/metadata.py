@@ -15,6 +15,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from shoestring_trainer.machinehost.journal import MachineRecord
+from shoestring_trainer.machinehost.network import METADATA_ADDRESS
 
 TOKEN_HEADER, TTL_HEADER = "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds"
 MAX_TTL_S = 21600
@@ -28,7 +29,7 @@ def find_document(record: MachineRecord, user_data: str, path: str) -> str | Non
         "instance-id": record.id,
         "instance-type": record.type,
         "instance-life-cycle": "spot" if record.market == "spot" else "on-demand",
-        "local-ipv4": "127.0.0.1",
+        "local-ipv4": record.address,
         "placement/availability-zone": "local",
     }
     if record.rebalance_at is not None:
@@ -46,13 +47,13 @@ def _by_its_wall_clock(record: MachineRecord, at: int) -> str:
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """An HTTP server on loopback. It listens once constructed, and answers while `serve_forever` runs."""
+    """An HTTP server, on loopback by default. It listens once constructed, and answers while `serve_forever` runs."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(("127.0.0.1", port), handler)
+    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1") -> None:
+        super().__init__((host, port), handler)
 
     def server_bind(self) -> None:
         """Skip HTTPServer's reverse lookup of its own name, which may hang with DNS."""
@@ -60,22 +61,26 @@ class LoopbackServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
 
 
 class MetadataServer(LoopbackServer):
     """Serves the documents of `record`, which its owner may replace at any time."""
 
     def __init__(self, record: MachineRecord, user_data: str) -> None:
-        super().__init__(0, _Handler)
+        if record.interface:  # where the machine alone reaches it
+            super().__init__(80, _Handler, METADATA_ADDRESS)
+            self.prefix = ""
+        else:  # all that runs on this computer shares its loopback
+            super().__init__(0, _Handler)
+            self.prefix = "/" + secrets.token_urlsafe(16)
         self.record = record
         self.user_data = user_data
         self._secret = secrets.token_bytes(32)
-        self.prefix = "/" + secrets.token_urlsafe(16)
 
     @property
     def url(self) -> str:
-        """With a path that can't be guessed: all that runs on this computer shares its loopback."""
+        """On loopback with a path that can't be guessed."""
         return super().url + self.prefix
 
     def issue_token(self, ttl_s: int) -> str:
@@ -118,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _path(self) -> str:
         """Below the server's prefix; "" for others."""
+        if not self.server.prefix:
+            return self.path
         prefix, slash, path = self.path[1:].partition("/")
         return slash + path if hmac.compare_digest(f"/{prefix}".encode(), self.server.prefix.encode()) else ""
 

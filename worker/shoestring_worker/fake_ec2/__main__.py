@@ -9,15 +9,22 @@ import os
 import secrets
 from pathlib import Path
 
-HOST = "127.0.0.1"
+from shoestring_core.machine_network import COMPUTER
+
 BUCKET = "shoestring"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m shoestring_worker.fake_ec2")
-    parser.add_argument("--port", type=int, default=0, help="port on loopback; 0: any free one")
+    parser.add_argument("--host", default="127.0.0.1", help="address on loopback")
+    parser.add_argument("--port", type=int, default=0, help="port; 0: any free one")
     parser.add_argument("--machinehost", type=Path, help="machinehost.json of the machine host that runs the instances")
     parser.add_argument("--settings", type=Path, help="file to write a service's settings to; there is a bucket then")
+    parser.add_argument(
+        "--network", choices=("shared", "own", "auto"), default="shared",
+        help=f"of each instance: this computer's, or its own, where it reaches this computer at {COMPUTER} alone (give "
+        "that to --host too); auto: its own where that can be",
+    )  # fmt: skip
     options = parser.parse_args()
     # read when moto is imported: one image in place of its 1,300
     os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("images.json"))
@@ -39,10 +46,12 @@ def main() -> None:
     if options.machinehost is not None:
         access_key = secrets.token_urlsafe(16)
         volumes = options.machinehost.absolute().parent / "volumes"
-        machines = Machines(MachineHostClient(options.machinehost), volumes, access_key)
+        machines = Machines(MachineHostClient(options.machinehost), volumes, access_key, options.network)
+        if options.network == "own" and (status := machines.network_status()).problem:
+            parser.error(status.refusal())
     fake = FakeEc2(DomainDispatcherApplication(create_backend_app), machines, access_key)
-    server = make_server(HOST, options.port, with_control(fake), threaded=True, request_handler=QuietHandler)
-    url = f"http://{HOST}:{server.server_port}"
+    server = make_server(options.host, options.port, with_control(fake), threaded=True, request_handler=QuietHandler)
+    url = f"http://{options.host}:{server.server_port}"
     if options.settings is not None:
         fake.spot_market.set(estimates.spot_prices())
         moto_backend.create_bucket(BUCKET)

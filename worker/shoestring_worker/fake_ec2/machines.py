@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from shoestring_core.machine_network import NetworkStatus
+
 from shoestring_worker.fake_ec2.moto_backend import MotoInstance
 from shoestring_worker.fake_ec2.s3 import SECRET_ACCESS_KEY
 from shoestring_worker.machinehost_client import MachineHostClient
@@ -49,15 +51,21 @@ class Machines:
 
     volumes     folder of the volumes that are attached to instances
     access_key  what an instance's role gives it
+    networks    own: each has a network of its own; shared: all have this computer's; auto: own if that can be
     """
 
-    def __init__(self, host: MachineHostClient, volumes: Path, access_key: str) -> None:
-        self._host, self._volumes, self._access_key = host, volumes, access_key
+    def __init__(
+        self, host: MachineHostClient, volumes: Path, access_key: str, networks: Literal["own", "shared", "auto"]
+    ) -> None:
+        self._host, self._volumes, self._access_key, self._networks = host, volumes, access_key, networks
 
-    def launch(self, instance: MotoInstance, user_data: str, market: str, role: str) -> bool:
-        """Boot an instance. False: there is no room for it. `role`: "": it has none. Raises OutcomeUnknown."""
+    def launch(self, instance: MotoInstance, user_data: str, market: str, role: str) -> str | None:
+        """Boot an instance. Returns its address; None: there is no room for it. `role`: "": it has none.
+
+        Raises OutcomeUnknown.
+        """
         script = base64.b64decode(user_data).decode()
-        body = {
+        body: dict[str, object] = {
             "type": instance.type,
             "market": market,
             "price": "0",
@@ -70,12 +78,23 @@ class Machines:
             "commands": IMAGE
             | {name: script.format(attached=self._attached(instance.id)) for name, script in DISKS.items()},
         }
+        if self._networks == "auto":
+            self._networks = "shared" if self.network_status().problem else "own"
+        if self._networks == "own":
+            body["network"] = {"groups": list(instance.groups), "inbound": list(instance.inbound)}
         reply = self._host.call("PUT", f"/machines/{instance.id}", body)
         if reply.status_code in (200, 201):
-            return True
+            return str(reply.json()["address"])
         if reply.status_code == 409 and reply.json().get("code") == "capacity":
-            return False
+            return None
         raise OutcomeUnknown(f"the machine host answered {reply.status_code}: {reply.text[:200]}")
+
+    def network_status(self) -> NetworkStatus:
+        """Whether instances can have networks of their own. Raises OutcomeUnknown."""
+        reply = self._host.call("GET", "/network")
+        if reply.status_code != 200:
+            raise OutcomeUnknown(f"the machine host answered {reply.status_code}: {reply.text[:200]}")
+        return NetworkStatus.of(reply.json())
 
     def states(self) -> dict[str, MachineState]:
         """Of all instances, by their id. Raises OutcomeUnknown."""

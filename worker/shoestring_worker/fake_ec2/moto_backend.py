@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from moto.backends import get_backend
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -14,6 +15,7 @@ from moto.core.model_instances import reset_model_data
 from moto.ec2.models import EC2Backend
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.models.instances import Instance, StateReason
+from moto.ec2.models.security_groups import SecurityGroup
 
 STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32}
 SERVICE = "Server."
@@ -22,11 +24,15 @@ SERVICE = "Server."
 
 @dataclass(frozen=True)
 class MotoInstance:
+    """`groups`: the security groups of its network interface; `inbound`: what these let in, for the machine host."""
+
     id: str
     type: str
     zone: str
     state: str
     spot: bool
+    groups: tuple[str, ...]
+    inbound: tuple[dict[str, Any], ...]
 
 
 def find_instance(region: str, instance: str) -> MotoInstance | None:
@@ -68,6 +74,10 @@ def has_ended(region: str, instance: str) -> bool | None:
 def set_state(region: str, instance: str, state: str) -> None:
     found = _get(region, instance)
     found._state.name, found._state.code = state, STATE_CODES[state]
+
+
+def set_private_address(region: str, instance: str, address: str) -> None:
+    _get(region, instance).nics[0].private_ip_address = address
 
 
 def set_spot_request(region: str, instance: str, request: str) -> None:
@@ -124,7 +134,25 @@ def reset() -> None:
 
 def _described(instance: Instance) -> MotoInstance:
     zone, spot = instance.availability_zone or "", instance.lifecycle == "spot"
-    return MotoInstance(instance.id, instance.instance_type, zone, instance.state, spot)
+    groups = instance.nics[0].group_set
+    inbound = tuple(rule for group in groups for rule in _inbound(group))
+    ids = tuple(str(group.id) for group in groups)
+    return MotoInstance(instance.id, instance.instance_type, zone, instance.state, spot, ids, inbound)
+
+
+def _inbound(group: SecurityGroup) -> Iterator[dict[str, Any]]:
+    """IPv4 alone. A default group lets in what comes from itself, which moto's doesn't.
+
+    docs.aws.amazon.com/vpc/latest/userguide/default-security-group.html
+    """
+    if group.is_default:
+        yield {"protocol": "-1", "source": group.id}
+    for rule in group.ingress_rules:
+        if source := rule.source_group.get("GroupId") or rule.cidr_ipv4:
+            inbound = {"protocol": rule.ip_protocol, "source": source}
+            if rule.ip_protocol in ("tcp", "udp"):
+                inbound |= {"first_port": rule.from_port, "last_port": rule.to_port}
+            yield inbound
 
 
 def _get(region: str, instance: str) -> Instance:

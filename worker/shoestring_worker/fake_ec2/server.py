@@ -201,9 +201,12 @@ class FakeEc2:
         for id_ in instance_ids(answer):
             instance = moto_backend.find_instance(call.region, id_)
             role = call.parameters.get("IamInstanceProfile.Name", "")
-            if instance and not self._machines.launch(instance, call.parameters.get("UserData", ""), market, role):
+            user_data = call.parameters.get("UserData", "")
+            if instance and (address := self._machines.launch(instance, user_data, market, role)) is None:
                 moto_backend.forget(call.region, id_)
                 return error_answer(500, "InsufficientInstanceCapacity", "The machine host has no slot free.")
+            elif instance:
+                moto_backend.set_private_address(call.region, id_, address)
             moto_backend.set_state(call.region, id_, "pending")
         return answer
 
