@@ -101,7 +101,11 @@ class GenerationRunner:
         self._rank_server = None
         if not self._rank_command:
             isolation = self._isolation.wrap(folder, environment)
-            self._rank_server = RankServerClient(self._rank_environment, folder / RANK_SERVER_LOG, isolation=isolation)
+            group = environment.get("SHOESTRING_RANK_GROUP")
+            self._rank_server = RankServerClient(
+                self._rank_environment, folder / RANK_SERVER_LOG, isolation=isolation,
+                group=int(group) if group else None,
+            )  # fmt: skip
 
     # --- orders
 

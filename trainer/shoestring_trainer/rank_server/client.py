@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shoestring_trainer import processes
 from shoestring_trainer.rank_server.protocol import ISOLATED, READY_ID, RankServerReply, StartRank
@@ -49,13 +50,20 @@ class RankServerClient:
     """A process that has imported the training loop, and starts ranks at once.
 
     `environment` is the server's own: the rank environment before any generation. What the server prints goes to `log`.
-    It imports `modules` too. `isolation` is put before its command (see `Isolation.wrap`).
+    It imports `modules` too. `isolation` is put before its command (see `Isolation.wrap`). `group`: the one that it and
+    its ranks are in, without any other; None: this process's.
     All calls come from the thread that called `start`: when it ends, so does the server.
     """
 
     def __init__(
-        self, environment: Mapping[str, str], log: Path, modules: Sequence[str] = (), isolation: Sequence[str] = ()
+        self,
+        environment: Mapping[str, str],
+        log: Path,
+        modules: Sequence[str] = (),
+        isolation: Sequence[str] = (),
+        group: int | None = None,
     ) -> None:
+        self._groups: dict[str, Any] = {} if group is None else {"group": group, "extra_groups": []}
         self._environment, self._log, self._modules, self._isolation = environment, log, modules, isolation
         self._server: subprocess.Popen[bytes] | None = None
         self._process: processes.Process | None = None
@@ -92,6 +100,7 @@ class RankServerClient:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                **self._groups,
             )
         assert self._server.stdin
         assert self._server.stdout

@@ -24,6 +24,7 @@ from shoestring_core.wheelhouse import WheelFile, Wheelhouse
 from shoestring_core.wire import BootData, BootReport, WheelhouseReply, WheelhouseRequest
 from shoestring_trainer.machinehost.launch_body import MAX_SCRIPT_BYTES
 from shoestring_worker.providers.ec2 import user_data
+from shoestring_worker.providers.ec2.user_data_script import RANK_GROUP
 
 from tests.certificates import make_certificate
 
@@ -53,6 +54,10 @@ class Machine:
     wheelhouse: Wheelhouse | None = None
     wheels: dict[str, bytes] = field(default_factory=dict)
     """By their SHA-256."""
+    metadata: dict[str, str] = field(
+        default_factory=lambda: {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1"}
+    )
+    """Where it is. Empty: at EC2's address, to which a packet filter is set up."""
 
     def command(self, name: str, script: str) -> Path:
         path = self.folder / "bin" / name
@@ -80,8 +85,8 @@ class Machine:
         path = os.pathsep.join((str(self.folder / "bin"), str(Path(sys.executable).parent), os.defpath))
         script.chmod(0o700)
         return subprocess.run(
-            [script], env={"PATH": path, "SHOESTRING_MACHINE_DIR": str(self.folder)}, capture_output=True, text=True,
-            timeout=60, check=False,
+            [script], env={"PATH": path, "SHOESTRING_MACHINE_DIR": str(self.folder), **self.metadata},
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
     @property
@@ -181,6 +186,42 @@ def test_a_machine_without_the_driver_and_one_without_the_environment_power_off(
     (machine.folder / "bin" / "nvidia-smi").unlink()
     machine.boot()
     assert [told for told in machine.phases if told[1]] == [("install", "image"), ("driver", "image")]
+
+
+BY_NFT = (
+    "nft table inet shoestring { chain output { type filter hook output priority 0; meta skgid 0 accept; "
+    "ip daddr 169.254.169.254 reject; ip6 daddr fd00:ec2::254 reject; }; }"
+)
+FILTERS = {
+    "nft": [BY_NFT],
+    "iptables": [
+        f"{tool} -w -I OUTPUT -d {address} {then}"
+        for tool, address in (("iptables", "169.254.169.254"), ("ip6tables", "fd00:ec2::254"))
+        for then in ("-j REJECT", "-m owner --gid-owner 0 -j ACCEPT")  # each before those that are there
+    ],
+}
+
+
+@pytest.mark.parametrize("image", ["nft", "iptables", "neither"])
+def test_training_processes_are_kept_from_the_metadata_before_the_agent_runs(machine: Machine, image: str) -> None:
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-limiting-access.html"""
+    stand_in, alone = f'#!/bin/sh\necho "${{0##*/}} $*" >> {machine.folder}/filters\n', machine.folder / "bin"
+    for tool in {"nft": ["nft"], "iptables": ["iptables", "ip6tables"]}.get(image, []):
+        machine.command(tool, stand_in)
+    machine.command("python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    machine.command("python", '#!/bin/sh\n[ "$4" = --help ] || echo $SHOESTRING_RANK_GROUP > group\n')
+    for tool in ("sh", "env"):
+        (alone / tool).symlink_to(f"/usr/bin/{tool}")
+    machine.metadata = {"PATH": str(alone)}  # of this computer's commands none: its packets aren't to be filtered
+    machine.boot()
+    if image == "neither":
+        assert machine.phases[-1] == ("filter", "image")
+        assert not (machine.folder / "group").exists()
+    else:
+        assert [phase for phase, _ in machine.phases] == ["boot", "driver", "install", "filter", "agent"]
+        assert (machine.folder / "filters").read_text().splitlines() == FILTERS[image]
+        assert (machine.folder / "group").read_text() == f"{RANK_GROUP}\n"
+    assert machine.is_off
 
 
 def test_a_machine_that_the_service_refuses_powers_off_and_trains_nothing(machine: Machine) -> None:

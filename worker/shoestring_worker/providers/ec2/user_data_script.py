@@ -33,6 +33,9 @@ PHASE_S, DOWNLOAD_S, INSTALL_S = 120.0, 240.0, 240.0
 TRIES, AT_ONCE, BLOCK_BYTES = 3, 8, 1 << 20
 """Of the download of a wheel."""
 FOLDER = "/var/lib/shoestring"
+METADATA = (("ip", "iptables", "169.254.169.254"), ("ip6", "ip6tables", "fd00:ec2::254"))
+RANK_GROUP = 64083
+"""Of training processes, which are this user's too: no group of the image's."""
 MADE_AGAIN = "run `shoestring aws wheelhouse`, which makes it again"
 
 
@@ -59,7 +62,9 @@ def main(boot: dict[str, str], python: str, min_driver: int, wheelhouse: str) ->
         else:
             run_phase(boot, "driver", lambda: check_driver(min_driver))
             run_phase(boot, "install", lambda: check_environment(python))
-        run_phase(boot, "agent", lambda: run_agent(boot, python, folder))
+        if shields := "AWS_EC2_METADATA_SERVICE_ENDPOINT" not in os.environ:  # else it isn't EC2's
+            run_phase(boot, "filter", shield_metadata)
+        run_phase(boot, "agent", lambda: run_agent(boot, python, folder, RANK_GROUP if shields else None))
     except PhaseFailed as failure:
         print(f"shoestring: {failure}; powering off", file=sys.stderr, flush=True)
     finally:
@@ -257,13 +262,34 @@ def check_environment(python: str) -> str:
     return f"the image's own environment, {python}"
 
 
-def run_agent(boot: dict[str, str], python: str, folder: Path) -> str:
-    """Run the agent to its end. Raises PhaseFailed for an exit code other than 0."""
+def shield_metadata() -> str:
+    """Let nobody but root's group reach the metadata service. Raises PhaseFailed, OSError, SubprocessError."""
+    if shutil.which("nft"):
+        rejected = "; ".join(f"{family} daddr {address} reject" for family, _, address in METADATA)
+        rules = f"type filter hook output priority 0; meta skgid 0 accept; {rejected};"
+        run("nft", f"table inet shoestring {{ chain output {{ {rules} }}; }}")
+        return "by nftables, training processes can't reach the metadata service"
+    for _, tool, address in METADATA:
+        if shutil.which(tool) is None:
+            raise PhaseFailed(f"the image has no packet filter: there is neither nft nor {tool}", "image")
+        to = ("-w", "-I", "OUTPUT", "-d", address)
+        run(tool, *to, "-j", "REJECT")
+        run(tool, *to, "-m", "owner", "--gid-owner", "0", "-j", "ACCEPT")
+    return "by iptables, training processes can't reach the metadata service"
+
+
+def run_agent(boot: dict[str, str], python: str, folder: Path, rank_group: int | None) -> str:
+    """Run the agent to its end. Raises PhaseFailed for an exit code other than 0.
+
+    rank_group  for training processes; None: the agent's own
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     boot_file = folder / "boot-data.json"
     with open(os.open(boot_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(boot, file)
     named = {"SHOESTRING_MACHINE_DIR": str(folder), "SHOESTRING_BOOT_FILE": str(boot_file)}
+    if rank_group is not None:
+        named["SHOESTRING_RANK_GROUP"] = str(rank_group)
     command = [python, "-P", "-m", "shoestring_trainer", "agent"]
     agent = subprocess.Popen(command, cwd=folder, env={**os.environ, **named, "SHOESTRING_POWEROFF": "poweroff"})
     signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
