@@ -14,6 +14,8 @@ import pytest
 from shoestring_trainer.machinehost.namespaces import inside
 from shoestring_trainer.machinehost.network import find_network_status
 
+from tests import servers
+
 STATUS = find_network_status()
 needs_networks = pytest.mark.skipif(bool(STATUS.problem), reason=STATUS.refusal())
 WAIT = "#!/bin/sh\nwhile [ ! -e off ]; do sleep 0.05; done; poweroff\n"
@@ -36,6 +38,8 @@ def sockets_at(machine: dict[str, Any], port: int) -> tuple[socket.socket, socke
         listening = socket.create_server(("", port))
         datagrams = socket.socket(type=socket.SOCK_DGRAM)
     datagrams.bind(("", port))
+    for each in (listening, datagrams):
+        each.settimeout(servers.PATIENCE_S)
     return listening, datagrams
 
 

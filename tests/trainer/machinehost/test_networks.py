@@ -86,14 +86,16 @@ def test_a_stranger_with_the_address_and_routes_of_a_member_gets_nothing_through
     cloud: LocalCloud, gang: list[dict[str, Any]]
 ):
     first, second = gang
-    thief = boot(cloud, "thief", STRANGER)
-    with open(f"/proc/{thief['agent_pid']}/ns/net") as network:
-        stolen, neighbour = f"addr add {second['address']}/32 dev eth0", f"route add {first['address']}/32 dev eth0"
-        run_inside(network.fileno(), "ip", "-batch", "-", text=f"{stolen}\n{neighbour}\n")
     _, datagrams = sockets_at(first, PORT + 1)
-    knock(thief, first["address"], PORT + 1, b"stolen", source=second["address"])
-    knock(second, first["address"], PORT + 1, b"member")
-    assert datagrams.recvfrom(99)[0] == b"member"
+    changes = {"address": f"addr add {second['address']}/32", "neighbour": f"route add {first['address']}/32"}
+    for name, change in changes.items():
+        thief = boot(cloud, f"thief-of-{name}", STRANGER)
+        with open(f"/proc/{thief['agent_pid']}/ns/net") as network:
+            run_inside(network.fileno(), "ip", "-batch", "-", text=f"{change} dev eth0\n")
+        source = {"address": second, "neighbour": thief}[name]["address"]
+        kept = [knock(thief, first["address"], PORT + 1, b"stolen", source)]
+        kept.append(knock(second, first["address"], PORT + 1, name.encode()))
+        assert datagrams.recvfrom(99)[0] == name.encode()
 
 
 def test_each_machine_has_its_own_metadata_at_ec2s_address(gang: list[dict[str, Any]], stranger: dict[str, Any]):
@@ -123,6 +125,24 @@ def test_a_machine_reaches_what_listens_at_this_computers_address_for_it_and_not
         served.sendall(b"bye")
         served.close()
         assert there.recv(99, socket.MSG_WAITALL) == b"bye"
+
+
+def test_a_machine_is_reached_at_its_public_address_by_what_its_rules_let_in(
+    cloud: LocalCloud, gang: list[dict[str, Any]]
+):
+    """docs.aws.amazon.com/vpc/latest/userguide/vpc-eips.html"""
+    web = {"groups": ["sg-web"], "inbound": [{"protocol": "udp", "source": "0.0.0.0/0", "first_port": PORT}]}
+    for token, public in (("earlier", "198.18.0.9"), ("later", "198.18.0.9")):
+        server = boot(cloud, token, web)
+        address = f"/machines/{server['id']}/address"
+        assert cloud.client.post(address, json={"address": public}).status_code == 202
+        _, datagrams = sockets_at(server, PORT)
+        kept = knock(gang[0], public, PORT, token.encode())
+        assert datagrams.recvfrom(99) == (token.encode(), (gang[0]["address"], kept[1].getsockname()[1]))
+        cloud.client.delete(f"/machines/{server['id']}", params={"grace_s": 0})
+        cloud.wait_until_ended(server)
+    refused = cloud.client.post(f"/machines/{gang[0]['id']}/address", json={"address": "10.0.0.1"})
+    assert (refused.status_code, refused.json()["code"]) == (400, "bad-request")
 
 
 def test_networks_outlive_a_killed_host_and_go_with_their_machines(tmp_path: Path):

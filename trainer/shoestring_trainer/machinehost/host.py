@@ -31,6 +31,7 @@ from shoestring_trainer.machinehost.journal import Journal, MachineRecord, read_
 from shoestring_trainer.machinehost.launch_body import LaunchBody
 from shoestring_trainer.machinehost.machine import Machine
 from shoestring_trainer.machinehost.machine_folder import (
+    ADDRESS_FILE,
     BOOT_FILE,
     INIT_LOG,
     PREEMPT_FILE,
@@ -43,6 +44,7 @@ from shoestring_trainer.machinehost.machine_folder import (
     read_request,
     write_json,
 )
+from shoestring_trainer.machinehost.network import PUBLIC_ADDRESSES, is_public
 from shoestring_trainer.machinehost.networks import Networks
 from shoestring_trainer.machinehost.user_data import write_script
 from shoestring_trainer.rank_server.isolation import (
@@ -153,6 +155,21 @@ class MachineHost:
                 preempt_at = machine.record.clock.now() + round(notice_s * 1e6)
                 self._send_request(machine, PREEMPT_FILE, {"notice_s": notice_s, "preempt_at": preempt_at})
         return self._wait_for_init(machine, lambda record: record.notice_at is not None)
+
+    def set_address(self, machine_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Give a machine with a network of its own a public address, in place of another."""
+        address = body.get("address")
+        require(set(body) == {"address"} and is_public(address), f"address must be one of {PUBLIC_ADDRESSES}")
+        machine = self._find(machine_id)
+        require(machine.record.interface, "the machine has this computer's network")
+        with self._lock:
+            self._send_request(machine, ADDRESS_FILE, {"address": address})
+        told = self._wait_for_init(
+            machine, lambda record: record.interface is not None and address in record.interface.addresses
+        )
+        with self._lock:
+            self._networks.follow(self._machines.values())
+        return told
 
     def recommend_rebalance(self, machine_id: str) -> dict[str, Any]:
         """Tell a machine that it is likely to be preempted. The first recommendation counts."""

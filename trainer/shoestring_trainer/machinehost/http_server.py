@@ -103,11 +103,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return 202, host.stop(machine_id, _parse_grace_s(query))
             case ["machines", machine_id, "preempt"] if method == "POST":
                 return 202, host.preempt(machine_id, body)
+            case ["machines", machine_id, "address"] if method == "POST":
+                return 202, host.set_address(machine_id, body)
             case ["machines", machine_id, "rebalance"] if method == "POST":
                 return 202, host.recommend_rebalance(machine_id)
-            case ["health"] | ["network"] | ["machines"] | ["machines", _] | ["machines", _, "preempt" | "rebalance"]:
+            case ["health" | "network" | "machines"] | ["machines", _]:
                 raise RequestRejected(405, "method-not-allowed", f"{method} is not allowed for this path")
-        paths = "/health, /network, /machines, /machines/ID, …/preempt and …/rebalance"
+            case ["machines", _, "preempt" | "rebalance" | "address"]:
+                raise RequestRejected(405, "method-not-allowed", f"{method} is not allowed for this path")
+        paths = "/health, /network, /machines, /machines/ID, …/preempt, …/rebalance and …/address"
         raise RequestRejected(404, "not-found", f"paths are {paths}")
 
     def _read_body(self) -> dict[str, Any]:

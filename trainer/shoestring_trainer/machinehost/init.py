@@ -25,6 +25,7 @@ from shoestring_trainer.machinehost import internet
 from shoestring_trainer.machinehost.clock import boottime
 from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, classify_end, read_machine
 from shoestring_trainer.machinehost.machine_folder import (
+    ADDRESS_FILE,
     AGENT_LOG,
     BOOT_FILE,
     PREEMPT_FILE,
@@ -99,6 +100,8 @@ def run(folder: Path, journal: Journal, bridge: Bridge | None) -> None:
         if boottime() >= heartbeat_at:
             heartbeat_at = boottime() + HEARTBEAT_S
             _try_append(journal, "heartbeat")
+        if bridge and network is not None and (request := read_request(folder, ADDRESS_FILE)):
+            _add_address(bridge, network, request["address"], journal, metadata)
         if not recommended and (request := read_request(folder, REBALANCE_FILE)):
             recommended = True
             _try_append(journal, "rebalance", request)
@@ -122,6 +125,19 @@ def run(folder: Path, journal: Journal, bridge: Bridge | None) -> None:
     if runs_script and has_powered_off(folder):
         exit_code = 0  # it ended as it should, whatever its script returned
     _write_end(journal, classify_end(noticed=noticed, stopped=stopped, exit_code=exit_code), exit_code)
+
+
+def _add_address(bridge: Bridge, network: int, address: str, journal: Journal, metadata: MetadataServer) -> None:
+    """Give the machine a public address, unless it has it."""
+    interface = metadata.record.interface
+    if interface and address not in interface.addresses:
+        try:
+            bridge.add_address(network, address)
+        except OSError as error:
+            sys.stderr.write(f"no address {address}: {error}\n")
+            return
+        metadata.record = replace(metadata.record, interface=interface.with_address(address))
+        _try_append(journal, "address", {"address": address})
 
 
 def _start_agent(folder: Path, metadata: dict[str, str]) -> processes.Process:

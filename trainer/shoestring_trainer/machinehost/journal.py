@@ -8,6 +8,7 @@
                  bridge                                             its descriptor of the bridge's namespace, or null
     agent_start  pid, start_time, boot_id
     heartbeat                                                       every HEARTBEAT_S
+    address      address                                            a public one, in place of another
     rebalance    rebalance_at                                       it is likely to be preempted
     notice       notice_s, preempt_at                               the provider ends the machine at `preempt_at`
     stop                                                            its end was requested
@@ -119,6 +120,8 @@ def apply_event(record: MachineRecord | None, line: dict[str, Any]) -> MachineRe
         return replace(record, started_at=at, init=_process(line), **where)
     if event == "agent_start":
         return replace(record, agent=_process(line))
+    if event == "address" and record.interface:
+        return replace(record, interface=record.interface.with_address(line["address"]))
     if event == "rebalance":
         return replace(record, rebalance_at=line["rebalance_at"])
     if event == "notice":

@@ -10,6 +10,7 @@ from typing import Any
 
 BOOT_FILE, USER_DATA_FILE, AGENT_LOG, INIT_LOG = "boot.json", "user-data", "agent.log", "init.log"
 STOP_FILE, PREEMPT_FILE, REBALANCE_FILE = "stop.json", "preempt.json", "rebalance.json"
+ADDRESS_FILE = "address.json"
 SCRATCH = "scratch"
 """The subfolder whose content only the machine itself needs: deleted when the machine has ended."""
 
@@ -20,7 +21,7 @@ def machine_environment(folder: Path) -> dict[str, str]:
 
 
 def read_request(folder: Path, name: str) -> dict[str, Any] | None:
-    """The host's request (STOP_FILE, PREEMPT_FILE or REBALANCE_FILE), or None. Requests are written atomically."""
+    """The host's request (STOP_FILE, PREEMPT_FILE, …), or None. Requests are written atomically."""
     try:
         request: dict[str, Any] = json.loads((folder / name).read_text())
     except FileNotFoundError:

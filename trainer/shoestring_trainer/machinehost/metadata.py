@@ -32,6 +32,8 @@ def find_document(record: MachineRecord, user_data: str, path: str) -> str | Non
         "local-ipv4": record.address,
         "placement/availability-zone": "local",
     }
+    if record.interface and record.interface.addresses[1:]:
+        documents["public-ipv4"] = record.interface.addresses[1]
     if record.rebalance_at is not None:
         notice_time = _by_its_wall_clock(record, record.rebalance_at)
         documents["events/recommendations/rebalance"] = f'{{"noticeTime":"{notice_time}"}}'

@@ -10,6 +10,7 @@ A machine reaches this computer, which is all that it has of an internet, at COM
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 from collections.abc import Collection
@@ -30,8 +31,12 @@ from shoestring_trainer.machinehost.security_groups import (
 from shoestring_trainer.processes import Process
 
 GATEWAY = "169.254.0.1"
+BRIDGE_MAC = "02:00:00:00:00:01"
+"""One that stays: without, it is that of a machine, and changes when this leaves, and the others don't learn of it."""
 METADATA_ADDRESS = "169.254.169.254"
 PREFIX, MAX_MACHINES = "10.83", 250 * 250
+PUBLIC_ADDRESSES = "198.18.0.0/15"
+"""Nobody's, for tests of networks: RFC 2544."""
 TOOLS = {"ip": "apt install iproute2", "nft": "apt install nftables"}
 
 
@@ -62,6 +67,13 @@ def choose_interface(number: int, wanted: WantedNetwork) -> Interface:
     return Interface(f"machine{number}", (address,), wanted.groups, wanted.inbound)
 
 
+def is_public(address: object) -> bool:
+    try:
+        return ipaddress.IPv4Address(address) in ipaddress.IPv4Network(PUBLIC_ADDRESSES)  # type: ignore[arg-type]
+    except ValueError:
+        return False
+
+
 def find_network_status() -> NetworkStatus:
     """Try it."""
     if os.geteuid() != 0:
@@ -86,7 +98,7 @@ class Bridge:
     def make(cls) -> Self:
         bridge = cls(make_namespace())
         run_inside(bridge.namespace, "ip", "-batch", "-", text=f"""link set lo up
-            link add {BRIDGE} type bridge
+            link add {BRIDGE} address {BRIDGE_MAC} type bridge
             addr add {GATEWAY}/32 dev {BRIDGE}
             link set {BRIDGE} up
         """)  # fmt: skip
@@ -134,6 +146,13 @@ class Bridge:
             route replace {address}/32 dev {BRIDGE}
         """)  # fmt: skip
         return machine
+
+    def add_address(self, machine: int, address: str) -> None:
+        """A public address for a machine whose namespace is `machine`. Another may have had it before."""
+        run_inside(machine, "ip", "-batch", "-", text=f"addr replace {address}/32 dev eth0\n")
+        run_inside(self.namespace, "ip", "-batch", "-", text=f"""route replace {address}/32 dev {BRIDGE}
+            neigh flush to {address} dev {BRIDGE}
+        """)  # fmt: skip
 
     def close(self) -> None:
         os.close(self.namespace)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from shoestring_trainer.machinehost.errors import require
@@ -60,6 +60,10 @@ class Interface:
         """From a journal."""
         inbound = tuple(InboundRule(**rule) for rule in stored["inbound"])
         return cls(stored["port"], tuple(stored["addresses"]), tuple(stored["groups"]), inbound)
+
+    def with_address(self, address: str) -> Self:
+        """With this public address in place of another."""
+        return replace(self, addresses=(self.addresses[0], address))
 
 
 def filter_rules(interfaces: Collection[Interface]) -> str:

@@ -78,9 +78,7 @@ class Machines:
             "commands": IMAGE
             | {name: script.format(attached=self._attached(instance.id)) for name, script in DISKS.items()},
         }
-        if self._networks == "auto":
-            self._networks = "shared" if self.network_status().problem else "own"
-        if self._networks == "own":
+        if self.have_networks():
             body["network"] = {"groups": list(instance.groups), "inbound": list(instance.inbound)}
         reply = self._host.call("PUT", f"/machines/{instance.id}", body)
         if reply.status_code in (200, 201):
@@ -106,6 +104,15 @@ class Machines:
     def interrupt(self, instance: str, notice_s: float) -> None:
         """Interrupt an instance after its notice has stood in its metadata for so long."""
         self._act("POST", instance, "/preempt", {"notice_s": notice_s, "force": True})
+
+    def have_networks(self) -> bool:
+        """Of their own. Raises OutcomeUnknown."""
+        if self._networks == "auto":
+            self._networks = "shared" if self.network_status().problem else "own"
+        return self._networks == "own"
+
+    def set_public_address(self, instance: str, address: str) -> None:
+        self._act("POST", instance, "/address", {"address": address})
 
     def recommend_rebalance(self, instance: str) -> None:
         self._act("POST", instance, "/rebalance")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from moto.backends import get_backend
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.core.base_backend import BackendDict
 from moto.core.model_instances import reset_model_data
-from moto.ec2.models import EC2Backend
+from moto.ec2.models import EC2Backend, elastic_ip_addresses
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.models.instances import Instance, StateReason
 from moto.ec2.models.security_groups import SecurityGroup
@@ -108,6 +110,16 @@ def release_addresses_of_ended(region: str) -> None:
     for address in _backend(region).addresses:
         if address.instance is not None and address.instance.state == "terminated":
             address.instance = address.eni = address.association_id = None
+
+
+def use_test_addresses() -> None:
+    """Make elastic addresses of RFC 2544's block, which can be routed; moto's are of loopback."""
+    block = ipaddress.IPv4Network("198.18.0.0/15")
+    elastic_ip_addresses.random_ip = lambda: str(block[1 + secrets.randbelow(block.num_addresses - 2)])
+
+
+def elastic_address(region: str, allocation: str) -> str:
+    return str(next(each.public_ip for each in _backend(region).addresses if each.allocation_id == allocation))
 
 
 def forget(region: str, instance: str) -> None:

@@ -171,6 +171,10 @@ class FakeEc2:
                 return answer
             case "AttachVolume" | "DeleteVolume":
                 return self._follow_volume(call, run())
+            case "AllocateAddress" if self._machines and self._machines.have_networks():
+                moto_backend.use_test_addresses()
+            case "AssociateAddress":
+                return self._follow_address(call, run())
             case "DescribeRegions":
                 return regions.describe()
             case "RequestSpotInstances":
@@ -217,6 +221,13 @@ class FakeEc2:
                 self._machines.delete_volume(call.parameters["VolumeId"])
             else:
                 self._machines.attach(call.parameters["InstanceId"], call.parameters["VolumeId"])
+        return answer
+
+    def _follow_address(self, call: Call, answer: Answer) -> Answer:
+        """An instance with a network of its own is reached at the elastic address that it was given."""
+        if answer.is_success and self._machines and self._machines.have_networks():
+            address = moto_backend.elastic_address(call.region, call.parameters["AllocationId"])
+            self._machines.set_public_address(call.parameters["InstanceId"], address)
         return answer
 
     def _stop(self, region: str, instance: str) -> None:
