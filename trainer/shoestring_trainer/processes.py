@@ -150,9 +150,12 @@ def yield_to_others() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """For a new child to call: it is SIGKILLed when the thread that forked it dies, or has died before this call."""
+    """For a new child to call: it is SIGKILLed when the thread that forked it dies, or has died before this call.
+
+    The first process of a PID namespace sees no parent, dead or alive.
+    """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() not in (parent, 0):
         os._exit(1)
 
 

@@ -16,7 +16,7 @@ from shoestring_trainer.machinehost.namespaces import run_inside
 from shoestring_trainer.machinehost.network import METADATA_ADDRESS
 
 from tests import servers
-from tests.trainer.machinehost.local_cloud import LocalCloud, until
+from tests.trainer.machinehost.local_cloud import LocalCloud, processes_without_init, until
 from tests.trainer.machinehost.own_networks import (
     WAIT,
     knock,
@@ -143,6 +143,22 @@ def test_a_machine_is_reached_at_its_public_address_by_what_its_rules_let_in(
         cloud.wait_until_ended(server)
     refused = cloud.client.post(f"/machines/{gang[0]['id']}/address", json={"address": "10.0.0.1"})
     assert (refused.status_code, refused.json()["code"]) == (400, "bad-request")
+
+
+def test_a_machine_sees_its_own_processes_and_mounts_and_is_ended_with_all_of_them(cloud: LocalCloud):
+    script = (
+        "#!/bin/sh\nls -d /proc/[0-9]* | wc -l > seen; mkdir here; mount -t tmpfs none here; : > here/inside\n"
+        "trap 'echo told > end; exit' TERM\n(setsid sleep 600 &)\necho up > done; while :; do sleep 0.05; done\n"
+    )
+    machine = boot(cloud, "processes", GANG, script)
+    folder = Path(machine["dir"])
+    until((folder / "done").exists)
+    assert int((folder / "seen").read_text()) < 6, "of this computer's processes none"
+    assert list((folder / "here").iterdir()) == [], "mounted in the machine alone"
+    cloud.client.delete(f"/machines/{machine['id']}", params={"grace_s": 2})
+    assert cloud.wait_until_ended(machine)["end_cause"] == "requested"
+    assert (folder / "end").read_text() == "told\n"
+    assert not processes_without_init(folder)
 
 
 def test_networks_outlive_a_killed_host_and_go_with_their_machines(tmp_path: Path):

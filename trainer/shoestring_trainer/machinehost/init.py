@@ -36,13 +36,14 @@ from shoestring_trainer.machinehost.machine_folder import (
     read_request,
 )
 from shoestring_trainer.machinehost.metadata import MetadataServer
-from shoestring_trainer.machinehost.namespaces import inside
+from shoestring_trainer.machinehost.namespaces import first_process_next, inside
 from shoestring_trainer.machinehost.network import Bridge, reach_computer
 from shoestring_trainer.machinehost.user_data import has_powered_off, is_script, script_environment
 
 GRACE_S = 5.0  # from SIGTERM to SIGKILL, unless the request says otherwise
 POLL_INTERVAL_S = 0.5  # a request whose signal was lost because the host died is read this late
 START_TIMEOUT_S = 10.0
+FIRST_PROCESS = "shoestring_trainer.machinehost.first_process"
 METADATA_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD}
 
@@ -82,8 +83,11 @@ def run(folder: Path, journal: Journal, bridge: Bridge | None) -> None:
         reach_computer(network, relay.getsockname()[1])
     where = {"metadata_url": metadata.url, "bridge": bridge.namespace if bridge else None}
     journal.append("start", {**asdict(processes.current_process()), **where})
-    with inside(network) if network is not None else nullcontext():
-        agent = _start_agent(folder, {} if network is not None else {METADATA_VARIABLE: metadata.url})
+    if network is None:
+        agent = _start_agent(folder, ["/bin/sh", "-c", 'exec "$@"', "sh"], {METADATA_VARIABLE: metadata.url})
+    else:
+        with inside(network), first_process_next():
+            agent = _start_agent(folder, [sys.executable, "-P", "-m", FIRST_PROCESS], {})
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
     if relay is not None:
         internet.start_relay(relay)
@@ -140,9 +144,10 @@ def _add_address(bridge: Bridge, network: int, address: str, journal: Journal, m
         _try_append(journal, "address", {"address": address})
 
 
-def _start_agent(folder: Path, metadata: dict[str, str]) -> processes.Process:
+def _start_agent(folder: Path, launcher: list[str], metadata: dict[str, str]) -> processes.Process:
     """Start the agent in its own session; it is killed when this init dies. A command that can't be run exits 127.
 
+    launcher  what executes its command
     metadata  the variable that says where the metadata service is, if not at EC2's address
     """
     init = os.getpid()
@@ -154,7 +159,7 @@ def _start_agent(folder: Path, metadata: dict[str, str]) -> processes.Process:
     command = json.loads((folder / BOOT_FILE).read_text())["command"]
     with (folder / AGENT_LOG).open("ab") as output:
         agent = subprocess.Popen(
-            ["/bin/sh", "-c", 'exec "$@"', "sh", *command],
+            [*launcher, *command],
             cwd=folder,
             env={
                 **os.environ,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces of Linux without names: one is gone with the last process, socket and descriptor in it.
+"""Namespaces of Linux without names: one is gone with the last process, socket and descriptor in it.
 
-source  network_namespaces(7), setns(2)
+source  namespaces(7), network_namespaces(7), pid_namespaces(7), setns(2), mount(2)
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
+MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x4000, 0x40000, 2, 4, 8
 OWN = "/proc/thread-self/ns/net"
+OWN_PIDS = "/proc/thread-self/ns/pid"
 COMMAND_TIMEOUT_S = 20.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,6 +39,30 @@ def inside(namespace: int) -> Iterator[None]:
             _check(_libc.setns(own, CLONE_NEWNET))
     finally:
         os.close(own)
+
+
+@contextmanager
+def first_process_next() -> Iterator[None]:
+    """The process that is started meanwhile is the first one of a new PID namespace. Threads can't be started.
+
+    Raises OSError.
+    """
+    own = os.open(OWN_PIDS, os.O_RDONLY)
+    try:
+        _check(_libc.unshare(CLONE_NEWPID))
+        try:
+            yield
+        finally:
+            _check(_libc.setns(own, CLONE_NEWPID))
+    finally:
+        os.close(own)
+
+
+def use_own_mounts() -> None:
+    """From now on this process mounts for itself and its children alone; /proc has those processes. Raises OSError."""
+    _check(_libc.unshare(CLONE_NEWNS))
+    _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+    _check(_libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None))
 
 
 def run_inside(namespace: int, *command: str, text: str) -> None:
