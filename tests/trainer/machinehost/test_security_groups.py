@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from shoestring_trainer.machinehost.errors import RequestRejected
-from shoestring_trainer.machinehost.network import MAX_MACHINES, WantedNetwork, choose_interface
+from shoestring_trainer.machinehost.network import ADDRESSES, WantedNetwork, choose_interface
 from shoestring_trainer.machinehost.security_groups import InboundRule, filter_rules
 
 AMONG = InboundRule("-1", "sg-1")
@@ -40,7 +40,7 @@ def test_a_rule_for_a_group_without_machines_lets_nobody_in():
 def test_addresses_and_ports_of_a_bridge_are_told_apart():
     interfaces = [choose_interface(number, WantedNetwork((), ())) for number in range(1_000)]
     assert len({each.addresses for each in interfaces}) == len({each.port for each in interfaces}) == 1_000
-    assert len(choose_interface(MAX_MACHINES - 1, WantedNetwork((), ())).port) <= 15, "as long as Linux lets it be"
+    assert len(choose_interface(ADDRESSES - 1, WantedNetwork((), ())).port) <= 15, "as long as Linux lets it be"
 
 
 RULE = {"protocol": "tcp", "source": "sg-1", "first_port": 1, "last_port": 2}

@@ -34,7 +34,7 @@ GATEWAY = "169.254.0.1"
 BRIDGE_MAC = "02:00:00:00:00:01"
 """One that stays: without, it is that of a machine, and changes when this leaves, and the others don't learn of it."""
 METADATA_ADDRESS = "169.254.169.254"
-PREFIX, MAX_MACHINES = "10.83", 250 * 250
+PREFIX, ADDRESSES = "10.83", 250 * 250
 PUBLIC_ADDRESSES = "198.18.0.0/15"
 """Nobody's, for tests of networks: RFC 2544."""
 TOOLS = {"ip": "apt install iproute2", "nft": "apt install nftables"}
@@ -62,7 +62,7 @@ class WantedNetwork:
 
 def choose_interface(number: int, wanted: WantedNetwork) -> Interface:
     """Of the machine with this number, counted from 0."""
-    number %= MAX_MACHINES
+    number %= ADDRESSES
     address = f"{PREFIX}.{number // 250}.{number % 250 + 1}"
     return Interface(f"machine{number}", (address,), wanted.groups, wanted.inbound)
 
