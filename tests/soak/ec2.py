@@ -21,9 +21,11 @@ from typing import Any
 
 import boto3
 from shoestring import Client
+from shoestring_trainer.machinehost.journal import read_machine
 
 from tests import servers
 from tests.e2e.service import environment, machine_processes
+from tests.trainer.machinehost.own_networks import STATUS
 
 SEEDS = 3
 
@@ -45,6 +47,7 @@ def main() -> int:
         require_resumed_elsewhere(summary)
         require_told(summary, data)
         require_nothing_left(data)
+        require_networks(data)
     finally:
         demo.send_signal(signal.SIGINT)
         demo.wait(servers.PATIENCE_S)
@@ -94,6 +97,15 @@ def require_nothing_left(data: Path) -> None:
         assert ec2.describe_volumes()["Volumes"] == []
         states = {one["State"] for one in ec2.describe_spot_instance_requests()["SpotInstanceRequests"]}
         assert states == {"closed"}, states
+
+
+def require_networks(data: Path) -> None:
+    """Each instance had an address of its own, where that can be: its gang met over these."""
+    machines = [read_machine(folder) for folder in (data / "cloud" / "machines").iterdir()]
+    if STATUS.problem:
+        print(f"on loopback: {STATUS.refusal()}", flush=True)
+    else:
+        assert len({machine.address for machine in machines} - {"127.0.0.1"}) == len(machines) >= 4
 
 
 if __name__ == "__main__":
