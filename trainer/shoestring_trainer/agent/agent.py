@@ -8,6 +8,7 @@ longer needed, preempted or no longer funded. One asyncio task per concern: repo
     SHOESTRING_BOOT_FILE                a file with the boot data; if unset, these are the user data
     AWS_EC2_METADATA_SERVICE_ENDPOINT   where the metadata service is, if not at EC2's address
     SHOESTRING_POWEROFF                 the only command that powers a machine off, run last; real user data sets it
+    SHOESTRING_SHARED_COMPUTER          set where several machines share one computer's cores
     SHOESTRING_RANK_GROUP               number of the group that ranks are in, which the machine's packet filter knows
     SHOESTRING_AGENT_AWS_…              AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and
                                         AWS_ENDPOINT_URL with this prefix: credentials to read data in S3

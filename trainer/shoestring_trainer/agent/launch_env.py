@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+SHARED_VARIABLE = "SHOESTRING_SHARED_COMPUTER"
+"""Set where the machines of a gang share the cores of one computer, though they don't meet on loopback."""
 _ALLOCATOR = "GLIBC_TUNABLES"
 _MALLOC_THRESHOLD_BYTES = 16 * 1024**3
 

@@ -21,7 +21,12 @@ from shoestring_core.task import Task
 from shoestring_core.wire import LaunchConfig, RankExit
 
 from shoestring_trainer import processes
-from shoestring_trainer.agent.launch_env import distributed_environment, rank_environment, torchrun_command
+from shoestring_trainer.agent.launch_env import (
+    SHARED_VARIABLE,
+    distributed_environment,
+    rank_environment,
+    torchrun_command,
+)
 from shoestring_trainer.agent.rank_files import exists, read_file, write_file
 from shoestring_trainer.agent.spool import write_durably
 from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
@@ -94,7 +99,7 @@ class Ranks:
         record = StartRecord(generation=self.generation, launch_config=self.launch_config)
         write_durably(self._machine / START_FILE, record.model_dump_json())
         log.touch()
-        ranks_environment = {**environment, **self._generation_environment()}
+        ranks_environment = {**environment, **self._generation_environment(SHARED_VARIABLE in environment)}
         if server is None:
             launcher = self._start_rank_command(shlex.split(rank_command or ""), task_file, ranks_environment, log)
             self._processes = dict.fromkeys(self.numbers, launcher)
@@ -179,9 +184,10 @@ class Ranks:
                 preexec_fn=lambda: processes.die_with_parent(agent),  # noqa: PLW1509 - the agent runs one thread
             )
 
-    def _generation_environment(self) -> dict[str, str]:
-        loopback = self.launch_config.master_addr in ("127.0.0.1", "localhost", "::1")
-        sharing = self.launch_config.nnodes if loopback else 1  # the machines of a gang on loopback share one computer
+    def _generation_environment(self, shared: bool) -> dict[str, str]:
+        """`shared`: the machines of a gang share one computer, as they do on loopback."""
+        shared = shared or self.launch_config.master_addr in ("127.0.0.1", "localhost", "::1")
+        sharing = self.launch_config.nnodes if shared else 1
         cores = max(1, len(os.sched_getaffinity(0)) // sharing)
         return rank_environment(
             self.launch_config.nproc_per_node, cores, interface=network_interface_to(self.launch_config.master_addr)

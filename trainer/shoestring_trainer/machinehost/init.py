@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shoestring_trainer import processes
+from shoestring_trainer.agent.launch_env import SHARED_VARIABLE
 from shoestring_trainer.machinehost import internet
 from shoestring_trainer.machinehost.clock import boottime
 from shoestring_trainer.machinehost.journal import HEARTBEAT_S, Journal, classify_end, read_machine
@@ -87,7 +88,7 @@ def run(folder: Path, journal: Journal, bridge: Bridge | None) -> None:
         agent = _start_agent(folder, ["/bin/sh", "-c", 'exec "$@"', "sh"], {METADATA_VARIABLE: metadata.url})
     else:
         with inside(network), first_process_next():
-            agent = _start_agent(folder, [sys.executable, "-P", "-m", FIRST_PROCESS], {})
+            agent = _start_agent(folder, [sys.executable, "-P", "-m", FIRST_PROCESS], {SHARED_VARIABLE: "1"})
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
     if relay is not None:
         internet.start_relay(relay)
@@ -144,11 +145,11 @@ def _add_address(bridge: Bridge, network: int, address: str, journal: Journal, m
         _try_append(journal, "address", {"address": address})
 
 
-def _start_agent(folder: Path, launcher: list[str], metadata: dict[str, str]) -> processes.Process:
+def _start_agent(folder: Path, launcher: list[str], variables: dict[str, str]) -> processes.Process:
     """Start the agent in its own session; it is killed when this init dies. A command that can't be run exits 127.
 
-    launcher  what executes its command
-    metadata  the variable that says where the metadata service is, if not at EC2's address
+    launcher   what executes its command
+    variables  of its environment, besides this process's
     """
     init = os.getpid()
 
@@ -164,7 +165,7 @@ def _start_agent(folder: Path, launcher: list[str], metadata: dict[str, str]) ->
             env={
                 **os.environ,
                 **(script_environment(folder) if is_script(folder) else {}),
-                **metadata,
+                **variables,
             },
             stdin=subprocess.DEVNULL,
             stdout=output,

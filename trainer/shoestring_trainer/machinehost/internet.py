@@ -11,7 +11,7 @@ import asyncio
 import socket
 import struct
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from shoestring_core.machine_network import COMPUTER
 
@@ -37,23 +37,21 @@ async def _serve(listening: socket.socket) -> None:
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Connect to where the machine meant to, and carry both directions to their ends."""
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError, TimeoutError), closing(writer):
         host, port = original_destination(writer.get_extra_info("socket"))
         if host == COMPUTER:  # nowhere else: the relay's own port was addressed itself
             connecting = asyncio.open_connection(host, port, limit=BLOCK_BYTES)
             there_reader, there_writer = await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
-            await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
-    writer.close()
+            with closing(there_writer):  # both at once where one breaks
+                await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while block := await reader.read(BLOCK_BYTES):
-            writer.write(block)
-            await writer.drain()
-        writer.write_eof()
-    except OSError:
-        writer.close()  # so that the other direction ends too
+    """Raises OSError."""
+    while block := await reader.read(BLOCK_BYTES):
+        writer.write(block)
+        await writer.drain()
+    writer.write_eof()
 
 
 def original_destination(connection: socket.socket) -> tuple[str, int]:

@@ -69,7 +69,7 @@ def choose_interface(number: int, wanted: WantedNetwork) -> Interface:
 
 def is_public(address: object) -> bool:
     try:
-        return ipaddress.IPv4Address(address) in ipaddress.IPv4Network(PUBLIC_ADDRESSES)  # type: ignore[arg-type]
+        return ipaddress.IPv4Address(address) in ipaddress.IPv4Network(PUBLIC_ADDRESSES)
     except ValueError:
         return False
 

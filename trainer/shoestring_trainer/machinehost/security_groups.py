@@ -41,9 +41,10 @@ class InboundRule:
         ports = (rule.first_port, rule.last_port)
         are_ports = all(type(port) is int and 0 <= port <= 65535 for port in ports) and ports[0] <= ports[1]
         require(are_ports, "a rule's first_port and last_port are 0 to 65535")
-        is_source = isinstance(rule.source, str) and (GROUP_PATTERN.fullmatch(rule.source) or _is_block(rule.source))
+        source = str(rule.source)
+        is_source = GROUP_PATTERN.fullmatch(source) or _is_block(source)
         require(is_source, "a rule's source is a group, or addresses such as 0.0.0.0/0")
-        return rule
+        return replace(rule, source=source)
 
 
 @dataclass(frozen=True)

@@ -206,10 +206,11 @@ class FakeEc2:
             instance = moto_backend.find_instance(call.region, id_)
             role = call.parameters.get("IamInstanceProfile.Name", "")
             user_data = call.parameters.get("UserData", "")
-            if instance and (address := self._machines.launch(instance, user_data, market, role)) is None:
-                moto_backend.forget(call.region, id_)
-                return error_answer(500, "InsufficientInstanceCapacity", "The machine host has no slot free.")
-            elif instance:
+            if instance is not None:
+                address = self._machines.launch(instance, user_data, market, role)
+                if address is None:
+                    moto_backend.forget(call.region, id_)
+                    return error_answer(500, "InsufficientInstanceCapacity", "The machine host has no slot free.")
                 moto_backend.set_private_address(call.region, id_, address)
             moto_backend.set_state(call.region, id_, "pending")
         return answer
