@@ -121,7 +121,7 @@ INTERNAL = {
     "trainer/shoestring_trainer/training/optim/preconditioners.py": {"MAX_DIM"},
     "worker/shoestring_worker/control_loop.py": {"MAX_ROUNDS"},
     "worker/shoestring_worker/launcher.py": {"MAX_CONCURRENT_LAUNCHES"},
-    "worker/shoestring_worker/providers/ec2/account/service_launch.py": {"MAX_USER_DATA_BYTES"},
+    "worker/shoestring_worker/providers/ec2/user_data.py": {"MAX_BYTES"},
 }
 """Bounds of what the code does by itself, and names that only look like bounds."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +18,16 @@ MODULE = "shoestring_worker.providers.ec2.account"
 def run(*arguments: str) -> int:
     """Run a command in this terminal and return its exit code. Raises StartupError if the worker isn't installed."""
     return subprocess.run(_command(arguments), check=False).returncode
+
+
+def run_uninterrupted(*arguments: str) -> int:
+    """As `run`, for a command that cleans up on Ctrl-C itself: this process waits until it has. Raises StartupError."""
+    command = _command(arguments)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_for_answer(*arguments: str) -> tuple[int, Any]:

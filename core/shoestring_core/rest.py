@@ -438,6 +438,10 @@ class Machine(Resource):
     market: str
     state: MachineState
     provider_id: str | None = None
+    image: str | None = None
+    """Id of the image that it boots, where the provider tells it."""
+    driver: str | None = None
+    """Version of NVIDIA's driver, where its boot told it."""
     price_per_hour: Money
     on_demand_per_hour: Money
     launched_at: datetime | None = None

@@ -104,6 +104,8 @@ class BootReport(WireMessage):
     """What is at fault if the phase failed; the machine powers itself off."""
     seconds: float = Field(default=0, ge=0, le=1e6, allow_inf_nan=False)
     """How long the phase took."""
+    driver: str = Field(default="", max_length=50)
+    """Version of NVIDIA's driver, from the phase that asks for it."""
 
 
 class WheelhouseRequest(WireMessage):

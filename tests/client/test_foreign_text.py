@@ -50,7 +50,7 @@ MACHINE = {
     "id": str(uuid.uuid4()), "attempt": 1, "slot": 0, "ordinal": 0, "provider": HOSTILE, "region": HOSTILE,
     "zone": HOSTILE, "type": HOSTILE, "market": HOSTILE, "state": "running", "price_per_hour": MONEY,
     "on_demand_per_hour": MONEY, "end_cause": HOSTILE, "cost": MONEY, "posted": False,
-    "launched_at": "2026-01-01T00:00:00Z",
+    "image": HOSTILE, "driver": HOSTILE, "launched_at": "2026-01-01T00:00:00Z",
 }  # fmt: skip
 BUDGET = {
     "id": str(uuid.uuid4()), "kind": "team", "owner": HOSTILE, "limit": MONEY, "posted": MONEY, "held": MONEY,
@@ -168,7 +168,7 @@ WITHOUT_FOREIGN_TEXT = {
     # they print ids, secrets, and what their own user gave
     "keys create", "keys revoke", "members invite", "members uninvite", "members import", "teams create",
     # they print ids, and names in AWS's own alphabet
-    "aws bootstrap", "aws doctor", "aws down", "aws panic", "aws teardown", "aws up", "aws wheelhouse",
+    "aws bootstrap", "aws doctor", "aws down", "aws panic", "aws teardown", "aws up", "aws verify", "aws wheelhouse",
 }  # fmt: skip
 
 

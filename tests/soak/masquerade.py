@@ -31,7 +31,7 @@ from shoestring_trainer.machinehost.network import reach_computer
 
 from tests import servers
 from tests.e2e.service import environment, machine_processes
-from tests.soak.account import Terminal, end_of
+from tests.soak.account import FROM_IMAGE, Terminal, end_of
 from tests.trainer.machinehost.own_networks import STATUS, WAIT, namespaces_in_use
 from tests.worker.providers.fake_aws import IMAGE, FakeAws
 
@@ -153,7 +153,7 @@ def use(folder: Path, aws: FakeAws, cloud: Path, seed: int, gone_s: float) -> di
     with open(f"/proc/{bystander['init_pid']}/fd/{bystander['bridge']}") as bridge:
         laptop = Laptop(folder, aws, bridge.fileno())
     laptop.load(laptop.run("aws", "bootstrap", "--image", IMAGE))
-    url = json.loads(laptop.run("aws", "up", "--budget", "5", "--json"))["url"]
+    url = json.loads(laptop.run("aws", "up", *FROM_IMAGE, "--budget", "5", "--json"))["url"]
     assert url.startswith("https://198.1"), url
     job = str(json.loads(laptop.run("submit", *JOB, f"seed={seed}", "--json"))["id"])
     elsewhere = Elsewhere(folder, aws, bystander, laptop)

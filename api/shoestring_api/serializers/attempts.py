@@ -82,6 +82,8 @@ def serialize_machine(row: MachineRow, posted: Mapping[UUID, int], now: int) -> 
         market=row.market,
         state=MachineState(row.state),
         provider_id=row.provider_id,
+        image=row.image,
+        driver=row.driver,
         price_per_hour=rest.Money.of(money.from_decimal(row.price)),
         on_demand_per_hour=rest.Money.of(money.from_decimal(row.on_demand_price)),
         launched_at=to_datetime(row.launched_at),

@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from shoestring_core.exit_codes import ExitCode
 
-from shoestring import aws, config
-from shoestring.cli.terminal import Json, check_dollars, err, out, print_result
+from shoestring import aws, aws_job, config
+from shoestring.cli.terminal import Json, Url, check_dollars, err, open_client, out, print_result
 from shoestring.client import Client, ServiceError, is_accepted, redeem_code
 from shoestring.supervisor import StartupError
 from shoestring.up import kept_limit
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the AWS account that machines run in.")
+
+
+ImagePython = Annotated[str, typer.Option(help="Version that the machines' image has.")]
+ImagePackages = Annotated[
+    bool, typer.Option("--image-packages", help="The image's Python has all packages but Shoestring's own.")
+]
 
 
 @app.command()
@@ -100,10 +108,8 @@ def bootstrap(
 
 @app.command()
 def wheelhouse(
-    python: Annotated[str, typer.Option(help="Version that the machines' image has.")] = "3.12",
-    image_packages: Annotated[
-        bool, typer.Option("--image-packages", help="The image's Python has all packages but Shoestring's own.")
-    ] = False,
+    python: ImagePython = "3.12",
+    image_packages: ImagePackages = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -115,8 +121,7 @@ def wheelhouse(
     \b
     shoestring aws wheelhouse >> aws.env
     """
-    if not re.fullmatch(r"3\.\d{1,2}", python):
-        raise typer.BadParameter(f"{python} is not a version such as 3.12")
+    _check_python(python)
     switches = {"image-packages": image_packages, "dry-run": dry_run, "json": as_json}
     raise typer.Exit(aws.run("wheelhouse", "--python", python, *[f"--{name}" for name, on in switches.items() if on]))
 
@@ -136,15 +141,19 @@ def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = Fa
 def up(
     budget: Annotated[str | None, typer.Option(metavar="USD", help="First limit of the team's budget.")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="AMI", help="Of the machine. Default: the one that training machines get.")
+        str | None, typer.Option(metavar="AMI", help="One that has our environment. Default: Ubuntu 24.04, and wheels.")
     ] = None,
+    python: ImagePython = "3.12",
+    image_packages: ImagePackages = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="At which it is reached.")] = 8443,
     as_json: Json = False,
 ) -> None:
     """Run the service on a small machine in the account, and log in to it.
 
-    It needs what `bootstrap` made, and the settings that it printed. The data lie on a volume that stays, and so does
-    the address. Run again it changes nothing, or goes on where it was stopped.
+    It needs what `bootstrap` made, and the settings that it printed. The machine boots Ubuntu 24.04 and installs this
+    installation's version of the service, from wheels that are uploaded to the bucket: about 75 MB, the first time.
+    The data lie on a volume that stays, and so does the address. Run again it changes nothing, or goes on where it was
+    stopped.
 
     \b
     shoestring aws up --budget 25
@@ -153,8 +162,10 @@ def up(
         check_dollars(budget)
     if image is not None:
         _check_image(image)
+    _check_python(python)
     named = [part for name, value in (("--budget", budget), ("--image", image)) if value for part in (name, value)]
-    code, found = aws.run_for_answer("up", *named, "--port", str(port))
+    named += ["--image-packages"] if image_packages else []
+    code, found = aws.run_for_answer("up", *named, "--python", python, "--port", str(port))
     if code:
         raise typer.Exit(code)
     url, ca = str(found["url"]), str(found["ca"])
@@ -173,6 +184,36 @@ def up(
         if kept := kept_limit(budget, None if limit is None else limit.amount):
             err.print(kept)
     print_result({"url": url}, as_json, lambda: _print_service(url))
+
+
+@app.command()
+def verify(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    job: Annotated[bool, typer.Option(help="Also train a job on the cheapest GPU, for $1.00 at most.")] = True,
+    report: Annotated[Path, typer.Option(help="File for what was found, in Markdown.")] = Path("aws-verify.md"),
+    url: Url = None,
+) -> None:
+    """Try on AWS itself what is tested against a fake of it: two of the smallest spot machines, then a job on a GPU.
+
+    It asks before each: the machines cost $0.10 at most, the job $1.00. The machines need what `bootstrap` made, and
+    the settings that it printed; the job, that you are logged in to a service that rents there (`aws up`). Everything
+    is ended again, on Ctrl-C too. Exit code 1: something does not hold, was not tried, or is left.
+
+    \b
+    shoestring aws verify
+    shoestring aws verify --no-job --yes --report 2026-12-01.md
+    """
+    code = aws.run_uninterrupted("verify", "--report", str(report), *(["--yes"] if yes else []))
+    if code not in (ExitCode.OK, 1):  # nothing was tried
+        raise typer.Exit(code)
+    if job and (yes or typer.confirm(f"Train {aws_job.RECIPE} on the cheapest GPU, for ${aws_job.CAP_USD} at most?")):
+        with open_client(url) as client:
+            ended = aws_job.train(client, lambda line: err.print(line, highlight=False))
+            section = aws_job.render(ended, client.attempts(ended.id))
+        with report.open("a") as file:
+            file.write(section)
+        code = code or (0 if aws_job.succeeded(ended) else 1)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -195,3 +236,8 @@ def _print_service(url: str) -> None:
 def _check_image(image: str) -> None:
     if not re.fullmatch(r"ami-[0-9a-f]{8,17}", image):
         raise typer.BadParameter(f"{image} is not an image, such as ami-0123456789abcdef0")
+
+
+def _check_python(version: str) -> None:
+    if not re.fullmatch(r"3\.\d{1,2}", version):
+        raise typer.BadParameter(f"{version} is not a version such as 3.12")

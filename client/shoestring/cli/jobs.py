@@ -268,12 +268,13 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList, quote: rest.KeptQuote 
     if quote:
         out.print(quote.summary.text)
     rows = [
-        (f"{m.attempt}.{m.slot}", m.type, str(m.state), f"${m.cost.amount}", m.market, m.end_cause or "", str(m.id))
+        (f"{m.attempt}.{m.slot}", m.type, str(m.state), f"${m.cost.amount}", m.market, m.end_cause or "",
+         m.image or "", m.driver or "", str(m.id))
         for attempt in attempts.attempts
         for m in attempt.machines
-    ]
-    columns = ("ATTEMPT.SLOT", "TYPE", "STATE", "COST", "MARKET", "END CAUSE", "MACHINE")
-    print_table(columns, rows, "No machines yet.", drop=("MACHINE", "MARKET", "END CAUSE"))
+    ]  # fmt: skip
+    columns = ("ATTEMPT.SLOT", "TYPE", "STATE", "COST", "MARKET", "END CAUSE", "IMAGE", "DRIVER", "MACHINE")
+    print_table(columns, rows, "No machines yet.", drop=("MACHINE", "IMAGE", "DRIVER", "MARKET", "END CAUSE"))
 
 
 def _print_log_lines(

@@ -39,6 +39,7 @@ class ProviderMachine:
     ended_at     when it began to end, as far as the provider tells
     price_changes  decide.billing.Evidence.price_changes, as far as they are known
     rate_cap     dollars per hour that it never exceeds; "0": not known
+    image        id of the image that it boots; "": not known
     """
 
     provider: str
@@ -53,6 +54,7 @@ class ProviderMachine:
     clock_shift: int = 0
     price_changes: tuple[PriceChange, ...] = ()
     rate_cap: str = "0"
+    image: str = ""
 
     @property
     def ref(self) -> MachineRef:

@@ -314,6 +314,10 @@ class MachineRow(Base):
     state: Mapped[str]
     call_deadline: Mapped[int | None]
     session_hash: Mapped[str | None]
+    image: Mapped[str | None]
+    """Id of the image that it boots, as the provider tells it; None: not known."""
+    driver: Mapped[str | None]
+    """Version of NVIDIA's driver that its user data found; None: not known."""
     hello_at: Mapped[int | None]
     """When its user data first reached the service."""
     boot_failure: Mapped[dict[str, Any] | None]

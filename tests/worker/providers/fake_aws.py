@@ -22,7 +22,7 @@ from shoestring_worker.providers.ec2.provider import Ec2Provider
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 
 ROOT = Path(__file__).parents[3]
-IMAGE = "ami-00000000000000001"
+IMAGE, UBUNTU_IMAGE = "ami-00000000000000001", "ami-00000000000000002"
 REGION, ZONE, OTHER_REGION = "us-east-1", "us-east-1a", "eu-west-1"
 MACHINE = UUID(int=1)
 

@@ -1616,6 +1616,11 @@ export interface components {
              * @default 0
              */
             seconds: number;
+            /**
+             * Driver
+             * @default
+             */
+            driver: string;
         };
         /** Budget */
         Budget: {
@@ -2974,6 +2979,10 @@ export interface components {
             state: components["schemas"]["MachineState"];
             /** Provider Id */
             provider_id: string | null;
+            /** Image */
+            image: string | null;
+            /** Driver */
+            driver: string | null;
             price_per_hour: components["schemas"]["Money"];
             on_demand_per_hour: components["schemas"]["Money"];
             /** Launched At */

@@ -86,6 +86,12 @@ def set_spot_request(region: str, instance: str, request: str) -> None:
     _get(region, instance).spot_instance_request_id = request
 
 
+def tag_interfaces(region: str, instance: str, tags: dict[str, str]) -> None:
+    """As RunInstances does; moto gives them none."""
+    for interface in _get(region, instance).nics.values():
+        interface.add_tags(tags)
+
+
 def set_launch_time(region: str, instance: str, at: datetime) -> None:
     _get(region, instance).launch_time = at.replace(tzinfo=None)
 

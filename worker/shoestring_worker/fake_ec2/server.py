@@ -20,7 +20,7 @@ from shoestring_worker.fake_ec2.machines import Machines
 from shoestring_worker.fake_ec2.price_list import OnDemandMarket
 from shoestring_worker.fake_ec2.quotas import Quotas
 from shoestring_worker.fake_ec2.spot_prices import SpotMarket
-from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests
+from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests, tags_of
 from shoestring_worker.fake_ec2.terminations import terminate
 from shoestring_worker.fake_ec2.throttling import Throttle
 from shoestring_worker.fake_ec2.tokens import LaunchTokens, instance_ids
@@ -251,6 +251,8 @@ class FakeEc2:
 
     def _note_launch(self, call: Call, fault: Fault | None, answer: Answer) -> Answer:
         self.listings.note_launched(instance_ids(answer))
+        for instance in instance_ids(answer):
+            moto_backend.tag_interfaces(call.region, instance, tags_of(call, "network-interface"))
         for instance, request in self.spot_requests.note_launched(call, instance_ids(answer)).items():
             moto_backend.set_spot_request(call.region, instance, request)
         if fault and fault.kind == "ends_pending":

@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 from shoestring_worker.fake_ec2.wire import Answer, Call, error_answer, xml_answer
 
 MARKET = "InstanceMarketOptions.MarketType"
+KIND = "spot-instances-request"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SpotRequests:
 
     def request(self, call: Call) -> Answer:
         """Make one that stays open."""
-        request = SpotRequest(f"sir-{secrets.token_hex(4)}", call.region, "", _tags(call))
+        request = SpotRequest(f"sir-{secrets.token_hex(4)}", call.region, "", tags_of(call, KIND))
         self._requests[request.id] = request
         body = f"<spotInstanceRequestSet>{_item(request, 'open')}</spotInstanceRequestSet>"
         return xml_answer("200 OK", f"<RequestSpotInstancesResponse>{body}</RequestSpotInstancesResponse>")
@@ -64,7 +65,7 @@ class SpotRequests:
             return {}
         for instance in instances:
             if instance not in self._requests:
-                request = SpotRequest(f"sir-{secrets.token_hex(4)}", call.region, instance, _tags(call))
+                request = SpotRequest(f"sir-{secrets.token_hex(4)}", call.region, instance, tags_of(call, KIND))
                 self._requests[instance] = request
         return {instance: self._requests[instance].id for instance in instances}
 
@@ -102,12 +103,12 @@ class SpotRequests:
         )
 
 
-def _tags(call: Call) -> dict[str, str]:
-    """Of the request: TagSpecification.N.ResourceType and .Tag.M.Key and .Value."""
+def tags_of(call: Call, kind: str) -> dict[str, str]:
+    """Of one kind of what a call makes: TagSpecification.N.ResourceType and .Tag.M.Key and .Value."""
     prefixes = [
         name.removesuffix("ResourceType")
         for name, value in call.parameters.items()
-        if name.endswith(".ResourceType") and value == "spot-instances-request"
+        if name.endswith(".ResourceType") and value == kind
     ]
     return {
         value: call.parameters[f"{name.removesuffix('Key')}Value"]

@@ -102,6 +102,8 @@ def record_boot(db: Write, report: wire.BootReport) -> None:
     """Record how far a machine has booted. Raises AgentRefused for one that has registered, or does not run."""
     machine = load_booting(db, report.machine)
     facts: dict[str, Any] = {"hello_at": machine.hello_at or db.now}
+    if report.driver:
+        facts["driver"] = report.driver
     if report.failure:
         facts["boot_failure"] = report.model_dump(include={"failure", "phase", "message"})
         db.request_tick()

@@ -32,6 +32,8 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
     facts: dict[str, Any] = {
         "provider_id": observed.id, "launched_at": observed.launched_at, "clock_shift": observed.clock_shift
     }  # fmt: skip
+    if observed.image:
+        facts["image"] = observed.image
     if observed.state == "pending":
         facts["pending_until"] = db.now
     if observed.state == "stopping" and row.stopping_at is None:

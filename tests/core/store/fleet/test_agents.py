@@ -78,7 +78,9 @@ def test_a_machine_that_boots_tells_how_far_it_is_until_its_agent_registers(flee
     fleet.call(machine)
 
     def boot(one: UUID) -> None:
-        report = wire.BootReport(machine=one, boot_token="", phase="driver", message="580", seconds=1.5)
+        report = wire.BootReport(
+            machine=one, boot_token="", phase="driver", message="580", seconds=1.5, driver="580.95.05"
+        )
         fleet.write(agents.record_boot, report)
 
     boot(machine)
@@ -86,6 +88,7 @@ def test_a_machine_that_boots_tells_how_far_it_is_until_its_agent_registers(flee
     assert (told.job, told.attempt, about(told)) == (job, 1, str(machine))
     assert {"event": "boot", "phase": "driver", "message": "580", "seconds": 1.5}.items() <= told.data.items()
     assert told.data["at"] == fleet.clock.now / S
+    assert fleet.machine_row(machine).driver == "580.95.05"
     fleet.register(machine)
     for refused in (machine, planned, uuid7()):
         with pytest.raises(AgentRefused):

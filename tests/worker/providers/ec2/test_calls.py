@@ -36,9 +36,14 @@ def test_a_machine_its_disk_its_interface_and_its_spot_request_are_created_with_
     (instance,), (volume,) = aws.instances(), aws.ec2().describe_volumes()["Volumes"]
     assert expected in instance["Tags"]
     assert expected in volume["Tags"]
+    (interface,) = instance["NetworkInterfaces"]
+    (described,) = aws.ec2().describe_network_interfaces(NetworkInterfaceIds=[interface["NetworkInterfaceId"]])[
+        "NetworkInterfaces"
+    ]
+    assert expected in described["TagSet"]
     (spot_request,) = aws.ec2().describe_spot_instance_requests()["SpotInstanceRequests"]
     assert expected in spot_request["Tags"]
-    asked = aws.calls("RunInstances")[0]["parameters"]  # moto tags no interfaces
+    asked = aws.calls("RunInstances")[0]["parameters"]
     tagged = {asked[name]: name.rpartition(".")[0] for name in asked if name.endswith(".ResourceType")}
     assert set(tagged) == {"instance", "volume", "network-interface", "spot-instances-request"}
     for place in tagged.values():
@@ -465,6 +470,7 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
     (instance,) = aws.instances()
     assert (row.state, row.provider_id, row.type) == ("running", instance["InstanceId"], instance["InstanceType"])
     assert (row.market, row.price, instance["InstanceLifecycle"]) == ("spot", "0.41", "spot")
+    assert row.image == instance["ImageId"] == IMAGE
     assert instance["ClientToken"] == str(row.id)
     assert {tag["Key"]: tag["Value"] for tag in instance["Tags"]} == {
         DEPLOYMENT_TAG: ec2_world.control_loop.deployment,

@@ -164,6 +164,9 @@ def test_a_bucket_is_written_and_read_and_left_as_it_was(aws: FakeAws):
     assert (level, f"abroad is in {OTHER_REGION}" in text) == ("warning", True)
     level, text = check("s3://nobodys")
     assert (level, "NoSuchBucket" in text) == ("error", True)
+    aws.fault("error", "PutObject", code="AccessDenied", status=403)
+    level, text = check("s3://ours")
+    assert (level, "AccessDenied" in text) == ("error", True)
 
 
 class Sts:

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 from shoestring_core.tls import find_authority
+from shoestring_core.wheelhouse import Wheelhouse
 from shoestring_worker.fake_ec2.machines import DISKS
-from shoestring_worker.providers.ec2 import service_machine
-from shoestring_worker.providers.ec2.account import panic
+from shoestring_worker.providers.ec2 import service_machine, user_data
+from shoestring_worker.providers.ec2.account import panic, wheels
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.bootstrap import Made
+from shoestring_worker.providers.ec2.account.clock import Clock
 from shoestring_worker.providers.ec2.account.ownership import bucket_name
-from shoestring_worker.providers.ec2.account.service import Clock, ServiceInAccount
-from shoestring_worker.providers.ec2.account.service_launch import MAX_USER_DATA_BYTES, Wanted
+from shoestring_worker.providers.ec2.account.service import ServiceInAccount
+from shoestring_worker.providers.ec2.account.service_launch import Wanted
 from shoestring_worker.providers.ec2.provider import Ec2Provider
 from shoestring_worker.providers.ec2.service_boot import LOGIN_KEY, ServiceBoot, ServiceLogin
 from shoestring_worker.providers.ec2.service_machine import BootFailed
@@ -33,7 +35,8 @@ from tests.worker.providers.ec2.test_account import (
     silent,
     tables,
 )
-from tests.worker.providers.fake_aws import IMAGE, REGION, ZONE, FakeAws, launch_request
+from tests.worker.providers.ec2.test_user_data import arguments_of
+from tests.worker.providers.fake_aws import IMAGE, REGION, UBUNTU_IMAGE, ZONE, FakeAws, launch_request
 
 SERVICE = [{"Name": "tag:Name", "Values": ["shoestring-service"]}]
 
@@ -44,12 +47,12 @@ class Operator:
     def __init__(self, aws: FakeAws, made: Made) -> None:
         self.aws, self.made, self.told = aws, made, list[str]()
         self.answer = {"state": "running", "url": "https://127.0.0.1:8443", "ca": "PEM", "code": "once"}
-        self.budget, self._now = "25", 0.0
+        self.budget, self.image, self._now = "25", IMAGE, 0.0
 
     def service(self, account: Aws) -> ServiceInAccount:
         settings = Ec2Settings.model_validate({"regions": self.made.settings, "endpoint_url": self.aws.url})
         environment = {"AWS_SECRET_ACCESS_KEY": "secret", "SHOESTRING_KEY": "secret", "SHOESTRING_EC2_MAX_PRICE": "1.5"}
-        wanted = Wanted(settings, environment, self.budget)
+        wanted = Wanted(settings, environment, self.budget, self.image, has_ours=bool(self.image), from_image=True)
         return ServiceInAccount(account, wanted, self.told.append, Clock(lambda: self._now, self.wait))
 
     def up(self, account: Aws) -> ServiceLogin:
@@ -169,9 +172,9 @@ def test_the_user_data_has_the_settings_and_no_secret_and_the_machine_a_role_and
     operator.up(account_of(aws.url))
     asked = aws.calls("RunInstances")[0]["parameters"]
     text = base64.b64decode(asked["UserData"]).decode()
-    assert len(text.encode()) <= MAX_USER_DATA_BYTES
+    assert len(text.encode()) <= user_data.MAX_BYTES
     assert "secret" not in text
-    boot = ServiceBoot.model_validate_json(text.split("\n")[2])
+    boot = boot_of(text)
     assert boot.environment["SHOESTRING_EC2_MAX_PRICE"] == "1.5"
     assert boot.environment["SHOESTRING_OBJECT_STORE"] == f"s3://{operator.made.bucket}/service"
     assert boot.url == f"https://{operator.addresses()[0]['PublicIp']}:8443"
@@ -183,6 +186,29 @@ def test_the_user_data_has_the_settings_and_no_secret_and_the_machine_a_role_and
     named = [{"Name": "group-name", "Values": ["shoestring-service"]}]
     (group,) = aws.ec2().describe_security_groups(Filters=named)["SecurityGroups"]
     assert [(rule["FromPort"], rule["ToPort"]) for rule in group["IpPermissions"]] == [(8443, 8443)]
+
+
+def boot_of(text: str) -> ServiceBoot:
+    """In its user data."""
+    return ServiceBoot.model_validate(arguments_of(text)["boot"])
+
+
+def test_without_an_image_the_machine_boots_ubuntu_and_installs_this_installation_from_the_bucket(
+    aws: FakeAws, operator: Operator
+):
+    operator.image = ""
+    operator.up(account_of(aws.url))
+    asked = aws.calls("RunInstances")[0]["parameters"]
+    assert (asked["ImageId"], asked["BlockDeviceMapping.1.DeviceName"]) == (UBUNTU_IMAGE, "/dev/sda1")
+    text = base64.b64decode(asked["UserData"]).decode()
+    assert len(text.encode()) <= user_data.MAX_BYTES
+    keys = arguments_of(text)["wheelhouse"]
+    stored = aws.s3().get_object(Bucket=operator.made.bucket, Key=keys["manifest"])["Body"].read()
+    manifest = Wheelhouse.model_validate_json(stored)
+    assert (manifest.name, manifest.min_driver) == (keys["name"], 0)
+    assert [file.name.partition("-")[0] for file in manifest.files] == sorted(wheels.OURS.values())
+    for file in manifest.files:
+        aws.s3().head_object(Bucket=operator.made.bucket, Key=keys["files"] + file.sha256)
 
 
 def test_what_keeps_a_service_from_running_is_told(aws: FakeAws, operator: Operator):

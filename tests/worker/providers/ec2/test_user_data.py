@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import json
@@ -143,10 +144,17 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     server.server_close()
 
 
+def change(monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str) -> None:
+    """Change the source of a module."""
+    assert old in user_data.SOURCES[module]
+    monkeypatch.setitem(user_data.SOURCES, module, user_data.SOURCES[module].replace(old, new))
+
+
 def test_each_phase_is_reported_and_the_machine_is_off_when_the_agent_has_ended(machine: Machine) -> None:
     assert machine.boot().stderr == ""
     assert machine.phases == [(phase, None) for phase in ("boot", "driver", "install", "agent")]
     assert machine.reports[1].message == "NVIDIA driver 580.95.05, NVIDIA A10G"
+    assert [report.driver for report in machine.reports] == ["", "580.95.05", "", ""]
     boot, poweroff = (machine.folder / "agent-got").read_text().rsplit("}", 1)
     assert BootData.model_validate_json(boot + "}").boot_token == "once"
     assert poweroff.strip() == "poweroff"
@@ -178,6 +186,7 @@ def test_a_phase_that_fails_is_reported_and_the_machine_powers_off(
     machine.boot()
     assert machine.phases[-1] == (phase, failure)
     assert message in machine.reports[-1].message
+    assert machine.reports[-1].driver == ("535.1.1" if "535" in script else "")
     assert machine.is_off
 
 
@@ -243,7 +252,7 @@ def test_a_machine_trusts_the_given_authority_and_no_other(machine: Machine, mon
     url = machine.url.replace("http", "https")
     assert machine.boot(url, ca=made.text).stderr == ""
     assert len(machine.phases) == 4
-    monkeypatch.setattr(user_data, "_SCRIPT", user_data._SCRIPT.replace("HELLO_S = 60.0", "HELLO_S = 0.1"))
+    change(monkeypatch, user_data.MACHINE, "HELLO_S = 60.0", "HELLO_S = 0.1")
     for other in ("", make_certificate(machine.folder, "other").text):
         assert "CERTIFICATE_VERIFY_FAILED" in machine.boot(url, ca=other).stderr
     assert len(machine.phases) == 4
@@ -252,7 +261,7 @@ def test_a_machine_trusts_the_given_authority_and_no_other(machine: Machine, mon
 def test_a_machine_that_can_t_reach_the_service_says_so_and_powers_off(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(user_data, "_SCRIPT", user_data._SCRIPT.replace("HELLO_S = 60.0", "HELLO_S = 0.1"))
+    change(monkeypatch, user_data.MACHINE, "HELLO_S = 60.0", "HELLO_S = 0.1")
     said = machine.boot(url="http://127.0.0.1:9").stderr
     assert "can't be reached from this machine at http://127.0.0.1:9/agent/v1/boot" in said
     assert machine.is_off
@@ -262,9 +271,15 @@ def test_user_data_is_small_and_its_only_secret_is_the_boot_token() -> None:
     boot = BootData(server_url=f"https://{'x' * 1000}.example", machine=UUID(int=1), boot_token="f" * 64)
     text = user_data.render(boot, "/opt/shoestring/bin/python")
     assert len(text.encode()) <= MAX_SCRIPT_BYTES
-    told: dict[str, Any] = json.loads(text.rsplit("json.loads('", 1)[1].removesuffix("'))\n"))
+    told = arguments_of(text)
     assert set(told) == {"boot", "python", "min_driver", "wheelhouse"}
     assert set(told["boot"]) == {"server_url", "machine", "boot_token", "ca"}
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """Of `main`, in user data."""
+    told: dict[str, Any] = json.loads(ast.literal_eval(text.rsplit("json.loads(", 1)[1].removesuffix("))\n")))
+    return told
 
 
 def make_wheel(package: str, version: str = "1", **files: str) -> bytes:
@@ -330,8 +345,7 @@ def test_a_wheelhouse_that_does_not_fit_is_told_and_the_machine_powers_off(
 def test_a_machine_that_gets_nothing_from_the_object_store_blames_the_network_and_a_download_that_breaks_off_does_not(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = user_data._SCRIPT.replace("RETRY_S = 5.0, 5.0, 1.0", "RETRY_S = 5.0, 5.0, 0.0")
-    monkeypatch.setattr(user_data, "_SCRIPT", at_once)
+    change(monkeypatch, user_data.WHEELS, "RETRY_S = 1.0", "RETRY_S = 0.0")
     machine.stock(a=b"1", b=b"22")
     url, whole = machine.url, dict(machine.wheels)
     machine.url = "http://127.0.0.1:9"

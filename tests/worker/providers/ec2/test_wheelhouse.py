@@ -15,13 +15,14 @@ from shoestring_core.wheelhouse import MAX_MANIFEST_BYTES, Wheelhouse, file_key,
 from shoestring_worker.providers.ec2.account import __main__ as command
 from shoestring_worker.providers.ec2.account import wheels
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
-from shoestring_worker.providers.ec2.account.base_image import find_base_image
+from shoestring_worker.providers.ec2.account.base_image import BASE, UBUNTU, find_image
 from shoestring_worker.providers.ec2.account.doctor_wheelhouse import check_wheelhouse
 from shoestring_worker.providers.ec2.account.wheelhouse import Place, WheelhouseMade, WheelhouseMaker
+from shoestring_worker.providers.ec2.account.wheels import Contents
 
 from tests.worker.providers.ec2.test_account import Killed, account_of, changes, silent
 from tests.worker.providers.ec2.test_user_data import make_wheel
-from tests.worker.providers.fake_aws import IMAGE, REGION, FakeAws
+from tests.worker.providers.fake_aws import IMAGE, REGION, UBUNTU_IMAGE, FakeAws
 
 BUCKET = f"shoestring-123456789012-{REGION}"
 PLACE = Place(REGION, BUCKET, "service/")
@@ -46,12 +47,12 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / f"{LIBRARY}-13.0.96-py3-none-any.whl").write_bytes(make_wheel(LIBRARY, "13.0.96", __init__=""))
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(wheels, "WANTED", (LIBRARY,))
+    monkeypatch.setattr(wheels, "OF_MACHINES", Contents(wheels.OF_MACHINES.own, (LIBRARY,)))
     return tmp_path
 
 
 def make(aws: Aws, **options: Any) -> WheelhouseMade:
-    return WheelhouseMaker(aws, PLACE, silent, **options).make()
+    return WheelhouseMaker(aws, PLACE, silent, wheels.OF_MACHINES, **options).make()
 
 
 def stored(aws: FakeAws, key: str) -> bytes:
@@ -60,7 +61,7 @@ def stored(aws: FakeAws, key: str) -> bytes:
 
 
 def test_stopped_after_each_step_and_run_again_it_ends_the_same_and_a_run_more_changes_nothing(
-    aws: FakeAws, index: Path, monkeypatch: pytest.MonkeyPatch
+    aws: FakeAws, index: Path
 ):
     account, stopped = account_of(aws.url), StoppedAfter(aws.url)
     aws.s3().create_bucket(Bucket=BUCKET)
@@ -72,7 +73,7 @@ def test_stopped_after_each_step_and_run_again_it_ends_the_same_and_a_run_more_c
         except Killed:
             kills += 1
             # resolved once for this installation: what the index has by now plays no part
-            monkeypatch.setattr(wheels, "WANTED", ("no-such-project",))
+            (index / f"{LIBRARY}-13.0.97-py3-none-any.whl").write_bytes(make_wheel(LIBRARY, "13.0.97", __init__=""))
     assert kills == changes(aws) - before == 5  # what was resolved, three wheels and the manifest
     assert made.created == 0
     assert make(account).name == made.name
@@ -82,7 +83,8 @@ def test_stopped_after_each_step_and_run_again_it_ends_the_same_and_a_run_more_c
     assert len(manifest) < MAX_MANIFEST_BYTES
     found = Wheelhouse.model_validate_json(manifest)
     assert (found.python, found.cuda, found.min_driver, found.from_image) == ("3.12", "13.0", 580, False)
-    assert [file.name.partition("-")[0] for file in found.files] == [LIBRARY, "shoestring_core", "shoestring_trainer"]
+    names = [f"{LIBRARY}-13.0.96", "shoestring_core-0.1.0", "shoestring_trainer-0.1.0"]
+    assert [file.name.partition("-py3")[0] for file in found.files] == names
     for file in found.files:
         content = stored(aws, file_key(file.sha256))
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
@@ -115,24 +117,26 @@ def test_what_pip_does_not_find_is_told_and_the_command_names_the_setting(
 
 
 def test_our_wheels_are_the_same_each_time_and_hold_the_packages_that_run_here(tmp_path: Path):
-    core, trainer = wheels.make_own_wheels(tmp_path)
+    own = wheels.OF_MACHINES.own
+    core, trainer = wheels.make_own_wheels(tmp_path, own)
     first = [core.read_bytes(), trainer.read_bytes()]
-    assert [path.read_bytes() for path in wheels.make_own_wheels(tmp_path)] == first
+    assert [path.read_bytes() for path in wheels.make_own_wheels(tmp_path, own)] == first
     with zipfile.ZipFile(core) as archive:
         assert archive.read("shoestring_core/wire.py") == Path(wire.__file__).read_bytes()
         assert "shoestring_core/py.typed" in archive.namelist()
         assert not [name for name in archive.namelist() if "__pycache__" in name]
 
 
-def test_bootstrap_takes_the_base_image_by_its_parameter_or_by_its_name(aws: FakeAws):
+def test_stock_images_are_found_by_their_parameter_or_by_their_name(aws: FakeAws):
     account = account_of(aws.url)
-    assert find_base_image(account, REGION) == IMAGE
-    aws.fault("error", "GetParameter", code="AccessDeniedException", status=400, message="not authorized")
-    assert find_base_image(account, REGION) == IMAGE
+    for wanted, id_ in ((BASE, IMAGE), (UBUNTU, UBUNTU_IMAGE)):
+        assert find_image(account, REGION, wanted) == id_
+        aws.fault("error", "GetParameter", code="AccessDeniedException", status=400, message="not authorized")
+        assert find_image(account, REGION, wanted) == id_
     aws.fault("error", "GetParameter", code="ParameterNotFound", status=400, message="")
     aws.fault("error", "DescribeImages", code="AuthFailure", status=401, message="")
     with pytest.raises(AwsError, match="AuthFailure"):
-        find_base_image(account, REGION)
+        find_image(account, REGION, BASE)
 
 
 def test_bootstrap_without_an_image_prints_the_base_image_and_the_wheelhouse(

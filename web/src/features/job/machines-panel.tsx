@@ -62,6 +62,7 @@ function MachinesTable({ attempts }: { attempts: Attempt[] }) {
                   <td>m{machine.slot}</td>
                   <td title={machine.provider_id ?? ""}>
                     {machine.type} <span className="muted">{machine.market.replace("_", " ")} · {machine.zone || machine.region}</span>
+                    {(machine.image || machine.driver) && <div className="muted">{describeImage(machine)}</div>}
                   </td>
                   <td>
                     <span className={`state ${machine.state}`}>{machineStateLabel(machine.state)}</span>
@@ -83,6 +84,10 @@ function MachinesTable({ attempts }: { attempts: Attempt[] }) {
       {attempts.some((attempt) => attempt.machines.some((machine) => !machine.posted)) && <p className="footnote muted">* accrued; billed when the machine has terminated</p>}
     </>
   );
+}
+
+function describeImage({ image, driver }: Attempt["machines"][number]): string {
+  return [image, driver && `NVIDIA driver ${driver}`].filter(Boolean).join(" · ");
 }
 
 /** The exact amount, and each line of the bill where there are several. */

@@ -52,6 +52,7 @@ def read_instance(provider: str, region: str, instance: Mapping[str, Any]) -> Pr
         state=state,
         launched_at=_microseconds(instance["LaunchTime"]),
         ended_at=_ended_at(instance.get("StateTransitionReason", "")) if state == "ended" else None,
+        image=instance.get("ImageId", ""),
         end_cause=END_CAUSES.get(reason, "crashed") if state in ("stopping", "ended") else None,
     )
 

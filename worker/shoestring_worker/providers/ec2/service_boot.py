@@ -6,10 +6,15 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+from shoestring_core.wheelhouse import file_key, manifest_key
+
+from shoestring_worker.providers.ec2 import user_data
+from shoestring_worker.providers.ec2.account.ownership import object_store
 
 LOGIN_KEY = "service-machine/login.json"
 """Of the object that the machine leaves in the account's bucket."""
 MODULE = "shoestring_worker.providers.ec2.service_machine"
+SOURCES = {module: user_data.read_source(module) for module in (user_data.WHEELS, "service_script")}
 
 
 class ServiceBoot(BaseModel):
@@ -48,15 +53,18 @@ class ServiceLogin(BaseModel):
     problem: str = ""
 
 
-def render(boot: ServiceBoot, python: str) -> str:
-    """The user data: cloud-init runs it as root when the machine boots. It ends in powering off, which terminates."""
-    return f"""#!/bin/sh
-{python} -P -m {MODULE} <<'BOOT' &
-{boot.model_dump_json()}
-BOOT
-service=$!
-trap 'kill -TERM $service' TERM
-wait $service
-wait $service
-poweroff
-"""
+def render(boot: ServiceBoot, python: str, wheelhouse: str) -> str:
+    """The user data of its machine.
+
+    python      of the environment on the image
+    wheelhouse  name of the one in the bucket whose environment is installed in its place; "": none
+    """
+    prefix = object_store(boot.bucket).removeprefix(f"s3://{boot.bucket}/") + "/"
+    keys = {
+        "name": wheelhouse, "manifest": prefix + manifest_key(wheelhouse), "files": prefix + file_key("")
+    }  # fmt: skip
+    arguments = {
+        "boot": boot.model_dump(), "python": python, "wheelhouse": keys if wheelhouse else {}, "module": MODULE,
+        "login_key": LOGIN_KEY,
+    }  # fmt: skip
+    return user_data.pack(SOURCES, arguments)

@@ -15,13 +15,12 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.wording.units import counted
 
-from shoestring_worker.providers.ec2.account import bootstrap, service_launch, teardown
+from shoestring_worker.providers.ec2.account import bootstrap, service_launch, teardown, wheels
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.doctor import (
     Finding,
@@ -37,13 +36,15 @@ from shoestring_worker.providers.ec2.account.ownership import bucket_name, objec
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything
 from shoestring_worker.providers.ec2.account.service import ServiceInAccount
 from shoestring_worker.providers.ec2.account.service_launch import Wanted
+from shoestring_worker.providers.ec2.account.terminal import BadSettings, confirmed, read_settings, report
+from shoestring_worker.providers.ec2.account.verify_command import run_verify
 from shoestring_worker.providers.ec2.account.wheelhouse import PYTHON, Place, WheelhouseMaker
 from shoestring_worker.providers.ec2.account.wheels import WheelsMissing
-from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 HOME = "us-east-1"
 """Where the account's regions are asked for, if the user's AWS configuration names no region."""
 WHEELHOUSE_SIZE = "about 3 GB"
+END = ("to end all of this", "Jobs on these machines lose what they have not saved. This can't be undone.")
 CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 5, "mode": "standard"})
 """Each call may be repeated: removing something twice removes it once."""
 
@@ -92,13 +93,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started.set_defaults(run=run_up)
     for name, default in (("--budget", ""), ("--image", "")):
         started.add_argument(name, default=default)
+    started.add_argument("--python", default=PYTHON)
+    started.add_argument("--image-packages", action="store_true")
     started.add_argument("--port", type=int, default=service_launch.PORT)
     stopped = commands.add_parser("down")
     stopped.set_defaults(run=run_down)
     removed = commands.add_parser("teardown")
     removed.set_defaults(run=run_teardown)
     removed.add_argument("--yes", action="store_true")
-    for command in (doctor, panic, made, wheels_made, started, stopped, removed):
+    verified = commands.add_parser("verify")
+    verified.set_defaults(run=run_verify)
+    verified.add_argument("--report", required=True)
+    verified.add_argument("--yes", action="store_true")
+    for command in (doctor, panic, made, wheels_made, started, stopped, removed, verified):
         command.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -153,7 +160,7 @@ def run_panic(options: argparse.Namespace, account: Account) -> int:
         print_found(found, f"Account {number}, {counted(len(regions), 'region')}: {{}} {what}.")
     if options.dry_run or not any(region.found or region.problems for region in found):
         return finish(options, number, found)
-    if not (options.yes or confirmed(number)):
+    if not (options.yes or confirmed(number, *END)):
         print("Nothing was changed.", file=sys.stderr)
         return ExitCode.USAGE
     out = sys.stderr if options.json else sys.stdout
@@ -174,7 +181,7 @@ def run_bootstrap(options: argparse.Namespace, account: Account) -> int:
         report(f"to create wheelhouse of the machines' Python environment in {made.bucket}, {WHEELHOUSE_SIZE}")
     elif not options.image:
         place = Place.read(home, object_store(made.bucket))
-        wheelhouse = WheelhouseMaker(aws, place, report).make().name
+        wheelhouse = WheelhouseMaker(aws, place, report, wheels.OF_MACHINES).make().name
     if options.json:
         print(json.dumps(asdict(made) | {"wheelhouse": wheelhouse}))
     elif options.dry_run:
@@ -196,7 +203,7 @@ def run_wheelhouse(options: argparse.Namespace, account: Account) -> int:
     except ValueError as error:
         raise BadSettings(str(error)) from error
     made = WheelhouseMaker(
-        aws, place, report,
+        aws, place, report, wheels.OF_MACHINES,
         python=options.python, from_image=options.image_packages, dry_run=options.dry_run,
     ).make()  # fmt: skip
     if options.json:
@@ -210,7 +217,11 @@ def run_wheelhouse(options: argparse.Namespace, account: Account) -> int:
 
 def run_up(options: argparse.Namespace, account: Account) -> int:
     """How to reach the service goes to stdout, for the command line that started this; what was done to stderr."""
-    wanted = Wanted(read_settings(), os.environ, options.budget, options.image, options.port)
+    wanted = Wanted(
+        read_settings(), os.environ, options.budget, options.image, options.python,
+        has_ours=bool(options.image) and not options.image_packages, from_image=options.image_packages,
+        port=options.port,
+    )  # fmt: skip
     print(ServiceInAccount(Aws(account.endpoint), wanted, report).up().model_dump_json())
     return ExitCode.OK
 
@@ -229,7 +240,7 @@ def run_teardown(options: argparse.Namespace, account: Account) -> int:
     report(f"Account {aws.account()}: {len(things) or 'nothing'} of ours.")
     for thing in things:
         report(f"  {thing}")
-    if things and not (options.yes or confirmed(aws.account())):
+    if things and not (options.yes or confirmed(aws.account(), *END)):
         print("Nothing was changed.", file=sys.stderr)
         return ExitCode.USAGE
     failed = teardown.teardown(aws, things, report)
@@ -238,36 +249,6 @@ def run_teardown(options: argparse.Namespace, account: Account) -> int:
     for thing_left, why in failed.items():
         report(f"Error: left: {thing_left}: {why}")
     return 1 if failed else ExitCode.OK
-
-
-class BadSettings(Exception):
-    """SHOESTRING_EC2_… variables that are missing or wrong."""
-
-    advice = (
-        "`shoestring aws bootstrap` prints SHOESTRING_EC2_REGIONS and the others: load them into this shell, and run "
-        "this again. docs/aws.md explains them."
-    )
-
-
-def read_settings() -> Ec2Settings:
-    """Raises BadSettings."""
-    try:
-        return Ec2Settings()
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise BadSettings(f"SHOESTRING_EC2_…: {problems}") from error
-
-
-def report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def confirmed(account: str) -> bool:
-    if not sys.stdin.isatty():
-        print("Error: there is no terminal to ask. To end all of this, repeat it with --yes.", file=sys.stderr)
-        return False
-    print("Jobs on these machines lose what they have not saved. This can't be undone.", file=sys.stderr)
-    return input(f"Type the account's number to end them ({account}): ").strip() == account
 
 
 def finish(options: argparse.Namespace, account: str, results: Sequence[RegionResult]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from shoestring_worker.providers.ec2.account import policies
 from shoestring_worker.providers.ec2.account.aws import GLOBAL_REGION, Aws, AwsError
-from shoestring_worker.providers.ec2.account.base_image import find_base_image
+from shoestring_worker.providers.ec2.account.base_image import BASE, find_image
 from shoestring_worker.providers.ec2.account.bucket import make_bucket
 from shoestring_worker.providers.ec2.account.inventory import spot_role
 from shoestring_worker.providers.ec2.account.network import make_network
@@ -68,8 +68,8 @@ def bootstrap(aws: Aws, wanted: Wanted, report: Callable[[str], None]) -> Made:
     settings = {}
     for region in wanted.regions:
         subnets, group = make_network(aws, region, steps)
-        image = wanted.image or find_base_image(aws, region)
-        steps.say(f"machines  boot {image} in {region}" + ("" if wanted.image else ", AWS's base Deep Learning AMI"))
+        image = wanted.image or find_image(aws, region, BASE)
+        steps.say(f"machines  boot {image} in {region}" + ("" if wanted.image else f", {BASE.what}"))
         settings[region] = {"image": image, "subnets": subnets, "security_groups": [group]}
     _make_spot_role(aws, steps)
     make_bucket(aws, home, bucket, steps)

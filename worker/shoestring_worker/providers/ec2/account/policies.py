@@ -7,7 +7,7 @@ from typing import Any
 
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 
-from shoestring_worker.providers.ec2.account.base_image import PARAMETER
+from shoestring_worker.providers.ec2.account.base_image import BASE, UBUNTU
 from shoestring_worker.providers.ec2.account.ownership import SERVICE_PATH, SPOT_ROLE, SPOT_SERVICE
 
 SWEPT = ("instance", "volume", "elastic-ip", "spot-instances-request")
@@ -70,7 +70,7 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
             ],
             ["*"],
         ),
-        _allow(["ssm:GetParameter"], [f"arn:aws:ssm:*::parameter{PARAMETER.partition('/x86_64')[0]}/*"]),
+        _allow(["ssm:GetParameter"], [f"arn:aws:ssm:*::parameter{image.parameter}" for image in (BASE, UBUNTU)]),
         _allow(["iam:ListRoles", "iam:ListInstanceProfiles", "s3:ListAllMyBuckets"], ["*"]),
         _allow(roles, service),
         _allow(["iam:CreateServiceLinkedRole", "iam:DeleteServiceLinkedRole"], [role]),

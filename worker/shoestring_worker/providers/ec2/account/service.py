@@ -7,14 +7,13 @@ a run that was stopped half-way is gone on with, and never launches a second mac
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from shoestring_worker.providers.ec2.account import inventory, policies
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
+from shoestring_worker.providers.ec2.account.clock import Clock
 from shoestring_worker.providers.ec2.account.ownership import (
     SERVICE,
     bucket_name,
@@ -22,7 +21,15 @@ from shoestring_worker.providers.ec2.account.ownership import (
     service_tags,
     tag_specifications,
 )
-from shoestring_worker.providers.ec2.account.service_launch import TYPE, VOLUME_GIB, Place, Wanted, launch_arguments
+from shoestring_worker.providers.ec2.account.service_environment import describe_image, make_wheelhouse
+from shoestring_worker.providers.ec2.account.service_launch import (
+    TYPE,
+    VOLUME_GIB,
+    Parts,
+    Place,
+    Wanted,
+    launch_arguments,
+)
 from shoestring_worker.providers.ec2.account.service_login import read_login
 from shoestring_worker.providers.ec2.account.service_role import make_service_role
 from shoestring_worker.providers.ec2.account.steps import Steps
@@ -37,12 +44,6 @@ ENDED = {"Name": "instance-state-name", "Values": ["shutting-down", "terminated"
 RUNNING_S, READY_S, END_S, LISTED_S, PAUSE_S = 300.0, 600.0, 300.0, 60.0, 2.0
 PROFILE_S = 60.0
 """How long a new instance profile may be unknown to EC2: docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
 
 
 class ServiceInAccount:
@@ -160,12 +161,17 @@ class ServiceInAccount:
             self._steps.ensure(what, running[0]["InstanceId"], lambda: "")
             return running[0]
         tags = {tag["Key"]: tag["Value"] for tag in volume.get("Tags", [])}
+        where = (self._aws, self._region)
+        parts = Parts(
+            address, volume, self._subnet(volume["AvailabilityZone"]), group, describe_image(*where, self._wanted),
+            make_wheelhouse(*where, self._bucket, self._wanted, self._steps.report),
+        )  # fmt: skip
         launched: dict[str, Any] = {}
 
         def launch() -> str:
             token = tags.get(LAUNCH_TAG) or self._new_token(volume)
             try:
-                launched.update(self._launch(token, address, volume, group))
+                launched.update(self._launch(token, parts))
             except AwsError as error:
                 if error.code == "IdempotentParameterMismatch" and not self._has_ended(token):
                     raise AwsError(
@@ -174,16 +180,16 @@ class ServiceInAccount:
                     ) from error
                 if error.code not in ("IdempotentInstanceTerminated", "IdempotentParameterMismatch"):
                     raise
-                launched.update(self._launch(self._new_token(volume), address, volume, group))
+                token = self._new_token(volume)
+                launched.update(self._launch(token, parts))
             return str(launched["InstanceId"])
 
         self._steps.ensure(what, None, launch)
         return launched
 
-    def _launch(self, token: str, address: dict[str, Any], volume: dict[str, Any], group: str) -> dict[str, Any]:
+    def _launch(self, token: str, parts: Parts) -> dict[str, Any]:
         """Launch with this token; repeated, until EC2 knows the new instance profile."""
-        subnet = self._subnet(volume["AvailabilityZone"])
-        arguments = launch_arguments(self._wanted, self._place, token, address, volume, subnet, group, self._image())
+        arguments = launch_arguments(self._wanted, self._place, token, parts)
         deadline = self._clock.monotonic() + PROFILE_S
         while True:
             try:
@@ -195,14 +201,6 @@ class ServiceInAccount:
                 self._clock.sleep(PAUSE_S)
             else:
                 return {**launched, "ClientToken": token}
-
-    def _image(self) -> dict[str, Any]:
-        id_ = self._wanted.image or self._chosen.image
-        images = self._read("describe_images", ImageIds=[id_])["Images"]
-        if not images:
-            raise AwsError(f"{id_} is not in {self._region}, or this account may not use it. Name another: --image AMI")
-        found: dict[str, Any] = images[0]
-        return found
 
     def _new_token(self, volume: dict[str, Any]) -> str:
         token = str(uuid4())

