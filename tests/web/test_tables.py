@@ -76,10 +76,11 @@ def _named() -> set[str]:
 
 
 def _jobs(deployment: Deployment) -> tuple[str, str, str]:
-    """One that runs on two machines and has been charged; one that has ended; the first of two that wait for them."""
-    offers = [replace(OFFER, slots=3), replace(OFFER, market="on_demand", price_per_hour="0.526", slots=3)]
+    """One that runs on two machines and has been charged; one that has ended; the first of two that wait for a machine."""
+    offers = [replace(OFFER, slots=5), replace(OFFER, market="on_demand", price="0.526", slots=5)]
     deployment.store.write(lambda db: save_offers(db, "local", offers, deployment.state.timeouts))
     measure(deployment, 1, 0.18)
+    measure(deployment, 2, 0.115)
     ended = deployment.submit(**QUICK, name="ended")
     end(deployment, ended, 500, 20_000)
     running, agents = deployment.running(**QUICK, name=LONG, resources={"nodes": 2})
