@@ -6,78 +6,79 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from tests.trainer.training.gangs import DIGITS, finished, gang
+import pytest
 
-LAG, BAD = 3, 9
-LATE = f"""
-import sys
-from shoestring_trainer.training import rank, step_results
-step_results.LAG["cpu"] = {LAG}
-rank.main(sys.argv[1:])
-"""
-LATE_WITH_A_BAD_BATCH = f"""
-import sys
-from shoestring_trainer.training import rank, step_results
-from shoestring_trainer.training.data.batch_loader import BatchLoader
-step_results.LAG["cpu"] = {LAG}
-load_batch, loaded = BatchLoader.load_batch, 0
+from tests.trainer.training.gangs import Gang, finished, gang
+from tests.trainer.training.late_ranks import PARAMS, Late, points, samples_of
 
-def load(loader, samples):
-    global loaded
-    loaded += 1
-    images, labels = load_batch(loader, samples)
-    return images * (float("nan") if loaded == {BAD} else 1), labels
-
-BatchLoader.load_batch = load
-rank.main(sys.argv[1:])
-"""
-PARAMS = DIGITS | {"batch_size": 64, "epochs": 40, "eval_every_epochs": 1}
+LAG, OVERFLOW, STOP, BAD = 3, 6, 15, 9
 EVERY = {"every_s": None, "every_steps": 5}
-GOAL = {"metric": "val/acc", "reach": 0.3}
+GOAL = {"metric": "val/acc", "reach": 0.6}
 
 
-def script(folder: Path, text: str) -> Path:
-    file = folder / "late.py"
-    file.write_text(text)
-    return file
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_run_that_reads_late_is_the_run_that_reads_at_once(tmp_path: Path, world: int):
+    """Through an overflow and a request to stop that one rank meets, an evaluation in each epoch, to the goal."""
+    last = world - 1
 
+    def run(name: str, late: Late, **more):
+        settings = {"params": PARAMS, "precision": "fp16", "checkpoint": EVERY, "goal": GOAL, **more}
+        return finished(
+            tmp_path / name, procs=world, script=late.script(tmp_path / f"{name}-script"), bare=True, **settings
+        )  # fmt: skip
 
-def test_a_run_that_reads_late_is_the_run_that_reads_at_once(tmp_path: Path):
-    """To its goal, with an evaluation in each epoch; each checkpoint comes after all points up to it."""
-    at_once = finished(tmp_path / "at-once", params=PARAMS, checkpoint=EVERY, goal=GOAL, bare=True)
-    late = finished(
-        tmp_path / "late", script=script(tmp_path, LATE), bare=True, params=PARAMS, checkpoint=EVERY, goal=GOAL
-    )  # fmt: skip
+    at_once = run("at-once", Late(lag=0, rank=last, overflow_at=OVERFLOW))
+    stopped = run("stopped", Late(lag=LAG, rank=last, overflow_at=OVERFLOW, stop_at=STOP))
+    late = run("late", Late(lag=LAG), resume=stopped.checkpoint(), generation=2)
+
+    ((stop_step, outcome),) = {(word["step"], word["outcome"]) for word in stopped.exits()}
+    assert (stop_step, outcome) == (STOP + LAG, "drained")
+    assert [word["outcome"] for word in late.exits()] == ["finished"] * world
     assert late.state_hashes() == at_once.state_hashes()
-    assert [(line["step"], line["v"]["train/loss"], line["v"].get("val/acc")) for line in late.metrics()] == [
-        (line["step"], line["v"]["train/loss"], line["v"].get("val/acc")) for line in at_once.metrics()
-    ]
-    saved = [(event["step"], event["lines"]) for event in late.events("checkpoint")]
-    assert saved == [(event["step"], event["lines"]) for event in at_once.events("checkpoint")]
-    assert all(step == lines for step, lines in saved)
-    times = [line["t"] for line in late.metrics()]
+    assert points(stopped, late) == points(at_once)
+    assert samples_of(stopped, late) == samples_of(at_once)
+    overflows = [[(one["step"], one["scale"]) for one in ran.events("gradient_overflow")] for ran in (stopped, at_once)]
+    assert overflows == [[(OVERFLOW, 32768.0)]] * 2
+    assert late.events("checkpoint")[-1]["result"]["goal_reached"]
+
+    # each checkpoint comes after all points up to it, at the same steps; the one of the stop is one more
+    saved = [event["step"] for ran in (stopped, late) for event in ran.events("checkpoint")]
+    assert sorted(saved) == sorted([*(event["step"] for event in at_once.events("checkpoint")), stop_step])
+    assert all(event["lines"] == event["step"] for event in stopped.events("checkpoint"))
+    assert all(event["lines"] == event["step"] - stop_step for event in late.events("checkpoint"))
+    times = [line["t"] for line in stopped.metrics()]
     assert times == sorted(times)
 
 
-def test_a_request_to_stop_is_obeyed_by_all_ranks_in_the_same_step(tmp_path: Path):
-    late = script(tmp_path, LATE)
-    with gang(tmp_path / "run", procs=2, script=late, params=PARAMS) as run:
-        run.until_step(4)
-        run.order_stop()
-        assert not any(run.wait()), run.logs()
-    steps = [line["step"] for line in run.metrics()]
-    assert steps == list(range(1, len(steps) + 1))
-    assert [(word["outcome"], word["step"]) for word in run.exits()] == [("drained", len(steps))] * 2
-    (saved,) = run.events("checkpoint")
-    assert saved["step"] == saved["lines"] == len(steps)
-
-
-def test_a_loss_that_is_not_finite_is_named_by_its_step_and_never_saved(tmp_path: Path):
-    """A checkpoint is due while it is still unread."""
-    text = LATE_WITH_A_BAD_BATCH
-    with gang(tmp_path / "run", procs=2, script=script(tmp_path, text), params=PARAMS, checkpoint=EVERY) as run:
-        assert any(run.wait())
-    errors = [word["error"] for word in run.exits() if word.get("error")]
-    assert ("nan", BAD) in [(error["kind"], error.get("since")) for error in errors], run.logs()
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_loss_that_is_not_finite_is_named_by_its_step_and_never_saved(tmp_path: Path, world: int):
+    """On all ranks, though it is the images of one that are broken; a checkpoint is due while it is still unread."""
+    script = Late(lag=LAG, rank=world - 1, nan_at=BAD).script(tmp_path)
+    with gang(tmp_path / "run", procs=world, script=script, params=PARAMS, checkpoint=EVERY) as run:
+        assert run.wait() == [1] * world
+    errors = [(word["error"]["kind"], word["error"]["since"], word["step"]) for word in run.exits()]
+    assert errors == [("nan", BAD, BAD + LAG)] * world, run.logs()
     assert [event["step"] for event in run.events("checkpoint")] == [5]
-    assert next(line["step"] for line in run.metrics() if not math.isfinite(float(line["v"]["train/loss"]))) == BAD
+    assert next(step for step, loss, _ in points(run) if not math.isfinite(float(str(loss)))) == BAD
+
+
+def test_with_fast_algorithms_a_resumed_run_has_the_steps_and_samples_of_an_unbroken_one(tmp_path: Path):
+    """Whose gradients differ in each run, and so the bits of the weights."""
+    params = PARAMS | {"deterministic": False, "epochs": 3}
+
+    def run(name: str, **task):
+        late = Late(lag=LAG, noise=1e-3, stop_at=0 if "resume" in task or name == "unbroken" else STOP)
+        return finished(tmp_path / name, script=late.script(tmp_path / f"{name}-s"), bare=True, params=params, **task)
+
+    unbroken, stopped = run("unbroken"), run("stopped")
+    resumed = run("resumed", resume=stopped.checkpoint(), generation=2)
+    assert resumed.state_hashes() != unbroken.state_hashes()
+    assert samples_of(stopped, resumed) == samples_of(unbroken)
+    assert scheduled(stopped, resumed) == scheduled(unbroken)
+
+
+def scheduled(*runs: Gang) -> list[tuple[int, float, float]]:
+    """Return step, learning rate and momentum of all lines."""
+    return [
+        (line["step"], line["v"]["train/lr"], line["v"]["train/momentum"]) for run in runs for line in run.metrics()
+    ]

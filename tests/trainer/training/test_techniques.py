@@ -276,6 +276,21 @@ def test_a_step_that_overflows_leaves_weights_and_state_bit_identical(name: str,
             assert torch.allclose(skipped, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_that_are_not_finite_are_seen_in_the_loss_and_raise_nothing(name: str, broken: float):
+    """Without a loss scale, in a step that updates preconditioners: recovery begins with the loss."""
+    settings = Settings(width=4, optimizer=name, lr=0.1, muon_lr=0.05)
+    model = small_airbench(settings)
+    optimizer, images = build_optimizer(model, settings), torch.rand(8, 3, 32, 32)
+    model(images).square().sum().backward()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.view(-1)[0] = broken
+    optimizer.step()
+    assert not model(images).isfinite().any()
+
+
 def bits(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Return the bits of all weights and optimizer state; -0 and 0 differ, NaN equals itself."""
     states = [tensor for state in optimizer.state.values() for tensor in state.values()]

@@ -6,8 +6,10 @@ Fake tensors have no values, so asking for one fails; a function mode also sees 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ WAITS = {
     "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "cpu", "nonzero", "masked_select",
     "unique", "is_nonzero", "equal",
 }  # fmt: skip
+TORCH = Path(torch.__file__).parent
 UPLOADS = {"tensor", "as_tensor", "new_tensor", "from_numpy", "pin_memory", "cuda"}
 
 
@@ -36,14 +39,20 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in WAITS | UPLOADS or (name == "__getitem__" and has_list(args[1])):
+        if name in WAITS | UPLOADS or is_copy_to_a_device(name, args, kwargs or {}):
             self.seen.append(name)
         return func(*args, **kwargs or {})
 
 
-def has_list(index: Any) -> bool:
-    """Return whether an index has a list of numbers, which becomes a tensor of the host's."""
-    return any(isinstance(part, list) for part in (index if isinstance(index, tuple) else [index]))
+def is_copy_to_a_device(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call names a device to copy to, or has an index with numbers, which is copied to the device.
+
+    Not those of PyTorch's optimizers and GradScaler, which copy what is on one device already.
+    """
+    if name == "__getitem__":
+        return any(isinstance(part, list) for part in (args[1] if isinstance(args[1], tuple) else [args[1]]))
+    names_a_device = any(isinstance(value, torch.device | str) for value in (*args, *kwargs.values()))
+    return name == "to" and names_a_device and TORCH not in Path(sys._getframe(2).f_code.co_filename).parents
 
 
 def halve(model: nn.Module) -> nn.Module:
@@ -65,7 +74,11 @@ def fake() -> Iterator[FakeTensorMode]:
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*product(RECIPES, [Precision.FP16, Precision.BF16]), ("cifar10/airbench94", Precision.FP16_TRUE)],
+    [
+        *product(RECIPES, [Precision.FP16, Precision.BF16]),
+        ("cifar10/airbench94", Precision.FP16_TRUE),
+        ("cifar10/airbench94-muon", Precision.FP16_TRUE),
+    ],
 )
 def test_a_step_waits_for_nothing_and_uploads_nothing(
     fake: FakeTensorMode, name: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
@@ -90,6 +103,13 @@ def test_the_watch_sees_the_upload_of_an_index(fake: FakeTensorMode):
     with Watch() as watch:
         torch.zeros(2, 4)[:, [1, 3]]
     assert watch.seen == ["__getitem__"]
+
+
+@pytest.mark.parametrize("copy", [{"device": "cpu"}, {"device": torch.device("cpu"), "non_blocking": True}])
+def test_the_watch_sees_a_copy_to_a_device(copy: dict[str, Any]):
+    with Watch() as watch:
+        torch.zeros(1).to(torch.float16).to(**copy)
+    assert watch.seen == ["to"]
 
 
 @pytest.mark.parametrize("wait", ["item", "tolist", "__bool__", "__float__"])

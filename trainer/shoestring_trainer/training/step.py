@@ -91,7 +91,7 @@ class Trainer:
                 for _ in range(COMPILING_PASSES):
                     images_NCHW = torch.zeros(images, channels, size, size, device=device)
                     self._loss(images_NCHW, torch.zeros(images, dtype=torch.long, device=device)).backward()
-                    self.model.zero_grad()
+                    self.optimizer.zero_grad()  # K-FAC's covariances too
         self.model.load_state_dict(before)
 
     def train_step(self, samples: Samples, batch: int, hyperparams: StepHyperparams) -> QueuedStep:
@@ -186,6 +186,8 @@ def build_ddp(
 
     DDP rebuilds its buckets after the first backward pass, and with more than two ranks the layout decides in which
     order gradients are summed. One throwaway pass here gives a resumed run the final layout from its first step on.
+    It is also the pass by which DDP learns a static graph: in one without communication, as of a step that accumulates
+    gradients, that fails (PyTorch 2.13).
     """
     ddp = distributed.wrap_ddp(model, settings)
     if distributed.world_size > 1:

@@ -62,7 +62,8 @@ def test_ranks_take_their_shares_in_as_many_parts():
     assert DistributedContext(0, 2, 0, torch.device("cpu")).micro_batch_count(30, 0) == 1
 
 
-def test_gradients_that_travel_in_half_precision_are_still_the_mean_of_the_ranks(tmp_path: Path):
+def test_accumulated_gradients_are_the_mean_of_the_ranks_however_they_travel(tmp_path: Path):
+    """In half precision or not, with DDP's static graph or not."""
     finished(tmp_path, procs=2, script=Path(__file__).with_name("averaged_gradients.py"))
 
 

@@ -13,6 +13,7 @@ backward pass, or that of labels drawn from the network's predictions (F. Kunstn
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,8 +149,9 @@ class KFAC(Preconditioner):
         sums[name] = sums[name] + covariance if name in sums else covariance
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Also discard the covariances of the last step."""
+        """Also discard the covariances of the last step, and outputs of a pass whose labels weren't drawn."""
         self._covariances.clear()
+        self._outputs.clear()
         super().zero_grad(set_to_none)
 
     def precondition(self, weight: Tensor, gradient: Tensor, found_inf: Tensor | None) -> Tensor:
@@ -197,12 +199,14 @@ def _flatten_output_gradient(gradient: Tensor) -> Tensor:
 def _inverse_power(moment: Tensor, power: float, damping: float) -> Tensor:
     """Return moment^-power of a symmetric matrix, with `damping` times its mean eigenvalue added to each eigenvalue.
 
-    On a GPU, PyTorch's `eigh` waits to check its result.
+    NaN where a number of the matrix is not finite: `eigh` would raise an error, but such a step has to be seen in the
+    weights and the loss, as with any optimizer. On a GPU, PyTorch's `eigh` waits to check its result.
     """
-    eigenvalues, eigenvectors = torch.linalg.eigh(moment)
+    is_finite = moment.isfinite().all()
+    eigenvalues, eigenvectors = torch.linalg.eigh(torch.where(is_finite, moment, 0.0))
     damped = eigenvalues.clamp(min=0) + damping * eigenvalues.mean().clamp(min=1e-30)
     root: Tensor = (eigenvectors * damped.pow(-power)) @ eigenvectors.T
-    return root
+    return torch.where(is_finite, root, math.nan)
 
 
 def _with_norm(update: Tensor, norm: Tensor) -> Tensor:
