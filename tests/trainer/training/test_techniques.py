@@ -18,7 +18,7 @@ from shoestring_trainer.training.models.airbench import airbench
 from shoestring_trainer.training.models.layers import GlobalConcatPool, PatchWhitening
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.models.resnets import preact_resnet18
-from shoestring_trainer.training.optim.muon import orthogonalized
+from shoestring_trainer.training.optim.muon import NEWTON_SCHULZ_COEFFICIENTS, newton_schulz, orthogonalized
 from shoestring_trainer.training.optim.optimizers import OPTIMIZERS, build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.weight_average import build_weight_average
 from shoestring_trainer.training.precision import Precision
@@ -312,6 +312,7 @@ def test_an_overflow_keeps_the_sign_of_zeros_in_muon():
 
 
 def test_lars_steps_as_timms():
+    from shoestring_trainer.training import vision_compat  # noqa: F401 - makes timm importable
     from timm.optim.lars import Lars
 
     settings = Settings(width=4, optimizer="lars", lr=1.0, weight_decay=1e-3)
@@ -335,11 +336,22 @@ def test_lars_steps_as_timms():
 def test_muon_orthogonalizes_a_stack_as_it_does_each_matrix():
     """Up to what bf16, in which it computes, rounds; matrices of other shapes between them keep their places."""
     torch.manual_seed(0)
-    gradients = [torch.randn(*shape) for shape in ((8, 4, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (16, 8, 3, 3))]
+    gradients = [torch.randn(*shape) for shape in ((8, 4, 3, 3), (40, 4, 3, 3), (8, 4, 3, 3), (40, 4, 3, 3))]
     for gradient, update in zip(gradients, orthogonalized(gradients), strict=True):
         (alone,) = orthogonalized([gradient])
         assert update.shape == gradient.shape
         assert (update - alone).norm() < 0.01 * alone.norm()
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 36), (3, 40, 36)])
+def test_muon_orthogonalizes_as_timms(shape: tuple[int, int, int]):
+    from shoestring_trainer.training import vision_compat  # noqa: F401 - makes timm importable
+    from timm.optim.muon import zeropower_via_newtonschulz
+
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    theirs = zeropower_via_newtonschulz(matrices, len(NEWTON_SCHULZ_COEFFICIENTS), NEWTON_SCHULZ_COEFFICIENTS)
+    assert torch.equal(newton_schulz(matrices), theirs)
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "sampled"])

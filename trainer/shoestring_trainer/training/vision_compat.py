@@ -27,9 +27,6 @@ except RuntimeError:
 import timm
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.layers.blur_pool import BlurPool2d
-from timm.optim.muon import zeropower_via_newtonschulz
 from torchvision import datasets, io, models
 
-__all__ = [
-    "BlurPool2d", "SelectAdaptivePool2d", "datasets", "io", "models", "timm", "zeropower_via_newtonschulz",
-]  # fmt: skip
+__all__ = ["BlurPool2d", "SelectAdaptivePool2d", "datasets", "io", "models", "timm"]
