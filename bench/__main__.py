@@ -15,8 +15,8 @@ import bench
 from bench import results
 
 NOT_BENCHMARKS = {
-    "__main__", "cpu_loops", "gpu_runs", "load_clients", "load_service", "results", "scale_loaders", "scale_starts",
-    "soak",
+    "__main__", "cpu_loops", "gpu_runs", "load_clients", "load_service", "peers", "results", "scale_loaders",
+    "scale_starts", "soak", "source_cpu",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from shoestring_core import recipes
 from shoestring_trainer.agent.launch_env import rank_environment
 
+from bench.peers import REPOSITORIES, convert_cifar10, fetch_references, write_noise_cifar10
 from bench.trainer_cpu import ROOT
 
 GPU = torch.cuda.is_available()
@@ -34,13 +35,6 @@ SEEDS, ROUNDS = (int(os.environ.get(name, default)) for name, default in (("SEED
 PARTS = os.environ.get("PARTS", "steps races resnet50 shards decoding").split()
 RECIPES = os.environ.get("RECIPES", "").split()
 RUN_TIMEOUT_S = 3600
-REPOSITORIES = {
-    "cifar10-airbench": (
-        "https://github.com/KellerJordan/cifar10-airbench",
-        "f1c599c4af24aca803e3e65a6a7e52a502e09d0e",
-    ),
-    "cifar10-fast": ("https://github.com/davidcpage/cifar10-fast", "f79e8b89bb2994b5caaaf7289c68903d15a37c2e"),
-}
 
 
 class Comparison(NamedTuple):
@@ -77,9 +71,9 @@ def main() -> list[str]:
     notes: list[str] = []
     for part in PARTS:
         if part == "races":
-            data = Path(data_folder).resolve() if GPU and data_folder else write_tiny_cifar10(folder / "tiny")
+            data = Path(data_folder).resolve() if GPU and data_folder else write_noise_cifar10(folder / "tiny")
             convert_cifar10(data, folder)
-            references, notes = fetch_references()
+            references, notes = fetch_references(*REPOSITORIES)
             for comparison in COMPARISONS:
                 if not RECIPES or comparison.recipe in RECIPES:
                     lines += run_comparison(comparison, data, folder, references)
@@ -210,49 +204,6 @@ def run(role: str, place: Path, seeds: Sequence[str], folder: Path) -> Any:
     if result.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{result.stderr[-3000:]}")
     return json.loads(result.stdout.splitlines()[-1])
-
-
-def fetch_references() -> tuple[Path, list[str]]:
-    """Return the folder of the reference code, and notes on what couldn't be fetched."""
-    if folder := os.environ.get("REFERENCE"):
-        return Path(folder).resolve(), []
-    references, notes = ROOT / ".peers", []
-    for name, (repository, commit) in REPOSITORIES.items():
-        if (references / name).exists():
-            continue
-        clone = [["git", "clone", "-q", f"https://github.com/{repository}", str(references / name)]]
-        clone += [["git", "-C", str(references / name), "checkout", "-q", commit]]
-        for command in clone:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if result.returncode:
-                notes.append(
-                    f"{name} could not be fetched ({result.stderr.strip()[-200:]}); give its folder in REFERENCE"
-                )
-                break
-    return references, notes
-
-
-def convert_cifar10(data: Path, folder: Path) -> None:
-    """Write CIFAR-10 as cifar10-airbench caches it: folder/cifar10/{train,test}.pt."""
-    source = next(path for path in (data / "cifar-10-batches-bin", data) if (path / "test_batch.bin").exists())
-    (folder / "cifar10").mkdir()
-    for name, parts in (("train", [f"data_batch_{number}" for number in range(1, 6)]), ("test", ["test_batch"])):
-        content = np.concatenate([np.fromfile(source / f"{part}.bin", np.uint8).reshape(-1, 3073) for part in parts])
-        pixels = content[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        labels = torch.from_numpy(content[:, 0].astype(np.int64))
-        saved = {"images": torch.from_numpy(pixels.copy()), "labels": labels, "classes": [str(n) for n in range(10)]}
-        torch.save(saved, folder / "cifar10" / f"{name}.pt")
-
-
-def write_tiny_cifar10(folder: Path) -> Path:
-    """Write a few hundred images of noise in the layout of CIFAR-10."""
-    (folder / "cifar-10-batches-bin").mkdir(parents=True)
-    draw = np.random.default_rng(1)
-    for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
-        content = draw.integers(0, 256, (64, 3073), dtype=np.uint8)
-        content[:, 0] %= 10
-        content.tofile(folder / "cifar-10-batches-bin" / f"{name}.bin")
-    return folder
 
 
 def write_jpegs(folder: Path, count: int = 64) -> Path:

@@ -3,9 +3,10 @@
 
 Same network, images, batch size, optimizer, precision, augmentation, threads and allocator. Each loop runs in its own
 processes throughout; all but one are paused (SIGSTOP), and every round starts with another loop. Ours is the trainer
-as a rented machine starts it, with its telemetry.
+as a rented machine starts it, with its telemetry. Last, airbench94-muon beside the code that it reproduces: see
+bench/source_cpu, which needs no data.
 
-    make bench ONLY=trainer_cpu DATA=folder of CIFAR-10 [ROUNDS=7] [STEPS=12]
+    make bench ONLY=trainer_cpu DATA=folder of CIFAR-10 [ROUNDS=7] [STEPS=12] [PARTS="loops source"] [REFERENCE=folder]
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import psutil
 from scipy.stats import t as student
 from shoestring_trainer.agent.launch_env import rank_environment
 
+from bench import source_cpu
+
 ROOT = Path(__file__).parents[1]
 FASTAI, FASTAI_PINS = ROOT / ".peers" / "fastai", Path(__file__).with_name("fastai.txt")
 LOOPS = ["ours", "torchvision", "timm", "fastai", "bare"]
@@ -41,6 +44,7 @@ LOOP_TITLES = {
     "bare": "forward, backward and optimizer step only, on precomputed batches",
 }
 MAX_OVERHEAD = 0.05
+PARTS = os.environ.get("PARTS", "loops source").split()
 
 
 class Throughput(NamedTuple):
@@ -51,9 +55,13 @@ class Throughput(NamedTuple):
 
 
 def main() -> list[str]:
+    return [line for part in PARTS for line in {"loops": compare_loops, "source": source_cpu.compare}[part]()]
+
+
+def compare_loops() -> list[str]:
     data = os.environ.get("DATA")
     if not data:
-        return ["skipped: it needs CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
+        return ["loops skipped: they need CIFAR-10; set DATA to the folder that holds cifar-10-batches-bin"]
     loops, notes = list(LOOPS), []
     if reason := install_fastai():
         loops.remove("fastai")
