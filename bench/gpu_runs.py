@@ -84,11 +84,10 @@ def ours(task: Path, seeds: list[int]) -> list[dict[str, float]]:
         start = time.time()
         with contextlib.redirect_stdout(io.StringIO()):
             train(read_task(folder / "task.json"), StopListener(folder / "order", lambda: os._exit(1)), StepCounter())
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-        result, end = events[-1]["result"], lines[-1]["t"]
+        result, total_s = events[-1]["result"], time.time() - start
         accuracy = result.get("val/acc_tta", result["val/acc"])
-        figures.append({"accuracy": accuracy, "seconds": end - events[0]["t"], "total_s": time.time() - start})
+        figures.append({"accuracy": accuracy, "seconds": result["train_and_score_s"], "total_s": total_s})
     return figures[1:]
 
 

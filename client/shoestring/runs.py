@@ -25,6 +25,8 @@ from shoestring.client import Client, short_id
 TOP1, TOP5 = "val/acc", "val/acc_top5"
 CURVES = ("epoch", "train/loss", TOP1, TOP5, core.EVALUATION_S)
 FIGURE_NAMES = (
+    "train_s",
+    "train_and_score_s",
     "images_per_s",
     "data_wait_fraction",
     core.DOWNLOAD_STALL_S,

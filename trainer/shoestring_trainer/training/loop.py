@@ -23,7 +23,7 @@ from shoestring_trainer.training.results.evaluation import evaluate
 from shoestring_trainer.training.results.exports import require_onnx
 from shoestring_trainer.training.results.run_recorder import RunRecorder
 from shoestring_trainer.training.results.sample_log import SampleLog
-from shoestring_trainer.training.results.throughput import measure_throughput
+from shoestring_trainer.training.results.throughput import measure_clocks, measure_throughput
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
 from shoestring_trainer.training.step_results import CompletedStep, StepResults, result_lag
@@ -180,9 +180,10 @@ def finish(
         images=schedule.samples_before(step) - schedule.samples_before(counter.start_step),
         total_images=schedule.samples_before(step),
     )  # fmt: skip
+    clocks = {} if counter.start_step else measure_clocks(train_s, setup.init_s + eval_result.seconds)
     result = {
         **eval_result.metrics, "goal_reached": reached(task.goal, eval_result.metrics),
-        "precision": setup.precision.value, "world_size": distributed.world_size, **figures,
+        "precision": setup.precision.value, "world_size": distributed.world_size, **clocks, **figures,
         **setup.loader.stalls.seconds,
         "steps_skipped": sum(skipped <= step for skipped in trainer.state.skip),
         "framework": f"PyTorch {torch.__version__.partition('+')[0]}",

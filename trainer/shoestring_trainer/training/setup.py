@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Setup:
     """A run before its first step, on one rank. `model` is on the rank's device, initialized by the seed.
 
     shards  the images, if they are in shards
+    init_s  seconds in which the network was initialized from images
     """
 
     distributed: DistributedContext
@@ -46,6 +48,7 @@ class Setup:
     schedule: HyperparamSchedule
     model: nn.Module
     shards: ShardedDataset | None = None
+    init_s: float = 0.0
 
     def close(self) -> None:
         """End what was started beside this process."""
@@ -93,10 +96,12 @@ def set_up(task: LocalTask) -> Setup:
 
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)
+    began = monotonic()
     init_from_data(model, data.train.images_NCHW, data.max_value)
+    init_s = monotonic() - began
     check_batch_norms(model, schedule, distributed, settings, tuple(data.train.images_NCHW.shape[1:]))
     model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model, shards)
+    return Setup(distributed, recipe, params, settings, seed, precision, loader, schedule, model, shards, init_s)
 
 
 def check_batch_norms(

@@ -81,6 +81,8 @@ def test_each_epoch_has_top1_top5_and_the_time_that_scoring_took(run: Gang):
     assert all(line["val/acc"] <= line["val/acc_top5"] <= 1 and line["time/evaluation_s"] > 0 for line in scored)
     result = run.events("checkpoint")[-1]["result"]
     assert result["images_per_s"] > 0
+    with_last_evaluation_s = result["train_s"] + scored[-1]["time/evaluation_s"]
+    assert result["train_and_score_s"] >= with_last_evaluation_s * (1 - 1e-4)  # rounded, and with the initialization
     assert 0 < result["data_wait_fraction"] < 1
     assert result["flop_per_image"] > 0
     assert "mfu" not in result  # nobody knows this CPU's

@@ -11,6 +11,9 @@ from torch import nn
 
 from shoestring_trainer.training.lazy_dynamo import restore_dynamo
 
+COMPILED_SIZES = 64
+"""How many sizes of input are compiled at most. PyTorch's own limit is 8; it runs further ones without compiling."""
+
 
 def compiled(model: nn.Module, mode: str, backend: str | Callable[..., Any] = "inductor") -> nn.Module:
     """`model`, run by torch.compile in one of its modes ("reduce-overhead" and "max-autotune" use CUDA graphs); "none":
@@ -22,4 +25,5 @@ def compiled(model: nn.Module, mode: str, backend: str | Callable[..., Any] = "i
     if mode == "none":
         return model
     restore_dynamo()
+    torch._dynamo.config.recompile_limit = COMPILED_SIZES
     return cast(nn.Module, torch.compile(model, backend=backend, mode=mode, dynamic=False))

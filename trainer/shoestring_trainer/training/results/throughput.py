@@ -54,6 +54,18 @@ def measure_throughput(
     return {name: float(f"{value:.6g}") for name, value in figures.items()}
 
 
+def measure_clocks(train_s: float, around_s: float) -> dict[str, float]:
+    """Return the two clocks by which sources state their times, for the result of a run that one process made whole.
+
+    train_s   the steps alone: DAWNBench's rule, D. Page's
+    around_s  initialization from images and the final evaluation, which count too by K. Jordan's rule (airbench)
+
+    Neither counts compilation ahead of the first step, nor evaluations during the run.
+    """
+    clocks = {"train_s": train_s, "train_and_score_s": train_s + around_s}
+    return {name: float(f"{value:.6g}") for name, value in clocks.items()}
+
+
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """FLOP/s of the device in half precision, if the table has it; None for other devices, and in fp32."""
     if device.type != "cuda" or precision is Precision.FP32:
