@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from shoestring_core import recipes
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, StepHyperparams
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
@@ -24,7 +25,7 @@ from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.trainer.training.optim.test_recipe_schedules import choose
+from tests.trainer.training.optim.test_recipe_schedules import OURS, choose
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "published_figures.json").read_text(encoding="utf-8")
@@ -120,3 +121,36 @@ def test_pages_resnet18_has_the_size_that_he_states():
     page = PUBLISHED["cifar10/page-resnet18-baseline step=batch-512"]
     assert page["parameters"] == pytest.approx(5.21e6, rel=2e-3)
     assert FORWARD_AND_BACKWARD * page["flop"] == pytest.approx(2.76e9, rel=2e-3)
+
+
+WITHOUT_CODE = {
+    # He et al.'s ResNet-50 by torchvision's documentation: 25,557,032 parameters, 4.089 GMAC at 224 pixels
+    "imagenet/tencent-resnet50": (25_557_032, 4.089e9),
+    "imagenet/alibaba-1": (25_557_032, 4.089e9),
+    # torchvision's AlexNet, 61,100,840 and 0.714 GMAC, with Jia et al.'s norm of 256 channels after the last pooling
+    "imagenet/tencent-alexnet-bn": (61_100_840 + 2 * 256, 0.714e9),
+    # torchvision's ResNet-50 with a stem of 3x3 in place of 7x7 and ten classes
+    "cifar10/superconv-resnet50": (25_557_032 - 40 * 3 * 64 - 990 * 2049, None),
+    # kuangliu/pytorch-cifar's PreActResNet18 with a norm in the stem; pooling doubles what the classifier sees
+    "cifar10/superconv-preact18": (11_171_146 + 2 * 64 + 512 * 10, None),
+    "cifar10/superconv-preact18 global_pool=avg": (11_171_146 + 2 * 64, None),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_CODE)
+def test_a_recipe_whose_source_published_no_code_has_the_network_that_it_names(name: str):
+    parameters, multiply_adds = WITHOUT_CODE[name]
+    recipe, settings = choose(name)
+    classes = 1000 if name.startswith("imagenet/") else 10
+    with torch.device("meta"):
+        model = build_model(**recipe.model, settings=settings, classes=classes, mean=[0.0] * 3, std=[1.0] * 3)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    if multiply_adds:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.to("meta").eval()(torch.empty(1, 3, 224, 224, device="meta"))
+        assert counter.get_total_flops() / 2 == pytest.approx(multiply_adds, rel=2e-3)
+
+
+def test_each_recipe_with_a_claim_has_its_network_checked():
+    checked = {name.split()[0] for name in (*PUBLISHED, *WITHOUT_CODE)}
+    assert checked == {recipe.name for recipe in recipes.all() if recipe.claim} - OURS
