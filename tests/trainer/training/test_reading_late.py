@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from shoestring_trainer.training.step_results import result_lag
 
 from tests.trainer.training.gangs import Gang, finished, gang
 from tests.trainer.training.late_ranks import PARAMS, Late, points, samples_of
@@ -60,6 +62,12 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_and_never_saved(tmp_path
     assert errors == [("nan", BAD, BAD + LAG)] * world, run.logs()
     assert [event["step"] for event in run.events("checkpoint")] == [5]
     assert next(step for step, loss, _ in points(run) if not math.isfinite(float(str(loss)))) == BAD
+
+
+def test_only_a_gpu_reads_late_and_by_a_number_that_all_ranks_share():
+    """Hooks see a step's metrics when it ends."""
+    assert [result_lag(torch.device(kind), hooks=False) for kind in ("cpu", "cuda")] == [0, 2]
+    assert result_lag(torch.device("cuda"), hooks=True) == 0
 
 
 def test_with_fast_algorithms_a_resumed_run_has_the_steps_and_samples_of_an_unbroken_one(tmp_path: Path):
