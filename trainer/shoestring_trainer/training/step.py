@@ -19,6 +19,7 @@ from shoestring_trainer.training.hooks import HookContext, load_hooks
 from shoestring_trainer.training.hyperparam_schedule import Phase, StepHyperparams
 from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
 from shoestring_trainer.training.models.compiler import compiled
+from shoestring_trainer.training.optim.muon import Muon
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
 from shoestring_trainer.training.optim.preconditioners import KFAC
@@ -77,7 +78,8 @@ class Trainer:
     def compile_ahead(self, phases: Sequence[Phase]) -> None:
         """Compile the network for every size of image and batch in `phases`, so that no step does; change nothing else.
 
-        The first pass of a size compiles it; CUDA graphs are recorded in the second one and replayed from the third.
+        Also what Muon computes. The first pass of a size compiles it; CUDA graphs are recorded in the second one and
+        replayed from the third.
         """
         if self.settings.compile == "none":
             return
@@ -93,6 +95,8 @@ class Trainer:
                     self._loss(images_NCHW, torch.zeros(images, dtype=torch.long, device=device)).backward()
                     self.optimizer.zero_grad()  # K-FAC's covariances too
         self.model.load_state_dict(before)
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.compile_ahead()
 
     def train_step(self, samples: Samples, batch: int, hyperparams: StepHyperparams) -> QueuedStep:
         """Train step `hook_context.step` with this rank's share of a batch of `batch` images.

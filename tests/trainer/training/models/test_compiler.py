@@ -11,6 +11,7 @@ import torch
 from shoestring_trainer.training import step as step_module
 from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.models.registry import build_model
+from shoestring_trainer.training.optim import optimizers
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.step import Trainer
@@ -47,15 +48,20 @@ def test_nothing_is_compiled_by_default():
     assert compiled(model, Settings().compile) is model
 
 
-def test_a_network_is_compiled_before_the_first_step_and_its_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("recipe", ["cifar10/airbench94", "cifar10/airbench94-muon"])
+def test_what_a_step_needs_is_compiled_before_the_first_and_weights_stay_as_they_are(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The network, and the iteration of Muon."""
     met: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable:
         met.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(step_module, "compiled", lambda model, mode: compiled(model, mode, backend))
-    setup = first_phase("cifar10/airbench94", Precision.BF16, torch.device("cpu"))
+    for module in (step_module, optimizers):
+        monkeypatch.setattr(module, "compiled", lambda model, mode: compiled(model, mode, backend))
+    setup = first_phase(recipe, Precision.BF16, torch.device("cpu"))
     setup = replace(setup, settings=replace(setup.settings, compile="default"))
     trainer, schedule, sampler = Trainer(setup, frozenset(), lambda: False), setup.schedule, setup.build_sampler()
     before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,22 @@ class Muon(FusedSGD):
     Before each step a convolution's weight is scaled to norm √(filters); the update is the momentum of the gradient, as
     a matrix of filters x rest, orthogonalized so that all singular values are near one.
     (timm's and torch's own Muon don't scale the weight; torch's takes no convolutions.)
+
+    orthogonalize  `newton_schulz`, or that compiled, as the source has it
     """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, orthogonalize: Callable[[Tensor], Tensor], **defaults: Any
+    ) -> None:
+        super().__init__(groups, **defaults)
+        self._orthogonalize = orthogonalize
+
+    @torch.no_grad()
+    def compile_ahead(self) -> None:
+        """Orthogonalize matrices of all shapes once, which compiles for them what is to be compiled."""
+        for group in self.param_groups:
+            if group["is_muon"]:
+                orthogonalized([torch.zeros_like(weight) for weight in group["params"]], self._orthogonalize)
 
     def step_group(
         self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], found_inf: Tensor | None
@@ -40,14 +55,15 @@ class Muon(FusedSGD):
             decay, scales = torch.where(skips, 1.0, decay), torch.where(skips, 1.0, torch.stack(scales)).unbind()
         torch._foreach_mul_(buffers, decay)
         torch._foreach_add_(buffers, gradients)
-        updates = orthogonalized(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
+        nesterov = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
+        updates = orthogonalized(nesterov, self._orthogonalize)
         if found_inf is not None:
             updates = [torch.where(skips, 0.0, update) for update in updates]
         torch._foreach_mul_(weights, scales)
         torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
 
-def orthogonalized(gradients: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalized(gradients: Sequence[Tensor], orthogonalize: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Return each gradient, as a matrix of filters x rest, with all singular values near one.
 
     Those of one shape are computed together, as a stack of matrices.
@@ -56,7 +72,7 @@ def orthogonalized(gradients: Sequence[Tensor]) -> list[Tensor]:
     for shape in dict.fromkeys(gradient.shape for gradient in gradients):
         places = [place for place, gradient in enumerate(gradients) if gradient.shape == shape]
         stack = torch.stack([gradients[place] for place in places])
-        orthogonal = newton_schulz(stack.flatten(2)).view(stack.shape)
+        orthogonal = orthogonalize(stack.flatten(2)).view(stack.shape)
         for place, update in zip(places, orthogonal.unbind(), strict=True):
             updates[place] = update
     return updates

@@ -11,10 +11,11 @@ from torch import nn
 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import StepHyperparams
+from shoestring_trainer.training.models.compiler import compiled
 from shoestring_trainer.training.models.layers import PatchWhitening
 from shoestring_trainer.training.optim.fused_sgd import is_half_on_cpu, start_momentum
 from shoestring_trainer.training.optim.lars import LARS
-from shoestring_trainer.training.optim.muon import Muon
+from shoestring_trainer.training.optim.muon import Muon, newton_schulz
 from shoestring_trainer.training.optim.preconditioners import KFAC, Preconditioner, Shampoo
 from shoestring_trainer.training.settings import Settings
 
@@ -37,7 +38,11 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
                 start_momentum(optimizer)
             return optimizer
         case "muon":
-            return Muon(groups, momentum=settings.momentum, nesterov=True)
+            # not in another mode: it would run in a CUDA graph of its own
+            mode = "none" if settings.compile == "none" else "default"
+            return Muon(
+                groups, momentum=settings.momentum, nesterov=True, orthogonalize=compiled(newton_schulz, mode)
+            )  # fmt: skip
         case "lars":
             return LARS(groups, momentum=settings.momentum, nesterov=nesterov)
         case "shampoo":
