@@ -217,6 +217,19 @@ def test_a_preconditioned_update_has_the_gradients_norm(name: str):
     assert F.cosine_similarity((before - weight).flatten(), weight.grad.flatten(), dim=0) < 0.999
 
 
+@pytest.mark.parametrize("name", ["shampoo", "kfac"])
+def test_a_layer_without_a_gradient_stays_as_it_is(name: str):
+    """As those before a norm whose scale begins at zero."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    nn.init.zeros_(model[1].weight)
+    before = model[0].weight.detach().clone()
+    optimizer = build_optimizer(model, Settings(optimizer=name, lr=0.1))
+    model(torch.rand(5, 4)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
+    assert model[1].weight.isfinite().all()
+
+
 def test_six_views_weigh_the_unshifted_image_one_quarter():
     def first_pixel(images: torch.Tensor) -> torch.Tensor:
         return images[:, 0, 1, 1:2]

@@ -48,11 +48,14 @@ def test_nothing_is_compiled_by_default():
     assert compiled(model, Settings().compile) is model
 
 
-@pytest.mark.parametrize("recipe", ["cifar10/airbench94", "cifar10/airbench94-muon"])
-def test_what_a_step_needs_is_compiled_before_the_first_and_weights_stay_as_they_are(
-    recipe: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("recipe", "optimizer"),
+    [("cifar10/airbench94", "sgd"), ("cifar10/airbench94-muon", "muon"), ("cifar10/airbench94", "kfac")],
+)
+def test_what_a_step_needs_is_compiled_before_the_first_which_then_is_the_step_of_a_run_without(
+    recipe: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """The network, and the iteration of Muon."""
+    """The network and the iteration of Muon; K-FAC's covariances are of steps alone."""
     met: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable:
@@ -61,15 +64,21 @@ def test_what_a_step_needs_is_compiled_before_the_first_and_weights_stay_as_they
 
     for module in (step_module, optimizers):
         monkeypatch.setattr(module, "compiled", lambda model, mode: compiled(model, mode, backend))
-    setup = first_phase(recipe, Precision.BF16, torch.device("cpu"))
-    setup = replace(setup, settings=replace(setup.settings, compile="default"))
-    trainer, schedule, sampler = Trainer(setup, frozenset(), lambda: False), setup.schedule, setup.build_sampler()
-    before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
-    trainer.compile_ahead(schedule.phases)
-    assert met
-    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.model.state_dict().items())
-    assert all(weight.grad is None for weight in setup.model.parameters())
-    met.clear()
-    samples = sampler.batch(0, schedule.phases[0].batch_size)
-    trainer.train_step(samples, schedule.phases[0].batch_size, schedule.step_hyperparams(0))
-    assert not met
+    after = []
+    for mode in ("default", "none"):
+        torch.manual_seed(0)
+        setup = first_phase(recipe, Precision.BF16, torch.device("cpu"), width=4)
+        setup.loader.dataset.train.images_NCHW.random_(0, 256)
+        setup = replace(setup, settings=replace(setup.settings, compile=mode, optimizer=optimizer))
+        trainer, schedule, sampler = Trainer(setup, frozenset(), lambda: False), setup.schedule, setup.build_sampler()
+        before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
+        trainer.compile_ahead(schedule.phases)
+        assert bool(met) == (mode != "none")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in setup.model.state_dict().items())
+        assert all(weight.grad is None for weight in setup.model.parameters())
+        met.clear()
+        samples = sampler.batch(0, schedule.phases[0].batch_size)
+        trainer.train_step(samples, schedule.phases[0].batch_size, schedule.step_hyperparams(0))
+        assert not met
+        after.append(setup.model.state_dict())
+    assert all(torch.equal(tensor, after[1][name]) for name, tensor in after[0].items())

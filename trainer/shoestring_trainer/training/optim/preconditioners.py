@@ -162,7 +162,7 @@ class KFAC(Preconditioner):
             # only the shape of a covariance matters: the update gets the gradient's norm
             shape = covariance / covariance.diagonal().mean().clamp(min=1e-30)
             assign(state[name], state[name].lerp(shape, 1 - DECAY), found_inf)
-            mean = state[name].diagonal().mean()
+            mean = state[name].diagonal().mean().clamp(min=1e-30)
             damped = state[name] / mean + self._damping * torch.eye(len(covariance), device=covariance.device)
             factor, _ = torch.linalg.cholesky_ex(damped)  # `cholesky` waits to know whether it failed
             assign(state[f"{name}_inverse"], torch.cholesky_inverse(factor), found_inf)
