@@ -37,7 +37,15 @@ NEVER_ONE = {
         "size",
     ),
     "measured": ("intervals", "job.intervals", "settings.epochs", "epochs", "len(dataset.targets)", "len(labels)"),
-    "words": ("account", "self.type", "self.name", "rank.rank", "array.dtype", "CLASS_NAME_FILES[0]"),
+    "words": (
+        "account",
+        "self.type",
+        "self.name",
+        "rank.rank",
+        "array.dtype",
+        "CLASS_NAME_FILES[0]",
+        "folder / INDEX_FILE",
+    ),
 }
 
 
