@@ -20,9 +20,8 @@ from tests.core.decide.test_queue import NOW, ORG, TIMEOUTS, A, B, balance, memb
 CPU = Offer("sim", "sim", "", "cpu", "spot", "0.10", "0.10", None, "test", True, Hardware(4, 1024))
 
 
-def gpus(number: int, price: str = "1.00", slots: int | None = None) -> Offer:
-    hardware = Hardware(4, 1024, "L4", number, 24 * 1024)
-    return replace(CPU, type=f"gpu.{number}", price=price, slots=slots, hardware=hardware)
+def gpus(number: int, price: str = "1.00") -> Offer:
+    return replace(CPU, type=f"gpu.{number}", price=price, hardware=Hardware(4, 1024, "L4", number, 24 * 1024))
 
 
 def capped(account: UUID, jobs: int | None = None, gpus: int | None = None, runs: tuple[int, int] = (0, 0)):
@@ -124,7 +123,9 @@ def test_of_random_queues_no_cap_is_exceeded_and_no_job_waits_for_one_that_has_r
             job = queued(number, draw.choice((A, B)), draw.randint(1, 2), draw.randint(1, 3))
             jobs.append(needing(job, draw.choice(("none", "any", "L4:1", "L4:2", "L4:4"))))
         snap = snapshot(*jobs, **caps)
-        decision = decide(snap, CPU, gpus(1, slots=3), replace(gpus(2), provider="sim"), gpus(4, "1.30"))
+        offers = (CPU, gpus(1), gpus(2), gpus(4, "1.30"))
+        slots = draw.choice((None, 6))  # of the provider
+        decision = decide(snap, *(replace(offer, slots=slots) for offer in offers))
         _check(snap, decision)
 
 
