@@ -94,8 +94,11 @@ class Service:
         return used.user + used.system
 
     def memory_mb(self, name: str) -> float:
-        """What only this process uses: pages that the kernel shares with others vary with these."""
-        return psutil.Process(self.processes[name].pid).memory_full_info().uss / 1e6
+        """What the process has allocated. Pages of files are left out: they are its own or not depending on which other
+        processes have mapped the same libraries."""
+        rollup = Path(f"/proc/{self.processes[name].pid}/smaps_rollup").read_text(encoding="ascii")
+        (kib,) = (line.split()[1] for line in rollup.splitlines() if line.startswith("Anonymous:"))
+        return int(kib) * 1024 / 1e6
 
     def terminate(self, name: str) -> float:
         """SIGTERM; the seconds until the process has ended."""
@@ -131,7 +134,8 @@ class Service:
             "SHOESTRING_PORT": str(self.port),
             "SHOESTRING_PROVIDERS": "sim",
             "SHOESTRING_MACHINEHOST_FILE": str(self.folder / "none.json"),
-            "MALLOC_ARENA_MAX": "2",  # as `shoestring up` and docker-compose.yml set it
+            "MALLOC_ARENA_MAX": "2",  # as `shoestring up` and docker-compose.yml set them
+            "MALLOC_MMAP_THRESHOLD_": "131072",
             **{f"SHOESTRING_TIMEOUTS__{name}": "24h" for name in ("FUNDING_LEASE", "BOOT", "LAUNCH_WINDOW")},
         }
 

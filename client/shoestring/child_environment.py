@@ -21,8 +21,9 @@ KEPT_PREFIXES = ("SHOESTRING_", "AWS_")
 FIXED_VARIABLES = {
     # text is UTF-8 and times are UTC whatever the terminal uses; imports ignore the working folder
     "LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONUTF8": "1", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
-    # API and worker serve requests and launches in many threads, for each of which glibc would keep freed memory
-    "MALLOC_ARENA_MAX": "2",
+    # API and worker serve requests and launches in many threads, for each of which glibc would keep freed memory, and
+    # more after each large block, up to 32 MB, if its first threshold weren't fixed
+    "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072",
 }  # fmt: skip
 PATH_VARIABLES = (
     *("SHOESTRING_SECRET_FILE", "SHOESTRING_MACHINEHOST_FILE", "SHOESTRING_OBJECT_STORE"),

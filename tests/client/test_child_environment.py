@@ -37,11 +37,12 @@ def test_children_get_chosen_variables_and_none_of_other_projects() -> None:
 
 
 def test_api_and_worker_share_two_arenas_of_freed_memory_and_ranks_keep_their_own_settings() -> None:
-    assert child_environment({"MALLOC_ARENA_MAX": "64"})["MALLOC_ARENA_MAX"] == "2"
     composed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    limited = {name for name, service in composed.items() if "MALLOC_ARENA_MAX" in service.get("environment", {})}
-    assert limited >= {"api", "worker"}
-    assert "machines" not in limited
+    for setting, value in {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}.items():
+        assert child_environment({setting: "64"})[setting] == value
+        limited = {name for name, service in composed.items() if service.get("environment", {}).get(setting) == value}
+        assert limited >= {"api", "worker"}
+        assert "machines" not in limited
     assert not {name for name in INHERITED_VARIABLES if name.startswith(("MALLOC_", "GLIBC_"))}
 
 

@@ -22,6 +22,9 @@ from shoestring_core.store.tables import storable
 
 log = logging.getLogger(__name__)
 
+PAGES_KEPT_KIB = 512
+"""By each connection to SQLite. What it read before another connection wrote it has to read again anyway."""
+
 PING_AFTER_IDLE_S = 1.0
 """A pooled connection that nobody used for so long is tried before it is used again."""
 
@@ -38,7 +41,7 @@ def sqlite_engine(address: URL, busy_timeout_s: float, *, read_only: bool = Fals
         pool_size=20,
         max_overflow=20,
         pool_timeout=busy_timeout_s,
-        pool_use_lifo=True,  # a connection that takes turns keeps up to 2 MB of pages
+        pool_use_lifo=True,  # a connection that takes turns keeps pages of its own
     )
 
     @event.listens_for(engine, "connect")
@@ -46,6 +49,7 @@ def sqlite_engine(address: URL, busy_timeout_s: float, *, read_only: bool = Fals
         connection.isolation_level = None  # the driver's own BEGIN is deferred and skips DDL
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
+        cursor.execute(f"PRAGMA cache_size = -{PAGES_KEPT_KIB}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")

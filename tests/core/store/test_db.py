@@ -138,16 +138,17 @@ def test_a_newer_database_is_refused(database_url: str) -> None:
     store.close()
 
 
-def test_sqlite_is_set_up_for_durability_and_keys(tmp_path: Path) -> None:
+def test_sqlite_is_set_up_for_durability_keys_and_little_memory(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 's.db'}")
     with store.writer.connect() as connection:
         values = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "query_only")
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "query_only", "cache_size")
         }
     store.close()
     assert values == {
         "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000, "query_only": 0,
+        "cache_size": -512,  # KiB
     }  # fmt: skip
 
 
