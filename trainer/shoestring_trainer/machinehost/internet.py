@@ -31,7 +31,15 @@ def start_relay(listening: socket.socket) -> None:
 
 
 async def _serve(listening: socket.socket) -> None:
-    async with await asyncio.start_server(_carry, sock=listening, limit=BLOCK_BYTES) as server:
+    carrying: set[asyncio.Task[None]] = set()
+    """Kept here: nothing else refers to a connection whose machine has said all that it had to."""
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_carry(reader, writer))
+        carrying.add(task)
+        task.add_done_callback(carrying.discard)
+
+    async with await asyncio.start_server(accept, sock=listening, limit=BLOCK_BYTES) as server:
         await server.serve_forever()
 
 
