@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import email.parser
+import importlib.metadata
+import json
+import os
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from shoestring_worker.providers.ec2.account.wheels import OF_SERVICE
 
 from tests.servers import PATIENCE_S
 
@@ -72,6 +77,62 @@ def test_the_lock_fits_what_the_packages_ask_for() -> None:
                 assert requirement.specifier.contains(locked[name]), (
                     f"{package} asks for {requirement}, locked is {locked[name]}"
                 )
+
+
+IMPORTED = """
+import importlib, importlib.metadata, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+known = importlib.metadata.packages_distributions()
+print(json.dumps(sorted({one for name in list(sys.modules) for one in known.get(name.partition(".")[0], ())})))
+"""
+SERVICE_MODULES = (
+    "shoestring.cli", "shoestring.up", "shoestring_api.app", "shoestring_api.admin", "shoestring_worker.app",
+    "shoestring_worker.providers.ec2.service_machine", "shoestring_trainer.machinehost.host", "celery.apps.beat",
+    "celery.apps.worker", "celery.concurrency.thread", "kombu.transport.redis", "uvicorn.loops.auto",
+)  # fmt: skip
+USED_IF_THERE = {"cffi", "cryptography", "greenlet", "setuptools"}
+
+
+def test_what_the_service_imports_comes_with_what_its_environment_asks_for() -> None:
+    """On the machine of `aws up`, which has no PyTorch and nothing that only PyTorch's packages bring along."""
+    variables = {
+        "SHOESTRING_DATABASE_URL": "sqlite:////nowhere/db", "SHOESTRING_MACHINEHOST_FILE": "/nowhere/host",
+        "SHOESTRING_REDIS_URL": "redis://127.0.0.1:9",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *SERVICE_MODULES], env=os.environ | variables, capture_output=True, text=True,
+        check=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    imported = {canonicalize_name(name) for name in json.loads(done.stdout)}
+    assert imported >= {"celery", "fastapi", "typer"}
+    assert imported - closure(OF_SERVICE.wanted) - USED_IF_THERE == set()
+
+
+def closure(wanted: Iterable[str]) -> set[str]:
+    """The distributions that pip would install: these, and what they ask for."""
+    seen, ahead = set[tuple[str, str]](), [Requirement(one) for one in wanted]
+    while ahead:
+        requirement = ahead.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            for asked in map(Requirement, asked_by(name)):
+                if asked.marker is None or asked.marker.evaluate({"extra": extra}):
+                    ahead.append(asked)
+    return {name for name, _ in seen}
+
+
+def asked_by(name: str) -> Iterable[str]:
+    """Of ours by their source, which an installation may be behind."""
+    package = {"shoestring": "client"}.get(name, name.removeprefix("shoestring-"))
+    if not name.startswith("shoestring"):
+        return importlib.metadata.requires(name) or ()
+    project = tomllib.loads((ROOT / package / "pyproject.toml").read_text())["project"]
+    extras = project.get("optional-dependencies", {}).items()
+    return [*project["dependencies"], *(f'{one}; extra == "{extra}"' for extra, asked in extras for one in asked)]
 
 
 def metadata(wheel: Path) -> email.message.Message:
