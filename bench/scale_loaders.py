@@ -8,7 +8,6 @@ a random resized crop and a flip, decoded by WORKERS processes.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import shutil
 import subprocess
@@ -39,17 +38,10 @@ PACKAGES = os.pathsep.join(str(path) for path in (ROOT / "core", ROOT / "trainer
 BATCH, WORKERS, MIN_SCALE = 64, 2, 0.08
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INSTALL_TIMEOUT_S = 120
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of glibc's mallopt."""
 
 
 def our_batches(shards: Path, side: int, data: TaskData | None = None) -> Iterator[Any]:
-    """Batches as the training loop loads them, normalized as the model does. `data`: says that shards are streamed.
-
-    The memory allocator is set as `rank_environment` does, which a process that is running can only do by mallopt.
-    """
-    for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-        ctypes.CDLL(None).mallopt(option, (1 << 31) - 1)
+    """Batches as the training loop loads them, then normalized. `data`: says that the shards are streamed."""
     torch.set_num_threads(WORKERS)
     with _open_loader(shards, side, data) as (loader, settings):
         torch.set_num_threads(1)
@@ -58,7 +50,8 @@ def our_batches(shards: Path, side: int, data: TaskData | None = None) -> Iterat
         sampler = DistributedSampler(
             1, images, 0, 1, draws=16, kept_draws=draws_used(settings), order=feed.order.epoch if feed else None
         )
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+        # of a whole row: in NHWC the inner loop of what is broadcast by channel has three elements
+        mean, std = (torch.tensor(values * side).view(1, 1, side, 3).permute(0, 3, 1, 2) for values in (MEAN, STD))
         yield None
         loader.start_phase(phase, (sampler.peek(step * BATCH, BATCH) for step in range(phase.steps)))
         for step in range(phase.steps):

@@ -26,10 +26,12 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import torch
+from shoestring_trainer.agent.launch_env import rank_environment
 from shoestring_trainer.training.cli.prepare import index_source
 from shoestring_trainer.training.data.augment import RandomResizedCrop, crop_boxes
 from shoestring_trainer.training.data.decoding import decode_crop
@@ -81,7 +83,6 @@ def main() -> list[str]:
         for side in BOUNDS:
             compared, rates[side] = compare_loaders(source / "train", folder / "shards", side)
             lines += compared
-        # after them: these threads of OpenMP would be missing in the processes that are forked to be measured
         lines += [describe_errors(Path(sample), side) for side in BOUNDS]
         started, starts_s = measure_starts(folder, folder / "shards")
         return [*lines, *started, *extrapolate(rates, starts_s, size)]
@@ -133,7 +134,7 @@ def _compare_with_bucket(source: Path, shards: Path, side: int, bucket: Bucket) 
     names = list(loaders)
     for number in range(ROUNDS):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            rates[name].append(measure(loaders[name]))
+            rates[name].append(measure(loaders[name], as_rank=name.startswith("ours")))
             print(f"{side} px, round {number + 1}: {name}: {rates[name][-1]:.0f} images/s of one core", flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ours, streamed = medians.pop(names[0]), medians.pop(names[1])
@@ -153,11 +154,15 @@ def judge(name: str, ratio: float, rate: float, bound: float) -> str:
     return f"{name}: {rate:.0f}; ours {ratio:.2f}× (bound ≥ {bound}: {verdict(ratio >= bound)})"
 
 
-def measure(batches: Callable[[], Iterator[Any]]) -> float:
-    """Return images a second of one core, of a process of its own and of its workers."""
-    receiver, sender = get_context("fork").Pipe(duplex=False)
-    process = get_context("fork").Process(target=_measure, args=(batches, sender))
-    process.start()
+def measure(batches: Callable[[], Iterator[Any]], *, as_rank: bool) -> float:
+    """Return images a second of one core, of a process of its own and of its workers.
+
+    as_rank  in the environment of a rank, which glibc reads at the start of a process
+    """
+    receiver, sender = get_context("spawn").Pipe(duplex=False)
+    process = get_context("spawn").Process(target=_measure, args=(batches, sender))
+    with patch.dict(os.environ, rank_environment(1, WORKERS) if as_rank else {}):
+        process.start()
     sender.close()
     if not receiver.poll(MEASURE_TIMEOUT_S):
         process.kill()
