@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -167,13 +167,17 @@ def measure(batches: Callable[[], Iterator[Any]], *, as_rank: bool) -> float:
     if not receiver.poll(MEASURE_TIMEOUT_S):
         process.kill()
         sys.exit(f"{WARM_UP + MEASURED} batches have not been loaded within {MEASURE_TIMEOUT_S} s")
-    rate: float = receiver.recv()
+    try:
+        rate: float = receiver.recv()
+    except EOFError:
+        sys.exit("a loader has failed; its error is above")
     process.join()
     return rate
 
 
 def _measure(batches: Callable[[], Iterator[Any]], sender: Any) -> None:
     """Measure in the middle of an epoch: as much has been decoded ahead at the end as at the beginning."""
+    set_start_method("fork", force=True)  # the default, of the loaders' own processes
     torch.set_num_threads(1)
     iterator = batches()
     next(iterator)  # set-up
