@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_each_rule_holds_on_the_fake_and_nothing_is_left(aws: FakeAws, operator:
     text = verify.render(result)
     assert text.count("| holds |") == len(RULES)
     assert "Nothing is left." in text
+    assert f"**Not AWS answered, but {aws.url}" in text
+    assert "stands in for it: this says" not in verify.render(replace(result, endpoint=""))
 
 
 def test_a_rule_that_does_not_hold_and_one_that_was_not_reached_are_told(aws: FakeAws, operator: Operator):

@@ -48,8 +48,9 @@ class Verdict:
 
 @dataclass
 class Verification:
-    """`left`: what could not be ended."""
+    """`endpoint`: the server that stood in for AWS; "": it was AWS. `left`: what could not be ended."""
 
+    endpoint: str
     account: str
     region: str
     image: str
@@ -77,7 +78,7 @@ def verify(
     clock = clock or Clock()
     trial = Trial.prepare(aws, settings, bucket, clock, clock.monotonic() + RUN_S)
     highest_cost(trial.root_gib)
-    result = Verification(aws.account(), trial.region, trial.image, [], [])
+    result = Verification(settings.endpoint_url or "", aws.account(), trial.region, trial.image, [], [])
     end_all(aws, trial.region, report, clock)  # of a run that was killed
     try:
         for rule in RULES:
@@ -107,9 +108,11 @@ def end_all(aws: Aws, region: str, report: Callable[[str], None], clock: Clock) 
 
 def render(verification: Verification) -> str:
     """The report, as Markdown."""
+    stood_in = f"**Not AWS answered, but {verification.endpoint}, which stands in for it: this says nothing of AWS.**"
     lines = [
         "# What was verified on AWS",
         "",
+        *([stood_in, ""] if verification.endpoint else []),
         f"Account {verification.account}, {verification.region}, two {TYPE} spot machines of {verification.image}.",
         "",
         "| rule | stands in for it | verdict | found | at | s |",
