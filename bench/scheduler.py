@@ -8,6 +8,7 @@ Jobs differ in machines, type and market; 80 offers of two providers suit some o
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import statistics
@@ -32,6 +33,7 @@ TYPES, ZONES = ("a1", "b2", "c4", "d8"), tuple("abcde")
 
 
 def main() -> list[str]:
+    gc.freeze()  # as the worker does once it has started
     return [
         measure("no slot is free any more", snapshot("100000.00"), offers(4)),
         measure("400 jobs run, some have to make room", guaranteed(snapshot("100000.00")), offers(RUNNING // 2)),
