@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from shoestring_core.states import JobState, StopReason
-from shoestring_core.store.tables import JobRow
+from shoestring_core.store.tables import JobRow, MachineRow
 from shoestring_core.wording import waits
 from sqlalchemy import update
 
@@ -315,8 +315,12 @@ def test_a_job_paused_for_want_of_budget_leads_to_the_budget_that_resumes_it(
 def test_machines_costs_and_events_are_shown(deployment: Deployment, open_page: OpenPage) -> None:
     job, agents = deployment.running(resources={"nodes": 2})
     agents[0].points(range(1, 5))
+    booted = {"image": "ami-0123456789abcdef0", "driver": "580.95.05"}
+    first = update(MachineRow).where(MachineRow.job == job, MachineRow.slot == 0).values(**booted)
+    deployment.store.write(lambda db: db.execute(first))
     page = open_page(f"/jobs/{job}")
     expect(page.locator("tr[data-machine]")).to_have_count(2)
+    expect(page.get_by_text("ami-0123456789abcdef0 · NVIDIA driver 580.95.05")).to_have_count(1)
     cost = page.get_by_role("region", name="Cost")
     expect(cost).to_contain_text("simulated prices")
     expect(cost).to_contain_text("On-demand equivalent")
