@@ -119,6 +119,7 @@ INTERNAL = {
     "trainer/shoestring_trainer/training/checkpoint/warm_start.py": {"MAX_NAMED"},
     "trainer/shoestring_trainer/training/data/decoding.py": {"MAX_VALUE"},
     "trainer/shoestring_trainer/training/optim/preconditioners.py": {"MAX_DIM"},
+    "worker/shoestring_worker/deadlines.py": {"MAX_POLICIES"},
     "worker/shoestring_worker/control_loop.py": {"MAX_ROUNDS"},
     "worker/shoestring_worker/launcher.py": {"MAX_CONCURRENT_LAUNCHES"},
     "worker/shoestring_worker/providers/ec2/user_data.py": {"MAX_BYTES"},

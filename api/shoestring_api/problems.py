@@ -36,6 +36,7 @@ STATUS = {
     "agent-refused": 403,
     "budget-exceeded": 409,
     "budget-unmovable": 409,
+    "deadline-unmet": 409,
     "time-limit-unmet": 409,
     "invalid-state": 409,
     "stale": 409,

@@ -10,6 +10,7 @@ _BY_PROBLEM = {
     "unauthenticated": ExitCode.AUTH,
     "forbidden": ExitCode.AUTH,
     "budget-exceeded": ExitCode.BUDGET,
+    "deadline-unmet": ExitCode.NO_CAPACITY,
     "time-limit-unmet": ExitCode.NO_CAPACITY,
     "not-found": ExitCode.NOT_FOUND,
     "unavailable": ExitCode.NETWORK,

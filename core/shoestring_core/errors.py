@@ -108,6 +108,13 @@ class TimeLimitUnmet(DecisionError):
     title = "limits.time can't be met"
 
 
+class DeadlineUnmet(DecisionError):
+    """limits.deadline can't be promised."""
+
+    code = "deadline-unmet"
+    title = "limits.deadline can't be met"
+
+
 class InvalidState(DecisionError):
     code = "invalid-state"
     title = "Not possible in this state"

@@ -44,7 +44,7 @@ class WaitChange(EventData):
 
 
 class MachinesChosen(EventData):
-    """Which machines were chosen for limits.time, or why none."""
+    """Which machines were chosen for limits.time, or why none; or for limits.deadline, and what is reserved for it."""
 
     kind: ClassVar[str] = "sizing"
     outcome: str

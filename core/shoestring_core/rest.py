@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
 from shoestring_core import events, recipes, wording
@@ -144,6 +144,8 @@ class Job(Resource):
     spec: dict[str, Any]
     sizing: Reason | None = None
     """Why these machines were chosen and not faster ones, if limits.time is set."""
+    deadline: Reason | None = None
+    """What is reserved for limits.deadline, and where the job trains to keep it; none once it has ended."""
     tags: dict[str, str] = {}
     retried_from: UUID | None = None
     created_at: datetime
@@ -257,6 +259,8 @@ class Quote(Resource):
     """The limits.time that would be enough, where it is too short."""
     runs: int
     """The team's earlier runs of the same work."""
+    deadline: Reason | None = None
+    """What limits.deadline would commit, if the job has one."""
 
 
 class KeptQuote(Resource):
@@ -363,6 +367,10 @@ class JobWhatIf(RequestBody):
     """Before its owner's other jobs."""
     any_machine: bool = False
     """On machines of any provider, place, type and market."""
+    gpu: str | None = None
+    """On machines with these GPUs, as `resources.gpu` has them."""
+    deadline: AwareDatetime | None = Field(default=None, strict=False)
+    """Another one, of a job that has limits.deadline."""
     stop: bool = False
     """It leaves the queue."""
 

@@ -130,13 +130,14 @@ class DesiredState(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why a job stops: the desired state is pause or stop, or after an eviction still run."""
+    """Why a job stops: the desired state is pause or stop, or after an eviction, or a change of market, still run."""
 
     USER = "user"
     BUDGET = "budget"
     TIME_LIMIT = "time_limit"
     GOAL = "goal"
     EVICTION = "eviction"
+    MARKET = "market"
 
     @property
     def end_reason(self) -> EndReason:

@@ -20,6 +20,7 @@ from shoestring_core.wording import (
     attempts,
     audit,
     budget,
+    deadlines,
     jobs,
     machines,
     offers,
@@ -39,7 +40,19 @@ SHORTAGE = {
     "held_suffices": True,
 }  # fmt: skip
 
+AT = 1_796_342_400_000_000
+
 EXAMPLES: list[Reason] = [
+    # deadlines
+    deadlines.DeadlinePassed(AT),
+    deadlines.NoOnDemandMachines(waits.NoOffer(("gpu: H100",), ("gpu: H100",))),
+    deadlines.DurationUnknown(),
+    deadlines.DeadlineTooEarly(AT, AT + 3_600_000_000, 7_200_000_000, "g5.xlarge", 2),
+    deadlines.DeadlineUnaffordable("team vision", "60.00", "12.50", own_limit=False),
+    deadlines.DeadlineKept("spot", False, AT, AT + 21_600_000_000, "policy", "41.20"),
+    deadlines.DeadlinePromised(AT, "60.00", "140.00", "team vision", 172_800_000_000, 3),
+    deadlines.MarketChanged("on_demand", "deadline", AT),
+    deadlines.ForSpot(AT, AT + 21_600_000_000),
     # people
     people.OddColumns("nam, role"),
     people.EmptyList(),

@@ -22,6 +22,8 @@ CHOKE_POINT = "steps.py"
 NOT_ON_THE_DAY = {
     "set_half_life",  # when a worker starts
     "record_eviction",  # tests/worker/test_evictions.py
+    "record_decision",  # of a deadline: tests/worker/test_deadlines.py
+    "postpone",  # likewise
     "roll_over",  # a period ends: tests/core/store/test_periods.py
     "tell_forecast",  # tests/core/store/test_forecasts.py
     "tell_storage",  # the credentials end: tests/worker/test_credentials.py

@@ -115,6 +115,9 @@ class AttemptSteps:
             provider=latest.provider,
             regions=(latest.region,),
         )
+        if active.spec.limits.deadline is not None:  # it was decided on which machines this attempt runs
+            market: Literal["only", "never"] = "only" if latest.market == "spot" else "never"
+            wanted = replace(wanted, type=latest.type, zones=(latest.zone,) if latest.zone else (), spot=market)
         if others := active.living_machines:
             wanted = wanted.beside(rows.offered_hardware(others[0]))
         if (rate := active.spec.limits.rate) is not None:
@@ -159,7 +162,8 @@ class AttemptSteps:
         if not active.wanted:
             return
         account = work.overdrawn.get(active.job.id)
-        if account and active.spec.on_budget != "finish":  # that goes on with what it has reserved
+        reserved = active.spec.on_budget == "finish" or active.spec.limits.deadline is not None
+        if account and not reserved:  # else it goes on with what it has reserved
             self._stop_for_budget(active, PayerOverdrawn(account))
             return
         storage, timeouts = find_storage(self.objects), self._timeouts(active)

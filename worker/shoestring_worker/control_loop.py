@@ -28,6 +28,7 @@ from shoestring_core.store.objects import Objects
 from shoestring_core.store.transactions import CommitInfo, Write
 
 from shoestring_worker.attempt_steps import AttemptSteps
+from shoestring_worker.deadlines import DeadlineStep
 from shoestring_worker.job_scheduler import JobScheduler
 from shoestring_worker.provider_lane import ProviderLane, wait_for_answers
 from shoestring_worker.providers.base import ManagedProvider
@@ -110,6 +111,7 @@ class ControlLoop:
             self.store, self.providers, self.objects, self.timeouts, self.agent_url, self.ca, self.deployment,
             self._items, schedule_again=self._more_work.set, monotonic=self.monotonic,
         )  # fmt: skip
+        self._deadlines = DeadlineStep(self.store, self.providers, self._items)
         self._attempts = AttemptSteps(
             self.store, self.providers, self.objects, self.agent_url, self.ca, self.deployment, self._items
         )
@@ -163,6 +165,8 @@ class ControlLoop:
         with self.store.read() as db:
             demand = load_demand(db)
         self._poll_providers(demand)
+        if demand.deadlines_due:
+            items.run("the deadlines", self._deadlines.decide_due)
         with self.store.read() as db:
             work = load_open_work(db)
         if not work:

@@ -12,6 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from shoestring_core import rest
+from shoestring_core.decide.sizing import SizingRecord
 from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import audit, checkpoints, job_search, jobs, queries
@@ -26,7 +27,7 @@ from shoestring_api.dependencies import Caller, Cursor, IdempotencyKey, ReadDep,
 from shoestring_api.idempotency import run_once
 from shoestring_api.job_specs import parse_spec
 from shoestring_api.json_body import ExactJsonRoute
-from shoestring_api.routes.quotes import apply_sizing, quote_submission
+from shoestring_api.routes.quotes import apply_sizing, plan_submission, quote_submission
 from shoestring_api.serializers.jobs import serialize_job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ExactJsonRoute)
@@ -46,13 +47,15 @@ def submit_job(body: rest.SubmitJobRequest, state: StateDep, caller: Caller, key
     def work(db: Write) -> rest.Job:
         sized, sizing = apply_sizing(db, caller, spec)
         hold, quote = planning.min_hold(db, sized), quote_submission(db, caller, sized, sizing)
-        new = jobs.submit(db, caller, sized, min_hold=hold, sizing=sizing, quote=quote, init=init)
+        plan = plan_submission(db, caller, sized, sizing)
+        new = jobs.submit(db, caller, sized, min_hold=hold, sizing=sizing, quote=quote, deadline=plan, init=init)
         return serialize_job(queries.rows_of_new_job(db, new, caller), db.now)
 
     if body.dry_run:
         return Response(_dry_run(state.store, work).model_dump_json(), media_type="application/json")
     request = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    return run_once(state, caller, key, f"POST /v1/jobs {request}", 201, work, only_inserts=True)
+    only_inserts = spec.limits.deadline is None  # else money is committed
+    return run_once(state, caller, key, f"POST /v1/jobs {request}", 201, work, only_inserts=only_inserts)
 
 
 @router.post("/{job_id}:stop", status_code=202, response_model=rest.Job)
@@ -76,11 +79,13 @@ def retry_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey
 
     def work(db: Write) -> rest.Job:
         old = jobs.get(db, caller.team, job_id)
-        hold = planning.min_hold(db, JobSpec.from_stored(old.spec))
-        new = jobs.retry(db, caller, old.id, min_hold=hold)
+        spec = JobSpec.from_stored(old.spec)
+        sizing = SizingRecord.from_json(old.sizing) if old.sizing else None
+        plan = plan_submission(db, caller, spec, sizing)
+        new = jobs.retry(db, caller, old.id, min_hold=planning.min_hold(db, spec), deadline=plan)
         return serialize_job(queries.rows_of_new_job(db, new, caller), db.now)
 
-    return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work, only_inserts=True)
+    return run_once(state, caller, key, f"POST /v1/jobs/{job_id}:retry", 201, work)
 
 
 @router.post("/{job_id}:resume", status_code=202, response_model=rest.Job)

@@ -6,7 +6,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from shoestring_core import rest
 from shoestring_core.decide.calibration import calibrate
-from shoestring_core.decide.quotes import QuotedOffer, make_quote, quote_first
+from shoestring_core.decide.deadline_plans import plan_deadline
+from shoestring_core.decide.deadlines import DeadlinePlan
+from shoestring_core.decide.quotes import QuotedOffer, QuoteInputs, make_quote, quote_first
 from shoestring_core.decide.sizing import Choice, SizingInputs, SizingRecord, choose_machines
 from shoestring_core.decide.sizing_reasons import explain
 from shoestring_core.errors import TimeLimitUnmet
@@ -38,7 +40,12 @@ def create_quote(body: rest.CreateQuoteRequest, state: StateDep, db: ReadDep, ca
     jobs.check_affordable(db, paying, sized.limits.cost, planning.min_hold(db, sized))
     chosen_type = choice.type if spec.limits.time is not None else None
     inputs = quote_inputs.load_quote_inputs(db, paying, sized, sizing, chosen_type, body.machine_counts)
-    return serialize_quote(make_quote(inputs), inputs, choice, reason)
+    plan = _plan(db, inputs, sized)
+    promise = None
+    if plan is not None:
+        jobs.check_worst_case(db, paying, sized.limits.cost, plan.worst_case)
+        promise = jobs.promise_deadline(db, paying, plan)
+    return serialize_quote(make_quote(inputs), inputs, choice, reason, promise)
 
 
 @router.get("/calibration")
@@ -73,6 +80,26 @@ def quote_submission(
     paying = ledger.paying_accounts(db, caller.team, caller.user)
     chosen_type = sizing.choice.type if sizing else None
     return quote_first(quote_inputs.load_quote_inputs(db, paying, spec, inputs, chosen_type))
+
+
+def plan_submission(
+    db: Read, caller: Principal, spec: JobSpec, sizing: SizingRecord | None
+) -> DeadlinePlan | None:  # fmt: skip
+    """Return how a job is to keep its deadline; None if it has none. Raises DeadlineUnmet if it can't.
+
+    `spec` and `sizing` are as `apply_sizing` returns them.
+    """
+    if spec.limits.deadline is None:
+        return None
+    inputs = sizing.inputs if sizing else sizing_inputs.load_sizing_inputs(db, caller.team, caller.user, spec)
+    paying = ledger.paying_accounts(db, caller.team, caller.user)
+    chosen_type = sizing.choice.type if sizing else None
+    return _plan(db, quote_inputs.load_quote_inputs(db, paying, spec, inputs, chosen_type), spec)
+
+
+def _plan(db: Read, inputs: QuoteInputs, spec: JobSpec) -> DeadlinePlan | None:
+    deadline = spec.deadline_at(db.now)
+    return None if deadline is None else plan_deadline(inputs, deadline)
 
 
 def _size(db: Read, caller: Principal, spec: JobSpec) -> tuple[SizingInputs, Choice, Sized]:

@@ -43,6 +43,7 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         cost=serialize_cost(rows, now),
         spec=spec,
         sizing=rest.Reason.from_stored(read_mapping(row.sizing).get("reason")),
+        deadline=rest.Reason.of(rows.deadline) if rows.deadline else None,
         tags=read_texts(spec.get("tags")),
         retried_from=row.retried_from,
         created_at=to_datetime(row.created_at),

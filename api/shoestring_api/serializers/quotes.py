@@ -10,13 +10,16 @@ from shoestring_core.decide.calibration import Comparison, RecipeCalibration, Ru
 from shoestring_core.decide.predictions import LEVEL
 from shoestring_core.decide.quotes import Amounts, Interruptions, Quote, QuotedOffer, QuoteInputs
 from shoestring_core.decide.sizing import Choice
+from shoestring_core.wording.deadlines import DeadlinePromised
 from shoestring_core.wording.sizing import Sized
 
 from shoestring_api.serializers.offers import serialize_offer
 from shoestring_api.serializers.times import to_datetime
 
 
-def serialize_quote(quote: Quote, inputs: QuoteInputs, choice: Choice, reason: Sized) -> rest.Quote:
+def serialize_quote(
+    quote: Quote, inputs: QuoteInputs, choice: Choice, reason: Sized, deadline: DeadlinePromised | None
+) -> rest.Quote:
     assert choice.outcome != "infeasible"
     return rest.Quote(
         at=to_datetime(inputs.now),
@@ -32,6 +35,7 @@ def serialize_quote(quote: Quote, inputs: QuoteInputs, choice: Choice, reason: S
         time_limit_s=inputs.sizing.time_limit_s,
         sufficient_time_limit_s=choice.sufficient_time_limit_s,
         runs=len({measurement.job for measurement in inputs.sizing.measurements}),
+        deadline=rest.Reason.of(deadline) if deadline else None,
     )
 
 

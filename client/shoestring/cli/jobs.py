@@ -56,6 +56,8 @@ def submit(
         estimate = client.quote(tree).summary  # before the job exists, as it says what machines there are now
         job = client.submit(tree, dry_run=dry_run)
         err.print((job.sizing or estimate).text)
+        if job.deadline:
+            err.print(job.deadline.text)
         if dry_run:
             print_result(job.spec, as_json, lambda: print_json_document(job.spec))
         elif watch:
@@ -265,6 +267,8 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList, quote: rest.KeptQuote 
     out.print(f"job {job.id}   attempt {job.attempt}   rolled-back steps {attempts.rolled_back_steps}")
     if job.sizing:
         out.print(job.sizing.text)
+    if job.deadline:
+        out.print(job.deadline.text)
     if quote:
         out.print(quote.summary.text)
     rows = [

@@ -89,6 +89,8 @@ def _parse_counts(text: str) -> list[int]:
 
 def _print(quoted: rest.Quote) -> None:
     out.print(quoted.summary.text)
+    if quoted.deadline:
+        out.print(quoted.deadline.text)
     if quoted.why_not_faster:
         out.print(quoted.why_not_faster.text)
     if quoted.no_offer:

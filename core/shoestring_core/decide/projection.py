@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from shoestring_core.decide.conditions import unmet_conditions
+from shoestring_core.decide.deadlines import requirements_for
 from shoestring_core.decide.funding import rate_of
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import gpus_of, is_stale
@@ -114,6 +115,7 @@ def project(
     """The schedule of a snapshot and the ones that follow from it. `offers`: as for `schedule_jobs`."""
     course = _Course(snapshot, runs, tuple(offers), now, timeouts, expect)
     order, waits = course.schedule()
+    course.expect_no_spot()
     points = [SpentBy(now, course.spent())]
     goes_on = True
     for _ in range(MAX_ROUNDS):
@@ -188,6 +190,11 @@ class _Course:
         order = [*(start.job for start in decided.starts), *(wait.job for wait in decided.waits)]
         return tuple(order), {wait.job: wait for wait in decided.waits}
 
+    def expect_no_spot(self) -> None:
+        """Jobs that wait for spot machines start on on-demand ones when their deadlines need it."""
+        queue = tuple(_at_the_latest(job) for job in self._snapshot.queue)
+        self._snapshot = replace(self._snapshot, queue=queue)
+
     def advance(self) -> bool:
         """Move the clock to the next moment at which the schedule may change; False: there is none."""
         moments = [run.ends_at for run in self._runs if run.ends_at is not None]
@@ -227,7 +234,7 @@ class _Course:
         self.starts[start.job] = ProjectedStart(start.job, self.now, start.offer, start.nodes, ends_at, cost)
         offer = start.offer
         product = (offer.provider, offer.region, offer.type, offer.market)
-        hold = start.hold * start.nodes
+        hold = max(start.hold * start.nodes, queued.committed)
         run = CurrentRun(
             start.job,
             queued.account_path,
@@ -241,7 +248,7 @@ class _Course:
         )
         self._runs.append(run)
         rate = self._rates[start.job] = rate_of(offer, start.nodes)
-        self._change_balances(run, lambda balance: balance.holding(hold, rate, 1, run.gpus))
+        self._change_balances(run, lambda balance: balance.holding(hold - queued.committed, rate, 1, run.gpus))
         self._change_machines(product, start.nodes)
         self._snapshot = replace(
             self._snapshot, queue=tuple(one for one in self._snapshot.queue if one.job != start.job)
@@ -320,6 +327,15 @@ class _Course:
         in_use = dict(self._snapshot.machines_in_use)
         in_use[product[0]] = max(0, in_use.get(product[0], 0) + nodes)
         self._snapshot = replace(self._snapshot, products=products, machines_in_use=in_use)
+
+
+def _at_the_latest(job: QueuedJob) -> QueuedJob:
+    turn = job.deadline
+    if turn is None or turn.case is None or turn.market != "wait":
+        return job
+    requirements = requirements_for(job.requirements, turn.case.plan, "on_demand", "")
+    not_before = max(job.not_before, turn.case.on_demand_at)
+    return replace(job, requirements=requirements, not_before=not_before, deadline=replace(turn, market="on_demand"))
 
 
 def _accrued(run: CurrentRun, now: int) -> int:

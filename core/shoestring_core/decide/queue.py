@@ -4,7 +4,8 @@
 Next is the team, and in it the member, that has used the fewest dollars for its weight: what it spent, which counts for
 less the longer ago it was, and what is held for it now. A start's hold counts at once. A member's own jobs start in the
 order in which they came, and so do all while nobody has used anything: how long a job waits never puts its team first.
-Before all others come jobs with which a team stays within its guaranteed rate of dollars per hour.
+Before all others come jobs that would miss their deadline otherwise, and jobs with which a team stays within its
+guaranteed rate of dollars per hour.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from heapq import heapify, heappop, heapreplace
 from typing import TypeAlias
 from uuid import UUID
 
+from shoestring_core.decide.deadlines import DeadlineTurn
 from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
@@ -122,6 +124,7 @@ class QueuedJob:
     not_before            it waits for a backoff until then (µs UTC)
     refused               because a provider refused machines to its last attempt
     time_limit            µs that it may train, over all its attempts; None: for ever
+    deadline              where it is to train, to keep its deadline; None: it has none
     """
 
     job: UUID
@@ -135,6 +138,16 @@ class QueuedJob:
     not_before: int = 0
     refused: bool = False
     time_limit: int | None = None
+    deadline: DeadlineTurn | None = None
+
+    @property
+    def is_urgent(self) -> bool:
+        """It could be late if it didn't start now; it is paid from what is committed to it."""
+        return self.deadline is not None and self.deadline.market == "on_demand"
+
+    @property
+    def committed(self) -> int:
+        return self.deadline.committed if self.deadline else 0
 
     @property
     def member(self) -> MemberPath:
@@ -190,6 +203,10 @@ class QueueSnapshot:
     running: tuple[RunningJob, ...] = ()
 
 
+def _by_deadline(job: QueuedJob) -> tuple[int, UUID]:
+    return (job.deadline.case.plan.deadline if job.deadline and job.deadline.case else 0), job.job
+
+
 _Turn: TypeAlias = tuple[bool, tuple[float, ...], int, int, int]
 """Whether the team borrows for the member's next job; what both have used; when that job came, its id, the member's
 place in the list. The smallest is next."""
@@ -233,7 +250,9 @@ class FairQueue:
         self._balances, self._rate_of = balances, rate_of
         self._teams: dict[UUID, _Team] = {}
         members: dict[UUID, _MemberQueue] = {}
-        for job in sorted(snapshot.queue, key=lambda one: (one.queued_at, one.job)):
+        self._urgent = sorted((job for job in snapshot.queue if job.is_urgent), key=_by_deadline)
+        ordinary = [job for job in snapshot.queue if not job.is_urgent] if self._urgent else snapshot.queue
+        for job in sorted(ordinary, key=lambda one: (one.queued_at, one.job)):
             self._jobs_of(members, job.member).append(job)
         for path in sorted(snapshot.unread):
             self._jobs_of(members, path).append(None)
@@ -247,7 +266,10 @@ class FairQueue:
             self._teams[team].changes += 1
 
     def __iter__(self) -> Iterator[tuple[tuple[AccountBalance, ...], QueuedJob | None]]:
-        """The balances of the member whose turn it is, and the job; None: it is one that was not read."""
+        """The balances of the member whose turn it is, and the job; None: it is one that was not read. Urgent jobs come
+        first."""
+        for urgent in self._urgent:
+            yield tuple([self._balances[account] for account in urgent.member]), urgent
         while self._turns:
             place = self._turns[0][-1]
             member = self._members[place]

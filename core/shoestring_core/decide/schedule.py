@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 
 from shoestring_core import money
 from shoestring_core.decide import concurrency, funding, preemption, quotas
+from shoestring_core.decide.deadlines import DeadlineTurn
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import gpus_of, is_stale
 from shoestring_core.decide.queue import AccountBalance, FairQueue, QueuedJob, QueueSnapshot, RunningJob
@@ -37,6 +38,7 @@ from shoestring_core.decide.room import Blocker, Opening, Room, RoomAboutToBeFre
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import WaitReason
 from shoestring_core.wording import waits
+from shoestring_core.wording.deadlines import ForSpot
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,9 @@ def schedule_jobs(
         turn = _Turn(
             queued,
             balances=(balances[queued.account_path[0]], *accounts),
-            budget_blocked_by=_first_of(queued, waiting_for_budget) if waiting_for_budget else None,
+            budget_blocked_by=_first_of(queued, waiting_for_budget)
+            if waiting_for_budget and not queued.committed  # else no other can be short of what pays for it
+            else None,
             refused_until=refused_until.get(queued.requirements, 0) if refused_until else 0,
             gpus_blocked_by=_first_of(queued, waiting_for_gpus) if waiting_for_gpus else None,
         )
@@ -189,7 +193,8 @@ def schedule_jobs(
             room.take(offer, nodes)
             if (end := room.ends_by(queued, offer)) is not None:
                 time_limits.add(end, offer.provider, nodes)
-            hold, rate, gpus = nodes * decision.hold, funding.rate_of(offer, nodes), gpus_of(offer, nodes)
+            hold = max(0, nodes * decision.hold - queued.committed)
+            rate, gpus = funding.rate_of(offer, nodes), gpus_of(offer, nodes)
             for balance in accounts:  # the job's own is no other's
                 balances[balance.id] = balance.holding(hold, rate, 1, gpus)
             turns.balances_changed(team.id)
@@ -322,6 +327,8 @@ def _make_room(
 
 def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
     queued, requirements, most_gpus = turn.queued, turn.queued.requirements, turn.most_gpus
+    if queued.deadline is not None and queued.deadline.market == "wait":
+        return Wait(queued.job, _for_spot(queued.deadline))
     opening = room.opening(queued, most_gpus)
     if opening is None and room.placement(requirements).best is None:
         return Wait(queued.job, room.placement(requirements).why_none)
@@ -339,7 +346,8 @@ def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
         return _wait_for_gpus(turn, room, precedence)
     if not opening.storable:
         return Wait(queued.job, waits.NothingStorable(room.storage.problem))
-    if shortage := find_shortage(turn.balances, requirements.nodes * opening.hold, requirements.nodes):
+    need = requirements.nodes * opening.hold - queued.committed
+    if need > 0 and (shortage := find_shortage(turn.balances, need, requirements.nodes)):
         balance, short = shortage
         return Wait(queued.job, short, short_account=(balance.id, balance.name))
     if not opening.has_room:
@@ -349,6 +357,12 @@ def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
         blocker, name = turn.budget_blocked_by
         return Wait(queued.job, waits.BehindJobShortOfBudget(name, precedence.reason(blocker, turn.balances)))
     return _start(turn, room, opening)
+
+
+def _for_spot(turn: DeadlineTurn) -> waits.WaitDetail:
+    if turn.case is None:
+        return waits.InQueue()
+    return ForSpot(turn.case.on_demand_at, turn.case.plan.deadline)
 
 
 def _wait_for_gpus(turn: _Turn, room: Room, precedence: _Precedence) -> Wait:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from shoestring_core.decide.deadlines import Market, requirements_for
 from shoestring_core.decide.projection import SETTLING, CurrentRun, Projection, relaxed
 from shoestring_core.decide.queue import QueuedJob, QueueSnapshot
+from shoestring_core.spec.gpus import GpuChoice
 
 MAX_CHANGES = 20
 """Budgets, and jobs, that one what-if changes."""
@@ -28,12 +30,16 @@ class JobChange:
 
     first        before its member's other jobs
     any_machine  of any provider, place, type and market
+    gpus         on machines with these, of any type; None: as it is
+    deadline     another one than it has, µs UTC; None: as it is
     stop         it leaves the queue
     """
 
     first: bool = False
     any_machine: bool = False
     stop: bool = False
+    gpus: tuple[GpuChoice, ...] | None = None
+    deadline: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ def apply_changes(
     left = [
         replace(run, ends_at=now + SETTLING, cost=min(run.cost, run.held)) if run.job in paused else run for run in runs
     ]
-    return replace(snapshot, balances=balances, queue=_changed_queue(snapshot.queue, changes.jobs)), left, paused
+    queue = _changed_queue(snapshot.queue, changes.jobs, now)
+    return replace(snapshot, balances=balances, queue=queue), left, paused
 
 
 def compare(before: Projection, after: Projection, paused: tuple[UUID, ...], jobs: Iterable[UUID]) -> Moves:
@@ -87,12 +94,28 @@ def compare(before: Projection, after: Projection, paused: tuple[UUID, ...], job
     return Moves(earlier, later, newly, no_more, paused)
 
 
-def _changed_queue(queue: tuple[QueuedJob, ...], changes: Mapping[UUID, JobChange]) -> tuple[QueuedJob, ...]:
+def _changed_queue(queue: tuple[QueuedJob, ...], changes: Mapping[UUID, JobChange], now: int) -> tuple[QueuedJob, ...]:
     changed = []
     for job in queue:
         change = changes.get(job.job, JobChange())
         if change.stop:
             continue
         requirements = relaxed(job.requirements) if change.any_machine else job.requirements
-        changed.append(replace(job, requirements=requirements, queued_at=0 if change.first else job.queued_at))
+        if change.gpus is not None:
+            requirements = replace(requirements, gpus=change.gpus, type=None)
+        moved = replace(job, requirements=requirements, queued_at=0 if change.first else job.queued_at)
+        changed.append(moved if change.deadline is None else _with_deadline(moved, change.deadline, now))
     return tuple(changed)
+
+
+def _with_deadline(job: QueuedJob, deadline: int, now: int) -> QueuedJob:
+    """It waits for spot machines, or starts on them, as long as the other deadline allows."""
+    turn = job.deadline
+    if turn is None or turn.case is None:
+        return job
+    case = replace(turn.case, now=now, plan=replace(turn.case.plan, deadline=deadline))
+    must_start = case.on_demand_at <= now
+    market: Market = "on_demand" if must_start else "wait" if turn.market == "on_demand" else turn.market
+    zone = turn.zone if market == turn.market else ""
+    requirements = requirements_for(job.requirements, case.plan, market, zone)
+    return replace(job, requirements=requirements, deadline=replace(turn, market=market, zone=zone, case=case))

@@ -137,13 +137,21 @@ def _to_number(value: Any) -> float:
 def _to_utc(value: Any) -> datetime:
     try:
         timestamp = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError:
+        in_utc = timestamp.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter: a time zone moves it out of the calendar
         raise invalid_value(f"must be a timestamp such as 2026-12-01T09:00Z, not {format_value(value)}") from None
     if timestamp.tzinfo is None:
         raise invalid_value(f"needs a time zone, such as {timestamp.isoformat(timespec='minutes')}Z")
-    return timestamp.astimezone(UTC)
+    return in_utc
 
 
+def _to_deadline(value: Any) -> datetime | float:
+    """A time; or the seconds of a duration, until it is known from when it counts."""
+    is_duration = is_number(value) or (isinstance(value, str) and _DURATION.fullmatch(value.strip()))
+    return _to_seconds(value) if is_duration else _to_utc(value)
+
+
+_DURATION = re.compile(r"[0-9.]+([dhms][0-9.dhms]*)?")
 _NODE_RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})")
 
 
@@ -294,7 +302,11 @@ Seconds = Annotated[float, BeforeValidator(_to_seconds), _any_of(*_DURATION_SCHE
 CheckpointInterval = Annotated[
     float | str, BeforeValidator(_to_checkpoint_interval), _any_of({"const": "auto"}, *_DURATION_SCHEMAS)
 ]
-Timestamp = Annotated[datetime, BeforeValidator(_to_utc)]
+Deadline = Annotated[
+    datetime | float,
+    BeforeValidator(_to_deadline),
+    _any_of(_STRING | {"format": "date-time"}, *_DURATION_SCHEMAS),
+]
 Number = Annotated[float, BeforeValidator(_to_number), WithJsonSchema({"type": "number"})]
 NodeCount = Annotated[
     int,

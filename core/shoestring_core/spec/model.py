@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from shoestring_core.spec.field_types import (
     S3_SCHEME,
     CheckpointInterval,
     DataLocation,
+    Deadline,
     DiskSize,
     EnvName,
     EnvValue,
@@ -36,7 +38,6 @@ from shoestring_core.spec.field_types import (
     TagName,
     TagValue,
     Text,
-    Timestamp,
     UniqueTuple,
     disk_bytes,
     split_node_range,
@@ -45,6 +46,7 @@ from shoestring_core.spec.gpus import GpuChoice, parse_gpus
 from shoestring_core.spec.messages import problems_of
 
 MAX_PARAMS = 200
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Section(BaseModel):
@@ -180,8 +182,11 @@ class Limits(_Section):
     spot price rises."""
     time: Seconds | None = None
     """Maximum run time: `90s`, `5m`, `2h`, `1d`, or plain seconds. The number of nodes is chosen to meet it."""
-    deadline: Annotated[Timestamp | None, NotSupportedYet("set limits.time")] = None
-    """Time by which it must have finished, with a time zone."""
+    deadline: Deadline | None = None
+    """Time by which it must have finished, with a time zone, such as `2026-12-04T09:00+01:00`; or a duration from its
+    submission, such as `12h`. It trains on spot machines as long as on-demand ones could still finish in time, and
+    what these would cost is reserved when it is submitted. How long it takes is known from earlier runs, or from
+    `time`."""
     idle: Annotated[Idle | None, NotSupportedYet("set limits.time")] = None
     """Stop the job when its GPUs have been idle."""
 
@@ -289,13 +294,29 @@ class JobSpec(_Section):
 
     @property
     def reserved_time(self) -> int:
-        """µs of training that are paid for in advance; 0: a funding lease at a time."""
-        return round((self.limits.time or 0) * 1e6) if self.on_budget == "finish" else 0
+        """µs of training that are paid for in advance; 0: a funding lease at a time, or what a deadline commits."""
+        reserves = self.on_budget == "finish" and self.limits.deadline is None
+        return round((self.limits.time or 0) * 1e6) if reserves else 0
 
     @property
     def init_job_id(self) -> UUID | None:
         """The job that the weights are initialized from, if `init` names one."""
         return UUID(self.init.removeprefix("job/")) if self.init and self.init.startswith("job/") else None
+
+    def deadline_at(self, submitted_at: int) -> int | None:
+        """limits.deadline of a job that was submitted then, µs UTC; None: it has none."""
+        deadline = self.limits.deadline
+        if deadline is None or isinstance(deadline, float):
+            return None if deadline is None else submitted_at + round(deadline * 1e6)
+        return round((deadline - _EPOCH) / timedelta(microseconds=1))
+
+    def submitted_at(self, now: int) -> JobSpec:
+        """Return the same spec with its deadline as a time."""
+        at = self.deadline_at(now)
+        if at is None:
+            return self
+        limits = self.limits.model_copy(update={"deadline": _EPOCH + timedelta(seconds=at // 1_000_000)})
+        return self.model_copy(update={"limits": limits})
 
     def with_nodes(self, nodes: int) -> JobSpec:
         """Return the same spec with another number of nodes."""
@@ -337,9 +358,15 @@ def rate_limit_of_stored(spec: Mapping[str, Any]) -> int | None:
     return None if rate is None else money.from_decimal(rate)
 
 
+def has_deadline(spec: Mapping[str, Any]) -> bool:
+    """Whether a stored spec has limits.deadline, whatever else is in it."""
+    limits = spec.get("limits")
+    return isinstance(limits, Mapping) and limits.get("deadline") is not None
+
+
 def reserved_time_of_stored(spec: Mapping[str, Any]) -> int:
     """`JobSpec.reserved_time` of a stored spec, whatever else is in it. Raises ValueError, TypeError if damaged."""
-    if spec.get("on_budget") != "finish":
+    if spec.get("on_budget") != "finish" or has_deadline(spec):
         return 0
     limit = (spec.get("limits") or {}).get("time")
     return round(parse_duration(limit) * 1e6) if isinstance(limit, str) else round((limit or 0) * 1e6)

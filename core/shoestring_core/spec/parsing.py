@@ -88,10 +88,38 @@ def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> l
         problems += _node_problems(resources)
         problems += _disk_problems(resources.get("disk"), tree.get("data"))
     limits = tree.get("limits")
+    if isinstance(limits, dict) and limits.get("deadline") is not None:
+        problems += _deadline_problems(tree)
     if tree.get("on_budget") == "finish" and not (isinstance(limits, dict) and limits.get("time") is not None):
         message = "To finish, a job reserves the cost of its longest run. Set limits.time, or use pause or stop."
         problems.append(Problem("/on_budget", message, "missing"))
     return problems
+
+
+def _deadline_problems(tree: Mapping[str, Any]) -> list[Problem]:
+    """What keeps a job from a promise to be in time."""
+    problems: list[Problem] = []
+    resources, retry = _section(tree, "resources"), _section(tree, "retry")
+    if resources.get("spot") == "only":
+        message = "Only on-demand machines can be relied on for a deadline. Leave spot out, or limits.deadline."
+        problems.append(Problem("/resources/spot", message, "contradiction"))
+    if resources.get("min") is not None or parse_node_range(resources) is not None:
+        message = (
+            "How long it takes with fewer nodes isn't known, so it can't have a deadline. Give one number of nodes."
+        )
+        problems.append(Problem("/resources/min", message, "contradiction"))
+    if isinstance(causes := retry.get("on"), list | str) and {"interruption", "capacity"} - set(
+        [causes] if isinstance(causes, str) else map(str, causes)
+    ):
+        message = "With a deadline it goes on after interruptions and refusals. Leave retry.on out."
+        problems.append(Problem("/retry/on", message, "contradiction"))
+    return problems
+
+
+def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Empty if it is missing, or isn't one."""
+    found = tree.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _node_problems(resources: Mapping[str, Any]) -> list[Problem]:

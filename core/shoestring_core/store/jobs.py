@@ -11,29 +11,32 @@ from uuid import UUID
 from sqlalchemy import bindparam, select, update
 
 from shoestring_core import money
+from shoestring_core.decide.deadlines import DeadlinePlan
 from shoestring_core.decide.funding import end_reason_after_stopping
 from shoestring_core.decide.quotes import QuotedOffer
 from shoestring_core.decide.sizing import SizingRecord
-from shoestring_core.errors import BudgetExceeded, InvalidState, NotFound, StaleTransition
+from shoestring_core.errors import BudgetExceeded, DeadlineUnmet, InvalidState, NotFound, StaleTransition
 from shoestring_core.events import JobChange, MachinesChosen
-from shoestring_core.spec import JobSpec
+from shoestring_core.spec import JobSpec, has_deadline
 from shoestring_core.states import JOB_TRANSITIONS, DesiredState, EndReason, JobState, JobStatus, StopReason
-from shoestring_core.store import ledger, transitions
+from shoestring_core.store import deadlines, ledger, transitions
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import AccountRow, JobRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import Reason, budget
 from shoestring_core.wording import jobs as job_reasons
+from shoestring_core.wording.deadlines import DeadlinePromised, DeadlineUnaffordable, DurationUnknown
 
 
 @dataclass(frozen=True)
 class NewJob:
     """A job as it was queued, whose rows are written at the transaction's end. accounts: those that pay for it, its own
-    first."""
+    first; promise: what its deadline commits."""
 
     job: JobRow
     accounts: Sequence[AccountRow]
+    promise: DeadlinePromised | None = None
 
 
 def submit(
@@ -44,6 +47,7 @@ def submit(
     min_hold: int,
     sizing: SizingRecord | None = None,
     quote: QuotedOffer | None = None,
+    deadline: DeadlinePlan | None = None,
     retried_from: JobRow | None = None,
     init: UUID | None = None,
 ) -> NewJob:
@@ -52,19 +56,27 @@ def submit(
     min_hold       least micro-dollars to hold for its first machines
     sizing         why it runs on its machines
     quote          of the offer that it would get, kept to be compared with what it takes
+    deadline       how it is to keep limits.deadline, if it has one
     retried_from   an ended job from whose last checkpoint it starts, unless that job succeeded
     init           the checkpoint that its weights are initialized from
 
     Raises BudgetExceeded only if a *limit* above it could never cover it; a job that must wait for budget is queued.
+    Only the worst case of one with a deadline has to be there now.
     """
     paying = db.once(ledger.ensure_member_accounts, principal.team, principal.user)
     check_affordable(db, paying, spec.limits.cost, min_hold)
+    if spec.limits.deadline is not None and deadline is None:
+        raise DeadlineUnmet(DurationUnknown())
+    promise = None
+    if deadline is not None:
+        check_worst_case(db, paying, spec.limits.cost, deadline.worst_case)
+        promise = promise_deadline(db, paying, deadline)
     job = JobRow(
         id=uuid7(),
         team_id=principal.team,
         user_id=principal.user,
         name=spec.name or "job",
-        spec=spec.resolved(),
+        spec=spec.submitted_at(db.now).resolved(),
         sizing=sizing.as_json() if sizing else None,
         quote=quote.as_json() if quote else None,
         state=JobState.QUEUED,
@@ -77,8 +89,12 @@ def submit(
         created_at=db.now,
         queued_at=db.now,
     )
-    db.insert(job, defer=True)
-    account = ledger.create_job_account(db, job.id, paying[0], spec.limits.cost)
+    at_the_end = deadline is None  # what is committed needs the rows
+    db.insert(job, defer=at_the_end)
+    account = ledger.create_job_account(db, job.id, paying[0], spec.limits.cost, defer=at_the_end)
+    if deadline is not None:
+        deadlines.open_deadline(db, job.id, account.id, deadline)
+        account = ledger.job_account(db, job.id)
     reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
     submitted = JobChange(from_state=None, to=JobState.QUEUED)
     db.event(submitted, team=principal.team, actor=principal.actor, reason=reason, job=job.id)
@@ -87,7 +103,10 @@ def submit(
         data = MachinesChosen(outcome=choice.outcome, nodes=choice.nodes, type=choice.type)
         db.event(data, team=principal.team, actor="scheduler", reason=sizing.reason, job=job.id)
     db.request_tick()
-    return NewJob(job, (account, *paying))
+    if deadline is not None and promise is not None:
+        data = MachinesChosen(outcome="deadline", nodes=deadline.nodes, type=deadline.type)
+        db.event(data, team=principal.team, actor="scheduler", reason=promise, job=job.id)
+    return NewJob(job, (account, *paying), promise)
 
 
 def check_affordable(db: Read, paying: Sequence[AccountRow], cost_limit: int | None, min_hold: int) -> None:
@@ -110,6 +129,32 @@ def check_affordable(db: Read, paying: Sequence[AccountRow], cost_limit: int | N
             short_by=money.to_decimal(need - limit),
             first_machines=need == min_hold,
         )
+    )
+
+
+def check_worst_case(db: Read, paying: Sequence[AccountRow], cost_limit: int | None, need: int) -> None:
+    """Raise BudgetExceeded if limits.cost, or what a budget has left, doesn't cover what a deadline commits."""
+    if cost_limit is not None and need > cost_limit:
+        amounts = money.to_decimal(need), money.to_decimal(cost_limit)
+        raise BudgetExceeded(DeadlineUnaffordable("limits.cost", *amounts, own_limit=True))
+    left = [(max(0, row.limit_micro - row.posted - row.held), row) for row in paying if row.limit_micro is not None]
+    least, tightest = min(left, key=lambda pair: pair[0], default=(need, None))
+    if tightest is not None and (need > least or tightest.overdraft):
+        amounts = money.to_decimal(need), money.to_decimal(0 if tightest.overdraft else least)
+        raise BudgetExceeded(DeadlineUnaffordable(ledger.title(db, tightest), *amounts, own_limit=False))
+
+
+def promise_deadline(db: Read, paying: Sequence[AccountRow], plan: DeadlinePlan) -> DeadlinePromised:
+    """What a deadline commits, and what the budget that has least has left after that."""
+    left = [(row.limit_micro - row.posted - row.held, row) for row in paying if row.limit_micro is not None]
+    least, tightest = min(left, key=lambda pair: pair[0], default=(0, None))
+    return DeadlinePromised(
+        deadline=plan.deadline,
+        worst_case=money.to_decimal(plan.worst_case),
+        left=money.to_decimal(least - plan.worst_case) if tightest else None,
+        account_title=ledger.title(db, tightest) if tightest else "",
+        work_us=plan.work,
+        runs=plan.runs,
     )
 
 
@@ -185,7 +230,10 @@ def resume(db: Write, job: UUID, actor: str, *, reason: Reason | None = None) ->
     before = _load(db, job)
     desired, reason = {"desired_state": DesiredState.RUN, "stop_reason": ""}, reason or job_reasons.ResumeRequested()
     if before.state == JobState.PAUSED:
-        return transition(db, before, JobState.QUEUED, actor=actor, reason=reason, **desired)
+        resumed = transition(db, before, JobState.QUEUED, actor=actor, reason=reason, **desired)
+        if has_deadline(resumed.spec):
+            deadlines.decide_now(db, job)
+        return resumed
     if before.state == JobState.STOPPING and before.desired_state == DesiredState.PAUSE:
         return _set_desired(db, before, desired, actor, reason)
     if before.state == JobState.ENDED or before.desired_state != DesiredState.RUN:
@@ -193,7 +241,7 @@ def resume(db: Write, job: UUID, actor: str, *, reason: Reason | None = None) ->
     return before
 
 
-def retry(db: Write, principal: Principal, job: UUID, *, min_hold: int) -> NewJob:
+def retry(db: Write, principal: Principal, job: UUID, *, min_hold: int, deadline: DeadlinePlan | None = None) -> NewJob:
     """Submit an ended job again, from its stored spec and its last checkpoint; one that succeeded starts over.
 
     Raises InvalidState if it has not ended, NotFound, BudgetExceeded.
@@ -203,7 +251,10 @@ def retry(db: Write, principal: Principal, job: UUID, *, min_hold: int) -> NewJo
         raise InvalidState(job_reasons.CannotRetry(old.state))
     spec = JobSpec.from_stored(old.spec)
     sizing = SizingRecord.from_json(old.sizing) if old.sizing else None
-    return submit(db, principal, spec, min_hold=min_hold, sizing=sizing, retried_from=old, init=old.init_checkpoint)
+    return submit(
+        db, principal, spec, min_hold=min_hold, sizing=sizing, deadline=deadline, retried_from=old,
+        init=old.init_checkpoint,
+    )  # fmt: skip
 
 
 # Reading

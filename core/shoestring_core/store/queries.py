@@ -10,9 +10,11 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, func, select
 
+from shoestring_core.spec import has_deadline
 from shoestring_core.states import JobState
 from shoestring_core.store import ledger
 from shoestring_core.store.budget_waits import load_budget_waits
+from shoestring_core.store.deadlines import load_kept
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.jobs import NewJob
 from shoestring_core.store.tables import (
@@ -29,6 +31,7 @@ from shoestring_core.store.tables import (
     UserRow,
 )
 from shoestring_core.store.transactions import Read
+from shoestring_core.wording.deadlines import DeadlineKept, DeadlinePromised
 from shoestring_core.wording.waits import BudgetOverdrawn, BudgetShort
 
 MAX_QUEUE_POSITION = 100
@@ -42,6 +45,7 @@ class JobRows:
     posted          what the ledger has of each machine, in micro-dollars
     queue_position  its place among its member's queued jobs, from 1; None: it isn't queued, or far back
     budget_wait     the budget that it waits for in the queue, and what that lacks now
+    deadline        what is promised, or done now, to keep its deadline; None: it has none, or has ended
     """
 
     job: JobRow
@@ -53,6 +57,7 @@ class JobRows:
     posted: dict[UUID, int] = field(default_factory=dict)
     queue_position: int | None = None
     budget_wait: BudgetOverdrawn | BudgetShort | None = None
+    deadline: DeadlinePromised | DeadlineKept | None = None
 
 
 def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
@@ -65,13 +70,16 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
     if started := [job.id for job in jobs if job.attempt]:
         _add_attempts(db, rows, started, [leaves[job] for job in started if job in leaves])
     _add_waits(db, rows, accounts)
+    living = [job for job in jobs if job.state != JobState.ENDED and has_deadline(job.spec)]
+    for id_, kept in load_kept(db, living).items():
+        rows[id_].deadline = kept
     return list(rows.values())
 
 
 def rows_of_new_job(db: Read, new: NewJob, principal: Principal) -> JobRows:
     """The rows of a job that the principal has queued in this transaction: nothing that it wrote is read again."""
     account, position = new.accounts[0], next(db.once(_new_positions, principal.team, principal.user))
-    rows = JobRows(new.job, principal.team_name, principal.user_name, account)
+    rows = JobRows(new.job, principal.team_name, principal.user_name, account, deadline=new.promise)
     rows.queue_position = position if position <= MAX_QUEUE_POSITION else None
     _add_budget_waits(db, {new.job.id: rows}, {account.id: account for account in new.accounts})
     return rows

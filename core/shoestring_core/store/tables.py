@@ -47,7 +47,8 @@ from shoestring_core.states import (
 
 # One order for every transaction: opposite orders deadlock. Rows of one kind by id; accounts leaves first.
 WRITE_ORDER = (
-    "scheduler", "jobs", "attempts", "generations", "members", "checkpoints", "machines", "holds", "accounts", "events",
+    "scheduler", "jobs", "deadlines", "attempts", "generations", "members", "checkpoints", "machines", "holds",
+    "commitments", "accounts", "events",
 )  # fmt: skip
 
 Json = JSON().with_variant(JSONB(), "postgresql")
@@ -260,6 +261,29 @@ class JobRow(Base):
     )  # fmt: skip
 
 
+class DeadlineRow(Base):
+    """How a job with limits.deadline is to keep it, and what was decided last."""
+
+    __tablename__ = "deadlines"
+    job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    plan: Mapped[dict[str, Any]]
+    """decide.deadlines.DeadlinePlan"""
+    market: Mapped[str] = mapped_column(default="wait")
+    """decide.deadlines.DeadlineDecision, of the last decision, as `zone` and `because`."""
+    zone: Mapped[str] = mapped_column(default="")
+    because: Mapped[str] = mapped_column(default="policy")
+    inputs: Mapped[dict[str, Any] | None]
+    """decide.deadlines.DeadlineCase, of which it was made. None: nothing was decided yet."""
+    changes: Mapped[int] = mapped_column(default=0)
+    """Counts the decisions that differ from the one before: a schedule depends on them."""
+    next_at: Mapped[int | None]
+    """When it is decided next (µs UTC); None: never more."""
+    __table_args__ = (
+        CheckConstraint("market IN ('wait','spot','on_demand')", name="market"),
+        Index(None, "next_at"),
+    )
+
+
 class AttemptRow(Base):
     __tablename__ = "attempts"
     job: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
@@ -273,6 +297,8 @@ class AttemptRow(Base):
     """The scheduler's, of the plan that opened it."""
     eviction: Mapped[dict[str, Any] | None]
     """decide.preemption.EvictionInputs, if it ended to make room."""
+    market_change: Mapped[dict[str, Any] | None]
+    """decide.deadlines.DeadlineCase, if it ended to go on elsewhere, to keep a deadline."""
     opened_at: Mapped[int]
     closed_at: Mapped[int | None]
     __table_args__ = (
@@ -541,6 +567,16 @@ class AccountRow(Base):
         Index("uq_accounts_owner", "kind", "owner", "period", unique=True),
         Index(None, "overdraft", sqlite_where=text("overdraft > 0"), postgresql_where=text("overdraft > 0")),
     )
+
+
+class CommitmentRow(Base):
+    """Money of a job that is set aside for its machines to come: the first that their holds are made of, and what they
+    don't spend comes back to it."""
+
+    __tablename__ = "commitments"
+    account: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
+    amount: Mapped[int]
+    __table_args__ = (CheckConstraint("amount >= 0", name="amount"),)
 
 
 class HoldRow(Base):

@@ -20,6 +20,7 @@ from shoestring_core.wording import (
     attempts,
     audit,
     budget,
+    deadlines,
     jobs,
     machines,
     offers,
@@ -32,8 +33,8 @@ from shoestring_core.wording import (
 from shoestring_core.wording.reason import NestedReason, Reason, load, parse
 
 __all__ = [
-    "NestedReason", "Reason", "agents", "attempts", "audit", "budget", "jobs", "load", "machines", "offers", "parse",
-    "people", "queue", "quotes", "render", "sentence", "sizing", "waits",
+    "NestedReason", "Reason", "agents", "attempts", "audit", "budget", "deadlines", "jobs", "load", "machines",
+    "offers", "parse", "people", "queue", "quotes", "render", "sentence", "sizing", "waits",
 ]  # fmt: skip
 
 

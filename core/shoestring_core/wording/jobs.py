@@ -53,6 +53,7 @@ _STOPS = {
     StopReason.TIME_LIMIT: "Stopping: time limit reached",
     StopReason.GOAL: "Stopping: goal reached",
     StopReason.EVICTION: "Making room for a team that is below its guaranteed rate",
+    StopReason.MARKET: "Changing machines to keep its deadline",
 }
 
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 from uuid import UUID
 
+from shoestring_core.decide.deadlines import INTERVAL, DeadlineCase, DeadlinePlan, DeadlineTurn, Seen
 from shoestring_core.decide.projection import SETTLING, project
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.what_ifs import AccountChange, Changes, JobChange, Moves, apply_changes, compare
+from shoestring_core.spec.gpus import GpuChoice
 
 from tests.core.decide.test_projection import DOLLAR, HOUR, hour, of, run, starts
 from tests.core.decide.test_schedule import NOW, TEAM_A, TEAM_B, TIMEOUTS, offers, queued, snapshot
@@ -83,3 +85,29 @@ def test_a_greater_weight_gives_a_team_its_turn():
     assert [one.int - 100 for one in projected(snap, runs, Changes())[0].order] == [1, 2]
     heavier = Changes(accounts={TEAM_B: AccountChange(None, 2)})
     assert [one.int - 100 for one in projected(snap, runs, heavier)[0].order] == [2, 1]
+
+
+def test_a_job_on_other_gpus_starts_where_these_are():
+    choosy = replace(queued(1), requirements=Requirements(1, "local", type="big"))
+    wanted = Changes(jobs={job(1): JobChange(gpus=())})
+    assert starts(projected(snapshot(choosy), [], Changes())[0]) == {}
+    assert starts(projected(snapshot(choosy), [], wanted)[0]) == {1: 0.0}
+    assert (
+        starts(projected(snapshot(choosy), [], Changes(jobs={job(1): JobChange(gpus=(GpuChoice("H100"),))}))[0]) == {}
+    )
+
+
+def test_a_job_that_waits_for_spot_starts_on_demand_when_its_deadline_needs_it_and_later_with_a_later_one():
+    plan = DeadlinePlan(NOW, NOW + 6 * HOUR, "local", "cpu", 1, HOUR, HOUR // 4, 0, 5 * DOLLAR, "measured")
+    case = DeadlineCase(plan, NOW, "wait", "", HOUR, HOUR // 4, 0, Seen(), Seen(), 3.0, 0, 0, None, INTERVAL)
+    waits = replace(queued(1), deadline=DeadlineTurn("wait", "", case, plan.worst_case))
+    snap = snapshot(waits)
+
+    def starts_at(change: JobChange) -> dict[int, tuple[float, str]]:
+        changed, _, _ = apply_changes(snap, [], Changes(jobs={job(1): change}), NOW)
+        found = project(changed, [], offers(1), NOW, TIMEOUTS, hour).starts.values()
+        return {one.job.int - 100: ((one.at - NOW) / HOUR, one.offer.market) for one in found}
+
+    assert starts_at(JobChange()) == {1: (4.5, "on_demand")}
+    assert starts_at(JobChange(deadline=NOW + 8 * HOUR)) == {1: (6.5, "on_demand")}
+    assert starts_at(JobChange(deadline=NOW + HOUR)) == {1: (0.0, "on_demand")}

@@ -193,13 +193,54 @@ def test_a_least_number_that_makes_no_sense_is_refused(written, at):
     assert list(problems(QUICK | {"resources": written})) == [at]
 
 
+def test_a_deadline_is_a_time_with_its_zone_or_counts_from_the_submission():
+    submitted_at = 1_790_000_000_000_000
+    at_nine = spec.parse(QUICK | {"limits": {"deadline": "2026-12-04T09:00:00+01:00"}})
+    assert at_nine.deadline_at(submitted_at) == 1_796_371_200_000_000
+    in_half_a_day = spec.parse("recipe: digits/quickstart\nlimits: {deadline: 12h}")
+    assert in_half_a_day.deadline_at(submitted_at) == submitted_at + 43_200_000_000
+    stored = in_half_a_day.submitted_at(submitted_at).resolved()
+    assert stored["limits"]["deadline"] == "2026-09-22T02:13:20Z"
+    assert JobSpec.from_stored(stored).deadline_at(0) == submitted_at + 43_200_000_000
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("2026-12-04T09:00", "needs a time zone, such as 2026-12-04T09:00Z"),
+        ("Friday 09:00", "must be a timestamp such as 2026-12-01T09:00Z"),
+        ("0001-01-01T00:00+14:00", "must be a timestamp"),
+        ("12 h", "must be a timestamp"),
+        ("0s", "must be at least 1s"),
+        ("400d", "at most 365d"),
+        (-3600, "must be at least 1s"),
+        (True, "must be a timestamp"),
+        ([1], "must be a timestamp"),
+    ],
+)
+def test_a_deadline_that_is_no_time_is_refused(written, said):
+    assert said in problems(QUICK | {"limits": {"deadline": written}})["/limits/deadline"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "at"),
+    [
+        ({"resources": {"spot": "only"}}, "/resources/spot"),
+        ({"resources": {"nodes": "2..4"}}, "/resources/min"),
+        ({"retry": {"on": ["capacity"]}}, "/retry/on"),
+    ],
+)
+def test_what_forbids_to_keep_a_deadline_is_refused_beside_one(tree, at):
+    assert list(problems(QUICK | tree | {"limits": {"deadline": "12h"}})) == [at]
+    spec.parse(QUICK | tree)
+
+
 # Every field whose feature isn't built: valid values are refused as such, wrong ones as wrong.
 NOT_YET = {
     "/run": ({"recipe": None, "run": "python train.py"}, {"run": 5}),
     "/setup": ({"setup": "pip install x"}, {"setup": ["pip"]}),
     "/code": ({"code": {"git": "https://example.org/me/repo", "ref": "3f2a1c9"}}, {"code": "x"}),
     "/params/seed": ({"params": {"seed": [1, 2, 3]}}, {"params": {"seed": {"a": 1}}}),
-    "/limits/deadline": ({"limits": {"deadline": "2026-12-01T09:00Z"}}, {"limits": {"deadline": "2026-12-01T09:00"}}),
     "/limits/idle": ({"limits": {"idle": {"gpu_below": "10%", "for": "15m"}}}, {"limits": {"idle": 3}}),
     "/goal/best": ({"goal": {"metric": "val/acc", "best": "max"}}, {"goal": {"metric": "val/acc", "best": "most"}}),
     "/checkpoint/keep": ({"checkpoint": {"keep": 2}}, {"checkpoint": {"keep": 0}}),

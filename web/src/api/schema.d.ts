@@ -2640,6 +2640,7 @@ export interface components {
                 [key: string]: unknown;
             };
             sizing: components["schemas"]["Reason"] | null;
+            deadline: components["schemas"]["Reason"] | null;
             /**
              * Tags
              * @default {}
@@ -2747,6 +2748,10 @@ export interface components {
              * @default false
              */
             any_machine: boolean;
+            /** Gpu */
+            gpu?: string | null;
+            /** Deadline */
+            deadline?: string | null;
             /**
              * Stop
              * @default false
@@ -3049,7 +3054,7 @@ export interface components {
         MachineState: "planned" | "launching" | "running" | "terminating" | "terminated" | "never_launched";
         /**
          * MachinesChosen
-         * @description Which machines were chosen for limits.time, or why none.
+         * @description Which machines were chosen for limits.time, or why none; or for limits.deadline, and what is reserved for it.
          */
         MachinesChosen: {
             /** Outcome */
@@ -3450,6 +3455,7 @@ export interface components {
             sufficient_time_limit_s: number | null;
             /** Runs */
             runs: number;
+            deadline: components["schemas"]["Reason"] | null;
         };
         /**
          * QuoteOutcome

@@ -46,6 +46,27 @@ class AvailabilityHistory:
             self._recoveries += ~before & available.any(axis=1)
         self.available, self._observed = available, True
 
+    def restore(
+        self,
+        *,
+        available: Bools,
+        up_hours: Floats,
+        losses: Floats,
+        totals: tuple[float, float, float, float],
+        observed: bool,
+    ) -> None:
+        """Go on from what `totals` gave, of one run. `observed`: `available` was, else it is to be."""
+        self.available, self._observed = available, observed
+        self._up_hours, self._losses = up_hours, losses
+        self._any_up_hours, self._several_up_hours, self._outage_hours, self._recoveries = (
+            np.array([float(total)]) for total in totals
+        )
+
+    def totals(self) -> tuple[tuple[Floats, Floats, Floats, Floats], Floats, Floats]:
+        """Hours with any zone, several and none available, and recoveries; by zone, hours and losses."""
+        whole = (self._any_up_hours, self._several_up_hours, self._outage_hours, self._recoveries)
+        return whole, self._up_hours, self._losses
+
     def uptimes(self) -> Floats:
         """Mean hours that a spot machine lasts, by zone."""
         return (PRIOR_UPTIME_H * PRIOR_WEIGHT + self._up_hours) / (PRIOR_WEIGHT + self._losses)

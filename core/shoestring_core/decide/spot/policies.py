@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from shoestring_core.decide.spot.availability import AvailabilityHistory
-from shoestring_core.decide.spot.deadline_job import Bools, DeadlineJob, Floats, Ints, Mode, RunStates
+from shoestring_core.decide.spot.deadline_job import Bools, DeadlineJob, Floats, Ints, Mode, RunStates, keep_deadline
 from shoestring_core.decide.spot.value_table import Availability, ValueTable, solve
 
 
@@ -37,6 +37,16 @@ class Situation:
 class Policy(Protocol):
     def choose(self, now: Situation) -> Ints:
         """The mode that each run should be in during the interval."""
+
+
+def choose_modes(
+    job: DeadlineJob, policy: Policy, states: RunStates, seen: AvailabilityHistory, time_left: float
+) -> tuple[Ints, Ints]:
+    """What a policy wants in the interval that begins, and what becomes of it by the safety net. A run whose spot
+    machine is lost waits by now."""
+    spot_available = (states.mode == Mode.SPOT) | seen.available.any(axis=1)
+    wanted = policy.choose(Situation(job, states, seen, spot_available, time_left))
+    return wanted, keep_deadline(job, states, wanted, time_left)
 
 
 class Greedy:

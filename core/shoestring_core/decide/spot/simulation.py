@@ -21,9 +21,8 @@ from shoestring_core.decide.spot.deadline_job import (
     Ints,
     Mode,
     RunStates,
-    keep_deadline,
 )
-from shoestring_core.decide.spot.policies import Policy, Situation
+from shoestring_core.decide.spot.policies import Policy, choose_modes
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,7 @@ def simulate(job: DeadlineJob, policy: Policy, available: Bools, warm_up: int = 
         seen.observe(now)
         lost = (states.mode == Mode.SPOT) & ~now[each, states.zone]
         states.mode = np.where(lost, Mode.WAITING, states.mode)
-        spot_available = (states.mode == Mode.SPOT) | now.any(axis=1)
-        time_left = job.time_left(interval)
-        wanted = policy.choose(Situation(job, states, seen, spot_available, time_left))
-        mode = keep_deadline(job, states, wanted, time_left)
+        _, mode = choose_modes(job, policy, states, seen, job.time_left(interval))
         started = (mode != states.mode) & (mode != Mode.WAITING)
         states.zone = np.where(started & (mode == Mode.SPOT), seen.longest_lived_zones(), states.zone)
         states.changeover_left = np.where(started, job.changeover, states.changeover_left)

@@ -15,8 +15,8 @@ from shoestring_core import money
 from shoestring_core.decide import billing, funding
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.events import CostChange, StorageChange
-from shoestring_core.spec import reserved_time_of_stored
-from shoestring_core.store import ledger
+from shoestring_core.spec import has_deadline, reserved_time_of_stored
+from shoestring_core.store import deadlines, ledger
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read, Write
@@ -56,7 +56,7 @@ def extend_funding(db: Write, machine_id: UUID, timeouts: Timeouts, storable_unt
     funded = update(MachineRow).where(MachineRow.id == machine_id, MachineRow.funded_until == now.funded_until)
     if not rows.try_update(db, funded.values(funded_until=due.funded_until)):
         return False
-    reserved = bool(reserved_time_of_stored(job.spec))
+    reserved = bool(reserved_time_of_stored(job.spec) or has_deadline(job.spec))
     ledger.extend_hold(
         db, machine_id, due.amount, due.funded_until, if_funded_until=now.funded_until, reserved=reserved
     )
@@ -152,6 +152,8 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     )
     if not rows.try_update(db, settled.values(settled_at=db.now)):
         return False
+    if has_deadline(job.spec):
+        deadlines.close_deadline(db, job_id)
     change = CostChange(action="job_settled")
     db.event(change, team=job.team_id, actor="fleet", job=job_id, reason=budget.JobSettled())
     return True

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container
 from typing import Any
 from uuid import UUID
@@ -115,7 +116,9 @@ def apply_action(
     if isinstance(action, failures.EndAttempt):
         spec = JobSpec.from_stored(job.spec)
         counts = _count_attempts(db, job_id, attempt_number, action.reason)
-        end = retries.refuse_retry(action.reason, action.detail, *counts, spec.retry.on, spec.retry.max)
+        # Losses are what the policy of a deadline reckons with: they use up no retries.
+        retry_max = spec.retry.max if spec.limits.deadline is None else sys.maxsize
+        end = retries.refuse_retry(action.reason, action.detail, *counts, spec.retry.on, retry_max)
         if end is not None:
             _end_job(db, job, end)
         else:
@@ -158,7 +161,11 @@ def begin_stopping(db: Write, job_id: UUID) -> bool:
     job = rows.lock_job(db, job_id)
     if job.state != JobState.STOPPING:
         return False
-    return close_attempt(db, job_id, job.attempt, "eviction" if job.stop_reason == StopReason.EVICTION else "stop")
+    return close_attempt(db, job_id, job.attempt, job.stop_reason if job.stop_reason in _REQUEUED else "stop")
+
+
+_REQUEUED = (StopReason.EVICTION, StopReason.MARKET)
+"""Stops after which a job goes back to its place in the queue."""
 
 
 def finish_attempt(db: Write, job_id: UUID, attempt_number: int) -> bool:
@@ -205,7 +212,7 @@ def _after_stopping(db: Write, job: JobRow) -> None:
     elif job.desired_state == DesiredState.PAUSE:
         jobs.transition(db, job, JobState.PAUSED, actor="fleet", reason=job_reasons.MachinesTerminated())
     else:
-        columns = {"stop_reason": "", "queued_at": job.queued_at if job.stop_reason == StopReason.EVICTION else db.now}
+        columns = {"stop_reason": "", "queued_at": job.queued_at if job.stop_reason in _REQUEUED else db.now}
         jobs.transition(db, job, JobState.QUEUED, actor="fleet", reason=job_reasons.MachinesTerminated(), **columns)
 
 

@@ -7,23 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import exists, select
+from sqlalchemy import bindparam, exists, select
 
 from shoestring_core.decide.funding import MachineFunding
 from shoestring_core.store.fleet import billing, launches, queue, rows
 from shoestring_core.store.fleet.active_attempts import ActiveAttempt, load_active_attempts
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_versions
-from shoestring_core.store.tables import JobRow, MachineRow
+from shoestring_core.store.tables import DeadlineRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What providers are asked for: whether jobs wait for machines, and the providers whose machines are alive."""
+    """What providers are asked for: whether jobs wait for machines, and the providers whose machines are alive; and
+    whether it is to be decided about jobs with a deadline."""
 
     now: int
     jobs_queued: bool
+    deadlines_due: bool
     in_use: frozenset[str]
 
 
@@ -53,8 +55,8 @@ class OpenWork:
 
 
 def load_demand(db: Read) -> Demand:
-    ((queued,),) = db.rows(_JOBS_QUEUED)
-    return Demand(db.now, queued, frozenset(provider for (provider,) in db.rows(_PROVIDERS_IN_USE)))
+    ((queued, due),) = db.rows(_JOBS_QUEUED, now=db.now)
+    return Demand(db.now, queued, due, frozenset(provider for (provider,) in db.rows(_PROVIDERS_IN_USE)))
 
 
 def load_open_work(db: Read) -> OpenWork:
@@ -75,5 +77,5 @@ def load_open_work(db: Read) -> OpenWork:
     )
 
 
-_JOBS_QUEUED = select(exists().where(JobRow.state == "queued"))
+_JOBS_QUEUED = select(exists().where(JobRow.state == "queued"), exists().where(DeadlineRow.next_at <= bindparam("now")))
 _PROVIDERS_IN_USE = select(MachineRow.provider).where(MachineRow.state.in_(rows.ALIVE)).distinct()

@@ -13,6 +13,7 @@ from sqlalchemy import bindparam, exists, func, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.decide import retries
+from shoestring_core.decide.deadlines import DeadlinePlan, DeadlineTurn
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Wait
@@ -22,10 +23,10 @@ from shoestring_core.errors import InvalidSpec
 from shoestring_core.events import WaitChange
 from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, JobState
-from shoestring_core.store import ledger
+from shoestring_core.store import deadlines, ledger
 from shoestring_core.store.fleet import rows, running_jobs
 from shoestring_core.store.fleet.launches import load_refusals
-from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow, SchedulerRow, TeamRow
+from shoestring_core.store.tables import AccountRow, AttemptRow, DeadlineRow, JobRow, MachineRow, SchedulerRow, TeamRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording.waits import InQueue
 
@@ -46,12 +47,14 @@ class QueueMark(NamedTuple):
     plan_version  raised by each start and each change of waits
     changes       the teams' events, without those that no schedule depends on
     attempts      those not closed yet: one is closed without an event, and opened only with a new plan version
+    deadlines     counts the decisions about jobs with a deadline
     """
 
     queued: bool
     plan_version: int
     changes: int
     attempts: int
+    deadlines: int
 
 
 StoredWait = tuple[str | None, dict[str, Any] | None]
@@ -110,12 +113,16 @@ def load_queue(
     lengths = _load_lengths(db)
     before, read = (so_far.snapshot.queue, so_far.read) if so_far else ((), Counter())
     depth = 2 * so_far.depth if so_far else max(1, PAGE // max(1, len(lengths)))
+    turns = deadlines.load_turns(db)
     page = _load_page(db, so_far.depth if so_far else 0, depth, _members_paid_from(short_accounts, accounts))
     read = read + Counter((job.team_id, job.user_id) for job in page)
+    known = {job.job for job in before}
+    page = [job for job in [*page, *_load_urgent(db, turns, page)] if job.id not in known]
     unreadable = _update_known(db, known_jobs, [job.id for job in page], accounts)
     readable = [job for job in page if job.id in known_jobs]
     tried = _load_tried(db, {job.id: known_jobs[job.id] for job in readable if job.attempt > 0}, timeouts)
-    added = (replace(tried.get(job.id) or known_jobs[job.id], queued_at=job.queued_at) for job in readable)
+    added = [replace(tried.get(job.id) or known_jobs[job.id], queued_at=job.queued_at) for job in readable]
+    added = [deadlines.with_turn(job, *turns[job.job]) if job.job in turns else job for job in added]
     queue = tuple(sorted((*before, *added), key=lambda job: (job.queued_at, job.job)))
     paths = {_member_of(row): rows.ancestor_ids(row, accounts) for row in accounts.values() if row.kind == "member"}
     titles, half_life = ledger.titles(db, list(accounts.values())), ledger.load_half_life(db)
@@ -205,6 +212,13 @@ def _load_page(db: Read, after: int, through: int, without: Collection[Member]) 
     places = queued.subquery()
     page = select(JobRow.id, *_MEMBER, JobRow.queued_at, JobRow.attempt).join(places, places.c.id == JobRow.id)
     return db.sql.execute(page.where(places.c.place > after, places.c.place <= through)).all()
+
+
+def _load_urgent(db: Read, turns: Mapping[UUID, tuple[DeadlinePlan, DeadlineTurn]], page: Iterable[Any]) -> list[Any]:
+    """The jobs that start before all others, wherever they are in the queue, as far as they are not on the page."""
+    on_page = {job.id for job in page}
+    urgent = [job for job, (_, turn) in turns.items() if turn.market == "on_demand" and job not in on_page]
+    return list(_select_in(db, (JobRow.id, *_MEMBER, JobRow.queued_at, JobRow.attempt), JobRow.id, urgent, *_IN_QUEUE))
 
 
 def _load_waits(db: Read) -> dict[UUID, StoredWait]:
@@ -313,4 +327,5 @@ _MARK = select(
     select(SchedulerRow.plan_version).scalar_subquery(),
     select(func.sum(TeamRow.schedule_changes)).scalar_subquery(),
     select(func.count()).select_from(AttemptRow).where(AttemptRow.state.in_(rows.UNCLOSED)).scalar_subquery(),
+    select(func.sum(DeadlineRow.changes)).where(DeadlineRow.next_at.is_not(None)).scalar_subquery(),
 )

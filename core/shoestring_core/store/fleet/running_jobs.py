@@ -15,7 +15,7 @@ from shoestring_core.decide.queue import RunningJob
 from shoestring_core.decide.quotas import Product
 from shoestring_core.states import AttemptState, DesiredState, JobState
 from shoestring_core.store.fleet import rows
-from shoestring_core.store.tables import AccountRow, AttemptRow, GenerationRow, JobRow, MachineRow
+from shoestring_core.store.tables import AccountRow, AttemptRow, DeadlineRow, GenerationRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read
 
 
@@ -48,6 +48,8 @@ def load_running_jobs(db: Read) -> list[RunningJob]:
             .where(JobRow.state.in_((JobState.LAUNCHING, JobState.RUNNING)))
         )
     )
+    # What is reserved for a deadline would not pay for starting again whenever others ask for room.
+    with_deadline = set(db.sql.scalars(select(DeadlineRow.job).where(DeadlineRow.next_at.is_not(None))))
     teams = {UUID(row.owner): row.id for row in db.sql.execute(_TEAMS)}
     machines: dict[tuple[UUID, UUID, int, float | None], Counter[Product]] = {}
     rates: Counter[UUID] = Counter()
@@ -57,7 +59,8 @@ def load_running_jobs(db: Read) -> list[RunningJob]:
     return [
         RunningJob(
             job, attempt, teams[team], next(iter(its))[0], tuple(sorted(its.items())), rates[job],
-            _began(generations[job], attempt), _ends_by(generations[job], limit, db.now),
+            None if job in with_deadline else _began(generations[job], attempt),
+            _ends_by(generations[job], limit, db.now),
         )
         for (job, team, attempt, limit), its in machines.items()
     ]  # fmt: skip

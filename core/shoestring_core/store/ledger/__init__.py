@@ -4,6 +4,7 @@
 accounts     the tree of accounts, and who may see them
 limits       what an account may spend: adjusted, granted, transferred
 holds        money held for machines: placed, extended, released
+commitments  money held for a job that has a deadline, for its machines to come
 settlement   the cost of machines posted against their holds
 periods      months and terms, and what is left at their borders
 forecasts    what a period will have spent at its end
@@ -50,6 +51,7 @@ from shoestring_core.store.ledger.accounts import (
 )
 from shoestring_core.store.ledger.audit import Discrepancy, find_discrepancies
 from shoestring_core.store.ledger.caps import set_concurrency
+from shoestring_core.store.ledger.commitments import adjust_commitment, commit_money, load_commitments
 from shoestring_core.store.ledger.forecasts import BudgetForecast, due_forecasts, load_forecast, tell_forecast
 from shoestring_core.store.ledger.holds import HoldRequest, extend_hold, place_hold, place_holds, release_hold
 from shoestring_core.store.ledger.limits import grant, set_limit, tightest_account, transfer, was_limited
@@ -80,9 +82,11 @@ __all__ = [
     "HoldRequest",
     "Plan",
     "accounts_upward",
+    "adjust_commitment",
     "ancestors",
     "begin_roll_over",
     "belongs_to",
+    "commit_money",
     "create_accounts",
     "create_job_account",
     "due_borders",
@@ -93,6 +97,7 @@ __all__ = [
     "grant",
     "job_account",
     "lines_of",
+    "load_commitments",
     "load_forecast",
     "load_half_life",
     "load_periods",

@@ -26,10 +26,10 @@ def create_accounts(db: Write, org: str, team: UUID, member: UUID | None = None)
     return account if member is None else _create(db, "member", f"{team}/{member}", parent=account.id)
 
 
-def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: int | None) -> AccountRow:
-    """The account of a new job, below that of its member. It is written at the transaction's end."""
+def create_job_account(db: Write, job: UUID, member: AccountRow, limit_micro: int | None, *, defer: bool) -> AccountRow:
+    """The account of a new job, below that of its member. `defer`: it is written at the transaction's end."""
     account = AccountRow(**_new("job", str(job), member.id, limit_micro))
-    db.insert(account, defer=True)
+    db.insert(account, defer=defer)
     return account
 
 

@@ -9,7 +9,14 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from shoestring_core.store.tables import AccountRow, CarriedHoldRow, HoldRow, LimitChangeRow, TransferRow
+from shoestring_core.store.tables import (
+    AccountRow,
+    CarriedHoldRow,
+    CommitmentRow,
+    HoldRow,
+    LimitChangeRow,
+    TransferRow,
+)
 from shoestring_core.store.transactions import Read
 
 
@@ -66,10 +73,13 @@ def _posted_by_account(db: Read) -> Counter[UUID]:
 
 
 def _held_by_account(db: Read) -> Counter[UUID]:
-    """The rest of each account's open holds."""
+    """The rest of each account's open holds, and what is committed to it."""
     rest = func.sum(HoldRow.amount - HoldRow.consumed)
     rows = db.sql.execute(select(HoldRow.account, rest).where(HoldRow.state == "open").group_by(HoldRow.account))
-    return Counter({account: int(amount) for account, amount in rows})
+    held = Counter({account: int(amount) for account, amount in rows})
+    for account, amount in db.sql.execute(select(CommitmentRow.account, CommitmentRow.amount)):
+        held[account] += amount
+    return held
 
 
 def _carried_by_account(db: Read) -> Counter[UUID]:

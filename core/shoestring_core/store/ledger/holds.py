@@ -12,6 +12,7 @@ from sqlalchemy import bindparam, func, select, update
 
 from shoestring_core.errors import StaleTransition
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes, hold_amounts
+from shoestring_core.store.ledger.commitments import draw, give_back
 from shoestring_core.store.ledger.feed import record_movement
 from shoestring_core.store.ledger.periods import settle_carried
 from shoestring_core.store.tables import HoldRow
@@ -42,7 +43,7 @@ def place_hold(
 
 
 def place_holds(db: Write, requests: Sequence[HoldRequest]) -> list[HoldRow]:
-    """Set money aside for several machines, all or none.
+    """Set money aside for several machines, all or none; first what is committed to their jobs.
 
     Raises BudgetExceeded, naming the account that is short, and leaves the transaction as it was; StaleTransition if a
     machine already has an open hold.
@@ -52,7 +53,7 @@ def place_holds(db: Write, requests: Sequence[HoldRequest]) -> list[HoldRow]:
         by_account = Counter[UUID]()
         for request in requests:
             by_account[request.account] += request.amount
-        hold_amounts(db, by_account)
+        hold_amounts(db, draw(db, by_account))
     for hold in holds.values():
         record_movement(db, hold.machine, "held", hold.amount)
     return [holds[request.machine] for request in requests]
@@ -86,19 +87,20 @@ def extend_hold(
         hold = newest_hold(db, machine)
         assert hold is not None
         if amount_more or not reserved:
-            hold_amounts(db, {hold.account: amount_more})
+            hold_amounts(db, draw(db, {hold.account: amount_more}))
     record_movement(db, machine, "extended", amount_more)
     return hold
 
 
 def release_hold(db: Write, machine: UUID, reason: Reason) -> int:
-    """Give back the rest of a machine's hold and return its amount; 0 if no hold is open."""
+    """Give back the rest of a machine's hold, to its job's commitment if there is one, and return its amount; 0 if no
+    hold is open."""
     hold = newest_hold(db, machine)
     if hold is None or hold.state == "closed":
         return 0
     rest = hold.amount - hold.consumed
     change_hold(db, hold, consumed=hold.consumed, state="closed")
-    accounts = apply_changes(db, {hold.account: BalanceChange(held=-rest)})
+    accounts = apply_changes(db, {hold.account: BalanceChange(held=-give_back(db, hold.account, rest))})
     settle_carried(db, hold, accounts, 0, closed=True)
     record_movement(db, machine, "released", rest, reason)
     db.request_tick()

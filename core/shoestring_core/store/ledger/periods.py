@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from shoestring_core import money
@@ -16,7 +16,7 @@ from shoestring_core.errors import BudgetUnmovable, StaleTransition
 from shoestring_core.store.ledger.accounts import load_account, period_limit, title
 from shoestring_core.store.ledger.balances import positive_part
 from shoestring_core.store.ledger.limits import record_limit_change
-from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, CarriedHoldRow, HoldRow
+from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, CarriedHoldRow, CommitmentRow, HoldRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import budget
 
@@ -112,7 +112,7 @@ def roll_over(db: Write, period: BudgetPeriodRow) -> AccountRow:
     )
     if row is None or row.limit_micro is None:
         raise StaleTransition(budget.NoLimitForPeriod(str(period.account)))
-    used, limit_before = row.posted + row.held, period_limit(row)
+    used, limit_before = row.posted + row.held - _committed_below(db, row), period_limit(row)
     terms = load_periods(db, [row.id])[row.id]  # both rows are locked: nobody changes the amount any more
     amount = 0 if terms.closed else terms.amount
     opening = periods.open_period(row.limit_micro, used, amount, terms.rollover, terms.rollover_cap)
@@ -122,7 +122,7 @@ def roll_over(db: Write, period: BudgetPeriodRow) -> AccountRow:
         .where(AccountRow.id == row.id)
         .values(
             limit_micro=opening.limit, period_base=opening.base, carried=carried,
-            overdraft=max(0, used - opening.limit),
+            overdraft=max(0, row.posted + row.held - opening.limit),
         )
     )  # fmt: skip
     carried_over = update(BudgetPeriodRow).where(BudgetPeriodRow.account == row.id)
@@ -137,6 +137,13 @@ def roll_over(db: Write, period: BudgetPeriodRow) -> AccountRow:
     )
     record_limit_change(db, after, limit_before, "rolled_over", actor="ledger", reason=reason)
     return load_account(db, row.id)
+
+
+def _committed_below(db: Read, account: AccountRow) -> int:
+    """What is committed to jobs below an account: the period that begins pays for that."""
+    below = select(func.sum(CommitmentRow.amount)).join(_JOB, _JOB.id == CommitmentRow.account)
+    below = below.join(_MEMBER, _MEMBER.id == _JOB.parent).join(_TEAM, _TEAM.id == _MEMBER.parent)
+    return int(db.sql.scalar(below.where(_is_below(account.id))) or 0)
 
 
 def settle_carried(db: Write, hold: HoldRow, accounts: Iterable[AccountRow], spent: int, *, closed: bool) -> None:
@@ -197,17 +204,23 @@ def _carry_holds(db: Write, account: AccountRow) -> int:
     db.execute(delete(CarriedHoldRow).where(CarriedHoldRow.account == account.id))
     if account.overdraft:
         return 0
-    job, member, team = aliased(AccountRow), aliased(AccountRow), aliased(AccountRow)
     below = (
         select(HoldRow.id, HoldRow.amount - HoldRow.consumed)
-        .join(job, job.id == HoldRow.account)
-        .join(member, member.id == job.parent)
-        .join(team, team.id == member.parent)
+        .join(_JOB, _JOB.id == HoldRow.account)
+        .join(_MEMBER, _MEMBER.id == _JOB.parent)
+        .join(_TEAM, _TEAM.id == _MEMBER.parent)
         .where(HoldRow.state == "open", HoldRow.amount > HoldRow.consumed)
-        .where(or_(job.parent == account.id, member.parent == account.id, team.parent == account.id))
+        .where(_is_below(account.id))
     )
     held = {hold: int(rest) for hold, rest in db.sql.execute(below)}
     if held:
         rows = [{"account": account.id, "hold": hold, "rest": rest} for hold, rest in held.items()]
         db.insert_missing(CarriedHoldRow, rows)
     return sum(held.values())
+
+
+def _is_below(account: UUID) -> ColumnElement[bool]:
+    return or_(_JOB.parent == account, _MEMBER.parent == account, _TEAM.parent == account)
+
+
+_JOB, _MEMBER, _TEAM = aliased(AccountRow), aliased(AccountRow), aliased(AccountRow)

@@ -14,6 +14,7 @@ from shoestring_core.decide.billing import Line
 from shoestring_core.errors import StaleTransition
 from shoestring_core.store.ledger.accounts import account_of, ancestors
 from shoestring_core.store.ledger.balances import BalanceChange, apply_changes
+from shoestring_core.store.ledger.commitments import give_back
 from shoestring_core.store.ledger.feed import record_alarm, record_movement
 from shoestring_core.store.ledger.holds import change_hold, newest_hold
 from shoestring_core.store.ledger.periods import settle_carried
@@ -91,6 +92,8 @@ def _post(db: Write, hold: HoldRow, covered: list[_Increment], overrun: list[_In
     unheld = (hold.amount if final else consumed) - hold.consumed if is_open else 0
     if is_open:
         change_hold(db, hold, consumed=consumed, state="closed" if final else "open")
+        if final and (rest := hold.amount - consumed):
+            unheld -= rest - give_back(db, hold.account, rest)
     changes = _insert_transfers(db, hold, covered, "usage" if is_open else "correction", counterparty="cash")
     changes |= _insert_transfers(db, hold, overrun, "overrun", counterparty="overrun")
     changes[hold.account] = BalanceChange(spent + beyond, -unheld)

@@ -68,6 +68,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
         </p>
         {job.state === "queued" && <QueuedOutlook id={job.id} />}
         {job.sizing && <p data-sizing>{job.sizing.text}</p>}
+        {job.deadline && <p data-deadline>{job.deadline.text}</p>}
         <p className="muted">
           {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{shortId(job.id)}</code>{" "}
           <CopyButton text={job.id} label="Copy id" />

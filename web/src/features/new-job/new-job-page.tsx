@@ -136,6 +136,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
             <Field label="Cost limit, dollars" help="The most that the job may cost. Leave blank for the limits of the budgets." inputMode="decimal" placeholder="none" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
             <Field label="Hourly limit, dollars" help="Of all machines together: dearer ones are not rented." inputMode="decimal" placeholder="none" {...field(["limits", "rate"])} set={(typed) => set(["limits", "rate"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Training time, e.g. 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
+            <Field label="Deadline" help="By when it must be done: 12h from now, or 2026-12-04T09:00+01:00. What on-demand machines would cost is reserved." placeholder="none" {...field(["limits", "deadline"])} set={(typed) => set(["limits", "deadline"], typed.trim() || undefined)} />
             <Choice label="If out of budget" help="Pause or stop after a checkpoint; finish reserves the cost of the time limit before it starts." options={["pause", "stop", "finish"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
             <Field label="Initialize from" help="job/ID, or the path of a model below a data root." placeholder="random weights" {...field(["init"])} set={(typed) => set(["init"], typed.trim() || undefined)} />
             <Field label="Name" help="Display name of the job." placeholder={recipe?.name ?? ""} {...field(["name"])} set={(typed) => set(["name"], typed || undefined)} />
@@ -198,7 +199,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   );
 }
 
-const FORM_PATHS: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "gpu"], ["resources", "spot"], ["limits", "cost"], ["limits", "rate"], ["limits", "time"], ["on_budget"], ["init"], ["name"]];
+const FORM_PATHS: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "gpu"], ["resources", "spot"], ["limits", "cost"], ["limits", "rate"], ["limits", "time"], ["limits", "deadline"], ["on_budget"], ["init"], ["name"]];
 
 async function submitSpec(text: string, dry: boolean, key?: string): Promise<Job> {
   return body(

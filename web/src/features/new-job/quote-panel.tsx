@@ -35,6 +35,7 @@ function QuoteText({ data }: { data: Schemas["Quote"] }) {
         <p key={text}>{text}</p>
       ))}
       <p>{data.summary.text}</p>
+      {data.deadline && <p>{data.deadline.text}</p>}
       {data.why_not_faster && <p className="muted">{data.why_not_faster.text}</p>}
     </>
   );
