@@ -116,8 +116,9 @@ class AttemptSteps:
             regions=(latest.region,),
         )
         if active.spec.limits.deadline is not None:  # it was decided on which machines this attempt runs
-            market: Literal["only", "never"] = "only" if latest.market == "spot" else "never"
-            wanted = replace(wanted, type=latest.type, zones=(latest.zone,) if latest.zone else (), spot=market)
+            on_spot = latest.market == "spot"
+            zones = (latest.zone,) if on_spot and latest.zone else wanted.zones
+            wanted = replace(wanted, type=latest.type, zones=zones, spot="only" if on_spot else "never")
         if others := active.living_machines:
             wanted = wanted.beside(rows.offered_hardware(others[0]))
         if (rate := active.spec.limits.rate) is not None:
