@@ -17,6 +17,7 @@ from shoestring_core.store.objects import Objects, open_objects
 from shoestring_core.wheelhouse import Wheelhouse, file_key, manifest_key
 from shoestring_core.wire import BootData, WheelhouseReply
 from shoestring_worker.fake_ec2.__main__ import BUCKET
+from shoestring_worker.providers.ec2.account import wheels
 from shoestring_worker.providers.ec2.account.aws import Aws
 from shoestring_worker.providers.ec2.account.policies import worker_policy
 from shoestring_worker.providers.ec2.account.service_role import make_service_role
@@ -218,7 +219,9 @@ def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_be
     boot = BootData(server_url=service.url, machine=service.machine, boot_token=service.boot_token)
     python = "{}.{}".format(*sys.version_info)
     place = Place.read(REGION, f"s3://{BUCKET}/service")
-    made = WheelhouseMaker(Aws(cloud.aws.url), place, lambda _: None, python=python, from_image=True).make()
+    made = WheelhouseMaker(
+        Aws(cloud.aws.url), place, lambda _: None, wheels.OF_MACHINES, python=python, from_image=True
+    ).make()
     objects = open_objects(f"s3://{BUCKET}/service", "", "", cloud.aws.url)
     service.wheelhouse = lambda asked: presigned(objects, asked.wheelhouse)
     provider = Ec2Provider("ec2", cloud.aws.settings(wheelhouse=made.name))
