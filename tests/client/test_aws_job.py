@@ -127,6 +127,7 @@ def test_the_command_asks_before_the_job_and_appends_to_the_report(tmp_path: Pat
     assert report.read_text().count("## A job on the cheapest GPU") == 1
     assert CliRunner().invoke(cli.app, [*command, "--yes"]).exit_code == 1, "a rule of the machines did not hold"
     service.asked.clear()
-    assert CliRunner().invoke(cli.app, [*command, "--yes"]).exit_code == 2, "nothing was tried"
+    assert CliRunner().invoke(cli.app, [*command, "--yes", "--json"]).exit_code == 2, "nothing was tried"
     assert service.asked == []
-    assert asked[2:] == [("verify", "--report", str(report), "--yes")] * 2
+    verify = ("verify", "--report", str(report), "--yes")
+    assert asked[2:] == [verify, (*verify, "--json")]

@@ -192,6 +192,7 @@ def verify(
     job: Annotated[bool, typer.Option(help="Also train a job on the cheapest GPU, for $1.00 at most.")] = True,
     report: Annotated[Path, typer.Option(help="File for what was found, in Markdown.")] = Path("aws-verify.md"),
     url: Url = None,
+    as_json: Json = False,
 ) -> None:
     """Try on AWS itself what is tested against a fake of it: two of the smallest spot machines, then a job on a GPU.
 
@@ -203,10 +204,12 @@ def verify(
     shoestring aws verify
     shoestring aws verify --no-job --yes --report 2026-12-01.md
     """
-    code = aws.run_uninterrupted("verify", "--report", str(report), *(["--yes"] if yes else []))
+    switches = [f"--{name}" for name, on in {"yes": yes, "json": as_json}.items() if on]
+    code = aws.run_uninterrupted("verify", "--report", str(report), *switches)
     if code not in (ExitCode.OK, 1):  # nothing was tried
         raise typer.Exit(code)
-    if job and (yes or typer.confirm(f"Train {aws_job.RECIPE} on the cheapest GPU, for ${aws_job.CAP_USD} at most?")):
+    question = f"Train {aws_job.RECIPE} on the cheapest GPU, for ${aws_job.CAP_USD} at most?"
+    if job and (yes or typer.confirm(question, err=True)):
         with open_client(url) as client:
             ended = aws_job.train(client, lambda line: err.print(line, highlight=False))
             section = aws_job.render(ended, client.attempts(ended.id))
