@@ -358,9 +358,9 @@ def rate_limit_of_stored(spec: Mapping[str, Any]) -> int | None:
     return None if rate is None else money.from_decimal(rate)
 
 
-def has_deadline(spec: Mapping[str, Any]) -> bool:
-    """Whether a stored spec has limits.deadline, whatever else is in it."""
-    limits = spec.get("limits")
+def has_deadline(spec: object) -> bool:
+    """Whether a stored spec has limits.deadline, whatever else is in it: a damaged one has none."""
+    limits = spec.get("limits") if isinstance(spec, Mapping) else None
     return isinstance(limits, Mapping) and limits.get("deadline") is not None
 
 

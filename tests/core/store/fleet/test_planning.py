@@ -64,7 +64,7 @@ def test_a_job_of_each_member_is_read_however_many_members_there_are(
 @pytest.mark.any_database
 def test_nothing_is_queued_in_a_service_without_teams(store: Store) -> None:
     with store.read() as db:
-        assert queue.load_mark(db) == queue.QueueMark(False, 0, 0, 0)
+        assert queue.load_mark(db) == queue.QueueMark(False, 0, 0, 0, deadlines=0)
 
 
 @pytest.mark.any_database
