@@ -57,6 +57,7 @@ def test_a_submission_states_the_worst_case_reserves_it_and_says_what_is_left(kn
     assert quoted["deadline"]["facts"]["worst_case"] == promised["worst_case"]
     worst, after = money.from_decimal(promised["worst_case"]), money.from_decimal(budget(known)["left"]["amount"])
     assert worst > 0
+    assert job["queue_position"] == 1
     assert (before - after, money.from_decimal(promised["left"])) == (worst, after)
     assert job["cost"]["held"]["amount"] == promised["worst_case"]
     due = datetime.fromisoformat(job["spec"]["limits"]["deadline"])

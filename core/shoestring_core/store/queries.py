@@ -181,7 +181,7 @@ def _add_budget_waits(db: Read, rows: dict[UUID, JobRows], accounts: Mapping[UUI
 
 def _new_positions(db: Read, team: UUID, user: UUID) -> Iterator[int]:
     """The places in their member's queue of the jobs that a transaction adds to it, one after the other."""
-    ((before,),) = db.rows(_QUEUED, team=team, user=user)
+    ((before,),) = db.rows(_QUEUED, team=team, user=user, now=db.now)
     return itertools.count(before + 1)
 
 
@@ -212,7 +212,10 @@ _QUEUED_BY_MEMBER = (
 )
 _POSITIONS = _positions()
 _QUEUED = select(func.count()).select_from(
-    select(JobRow.id).where(*_QUEUED_BY_MEMBER).limit(MAX_QUEUE_POSITION).subquery()
+    select(JobRow.id)
+    .where(*_QUEUED_BY_MEMBER, JobRow.queued_at < bindparam("now"))  # not those that it has written already
+    .limit(MAX_QUEUE_POSITION)
+    .subquery()
 )
 _JOBS = select(JobRow).where(JobRow.id.in_(bindparam("jobs", expanding=True))).order_by(JobRow.id)
 _NAMES = (
