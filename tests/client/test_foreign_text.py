@@ -149,6 +149,7 @@ COMMANDS: dict[tuple[str, ...], int] = {
     ("resume", "JOB"): 0,
     ("submit", "digits/quickstart"): 0, ("submit", "digits/quickstart", "--dry-run"): 0,
     ("quote", "digits/quickstart"): 0, ("quote", "--calibration"): 0, ("budget", "show"): 0,
+    ("budget", "members"): 0,
     ("budget", "set", "1"): 0, ("budget", "weight", "2"): 0,
     ("budget", "guarantee", "2.00"): 0,
     ("budget", "concurrency", "--jobs", "4"): 0,
@@ -213,7 +214,8 @@ def answer(request: httpx.Request) -> httpx.Response:
         is_list = request.method == "GET"
         return httpx.Response(200, json={"requests": [REQUEST]} if is_list else REQUEST)
     if path.startswith("/v1/budgets"):
-        return httpx.Response(200, json={"budgets": [BUDGET]} if request.method == "GET" else BUDGET)
+        both = [BUDGET, BUDGET | {"kind": "member", "owner": f"{HOSTILE} too"}]
+        return httpx.Response(200, json={"budgets": both} if request.method == "GET" else BUDGET)
     return httpx.Response(200, json=ANSWERS[path.removeprefix(job)])
 
 

@@ -82,6 +82,8 @@ def test_what_runs_at_once_is_capped_and_what_is_not_given_stays(
     assert shoestring("budget", "concurrency", "--jobs", "4").stdout == "vision: 0/4 jobs\n"
     assert shoestring("budget", "concurrency", "--gpus", "8").stdout == "vision: 0/4 jobs, 0/8 GPUs\n"
     assert "0/4 jobs, 0/8 GPUs" in shoestring("budget", "show").stdout
+    members = json.loads(shoestring("budget", "members", "--json").stdout)
+    assert {budget["kind"] for budget in members} == {"member"}
     assert shoestring("budget", "concurrency", "--jobs", "none").stdout == "vision: 0/8 GPUs\n"
     assert shoestring("budget", "concurrency", "--gpus", "none").stdout == "vision: no concurrency cap\n"
     assert shoestring("budget", "concurrency", "--jobs", "9", key=deployment.keys[1]).returncode == ExitCode.AUTH

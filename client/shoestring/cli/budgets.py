@@ -55,6 +55,22 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
     """
     with open_client(url) as client:
         budgets = client.budgets()
+    print_result(budgets, as_json, lambda: _print_budgets(budgets))
+
+
+@app.command("members")
+def show_members(url: Url = None, as_json: Json = False) -> None:
+    """Show what each member has spent, what is held for their running jobs and what they have left, as in show.
+
+    \b
+    shoestring budget members
+    """
+    with open_client(url) as client:
+        members = [budget for budget in client.budgets() if budget.kind == "member"]
+    print_result(members, as_json, lambda: _print_budgets(members))
+
+
+def _print_budgets(budgets: Sequence[Budget]) -> None:
     rows = [
         (b.kind, b.owner, format_dollars(b.limit), format_dollars(b.posted), format_dollars(b.held),
          format_dollars(b.left), format_period(b), _highest_reached(b), str(b.weight or ""), _hourly(b), _at_once(b),
@@ -65,7 +81,7 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
     columns = ("KIND", "OWNER", "LIMIT", "SPENT", "HELD", "LEFT", "PERIOD", "REACHED", "WEIGHT", "GUARANTEED",
                "AT ONCE", "LATELY", "OVERDRAFT")  # fmt: skip
     drop = ("OVERDRAFT", "LATELY", "AT ONCE", "GUARANTEED", "WEIGHT", "REACHED", "PERIOD")
-    print_result(budgets, as_json, lambda: print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=drop))
+    print_table(columns, rows, "No budgets.", wrap=("OWNER",), drop=drop)
 
 
 @app.command("set")
