@@ -208,7 +208,8 @@ def schedule_jobs(
             made = _make_room(turn, room, running, balances, about_to_be_free)
             if made is not None:
                 evictions += made.evictions
-                running = [job for job in running if job not in made.evicted]
+                # what its team is about to have doesn't run yet, so it makes none of what runs an excess over its rate
+                running = [job for job in running if job.team != team.id and job not in made.evicted]
                 balances |= made.balances
                 for account in made.balances:
                     turns.balances_changed(account)

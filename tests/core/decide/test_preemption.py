@@ -270,3 +270,12 @@ def test_yunikorn_1988_no_job_is_taken_from_a_team_that_would_fall_below_its_gua
 @pytest.mark.parametrize("part", range(3))
 def test_of_random_events_none_leads_to_an_eviction_below_a_guaranteed_rate_or_without_end(seed: int, part: int):
     assert play(f"{seed}/{part}", 400)["settle"] > 10
+
+
+def test_a_team_that_room_is_made_for_gives_up_nothing_in_the_same_schedule():
+    """Of what it runs nothing is borrowed as long as what it is about to have doesn't run yet.
+
+    These events lead to a schedule in which a team claims room on one provider, starts a job on the other, and would
+    have lost a third to another team: it would have run at less than its guaranteed rate.
+    """
+    assert play("4/293", 200)["tick, with evictions for 1"] > 5
