@@ -23,6 +23,7 @@ from shoestring_core.task import TaskData
 from shoestring_trainer.data_sync.shard_streamer import open_stream
 from shoestring_trainer.training.data.augment import draws_used
 from shoestring_trainer.training.data.batch_loader import BatchLoader
+from shoestring_trainer.training.data.shard_list import least_streaming_bytes
 from shoestring_trainer.training.data.sources import open_dataset, open_shards
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
@@ -61,11 +62,13 @@ def our_batches(shards: Path, side: int, data: TaskData | None = None) -> Iterat
 
 
 def streamed_batches(environment: dict[str, str], folder: Path, side: int) -> Iterator[Any]:
-    """As `our_batches`, of shards in the bucket; the process that streams them counts, and nothing is here before."""
+    """As `our_batches`, of shards in the bucket. The process that streams them counts, and nothing is here before; the
+    cache is as small as may be, so that no more is downloaded than is used meanwhile."""
     url, store = f"s3://{BUCKET}/set", Path(tempfile.mkdtemp(dir=folder))
     stream = asyncio.run(open_stream(url, store, environment, lambda _: None, cache_bytes=None))
+    cache = str(least_streaming_bytes(stream.index.shards))
     process = subprocess.Popen(
-        [sys.executable, "-m", "shoestring_trainer", "stream", url, str(store), "", str(os.getpid())],
+        [sys.executable, "-m", "shoestring_trainer", "stream", url, str(store), cache, str(os.getpid())],
         env=os.environ | environment | {"PYTHONPATH": PACKAGES}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     data = TaskData(train=str(stream.folder), source=url, stream=True, requests=str(stream.requests))

@@ -40,6 +40,7 @@ from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prep
 from shoestring_trainer.training.data.shard_list import SHUFFLED_TOGETHER
 
 from bench.scale_loaders import (
+    BATCH,
     MIN_SCALE,
     WORKERS,
     install_webdataset,
@@ -54,8 +55,10 @@ from bench.trainer_cpu import load
 from tests.trainer.data_sync.bucket_server import Bucket, serving
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
-WARM_UP, MEASURED = 8, 32
-"""Batches before the clock starts, more than any loader decodes ahead, and batches that are measured."""
+WARM_UP, MEASURED = 25, 50
+"""Batches before the clock starts, more than any loader decodes ahead, and batches that are measured: of shards of
+IMAGES_PER_SHARD, one and two of the windows that are shuffled together, so as much is streamed as is used."""
+IMAGES_PER_SHARD = WARM_UP * BATCH // SHUFFLED_TOGETHER
 BOUNDS, BOUND_BESIDE_TENSORS = {128: 1.3, 224: 1.2}, 1.1
 MEASURE_TIMEOUT_S = 600
 IMAGENET_IMAGES, GPUS, CORES_PER_GPU, NETWORK_GBIT_S, DEFAULT_PER_SHARD = 1_281_167, 8, 12, 25, 2000
@@ -68,7 +71,7 @@ def main() -> list[str]:
     try:
         source, different = repeat_pictures(Path(sample), folder / "pictures")
         began, began_s = children_cpu_s(), time.monotonic()
-        options = PrepareOptions(side=400, quality=90, images_per_shard=100, skip_damaged=False)
+        options = PrepareOptions(side=400, quality=90, images_per_shard=IMAGES_PER_SHARD, skip_damaged=False)
         index = prepare_shards(index_source(source, skip=False), folder / "shards", options, WORKERS, lambda _: None)
         images, train_images = sum(shard.images for shard in index.shards), sum(index.class_images["train"])
         rate = images / (children_cpu_s() - began)
