@@ -15,18 +15,24 @@ from tests.mutation import Mutant
 
 
 def mark_statements(source: str, module: str) -> ast.Module:
-    """The module, each statement of whose functions comes after `__reached__("MODULE:LINE")`."""
+    """The module, each statement of whose functions comes after `__reached__("MODULE:LINE")`.
+
+    After the condition of an `if` comes `__reached__("MODULE:LINE:True")` or `…:False`, as it is found.
+    """
     tree = ast.parse(source)
     for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]:
         for node in [function, *_statements_within(function)]:
             for name in ("body", "orelse", "finalbody"):
-                if statements := getattr(node, name, None):
-                    setattr(node, name, [part for one in statements for part in (_mark(module, one), one)])
+                marked = [part for one in getattr(node, name, []) for part in (_mark(module, one), one)]
+                if isinstance(node, ast.If):
+                    marked = [_mark(module, node, f":{name == 'body'}"), *marked]
+                if marked:
+                    setattr(node, name, marked)
     return ast.fix_missing_locations(tree)
 
 
-def _mark(module: str, statement: ast.stmt) -> ast.Expr:
-    name = ast.Constant(f"{module}:{statement.lineno}")
+def _mark(module: str, statement: ast.stmt, found: str = "") -> ast.Expr:
+    name = ast.Constant(f"{module}:{statement.lineno}{found}")
     mark = ast.Expr(ast.Call(ast.Name("__reached__", ast.Load()), [name], []))
     return ast.copy_location(mark, statement)
 

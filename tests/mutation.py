@@ -51,6 +51,7 @@ class Mutant:
     """One fault. `before` and `after` are the code around it, without what both have in common.
 
     statement  the line on which the statement begins that has it
+    seen_if    how that statement, an `if`, must find its condition for the fault to change anything; None: any way
     """
 
     module: str
@@ -62,6 +63,7 @@ class Mutant:
     twin: int = 1
     """Counts equal faults of a function."""
     statement: int = 0
+    seen_if: bool | None = None
 
     @property
     def key(self) -> str:
@@ -75,7 +77,10 @@ def find_mutants(module: str, source: str, variants: Variants | None = None) -> 
     seen, found = Counter[str](), []
     for number, fault in enumerate(_faults(ast.parse(source), variants or _variants)):
         before, after = _shorten(fault.before, fault.after)
-        mutant = Mutant(module, number, fault.function, fault.line, before, after, statement=fault.statement)
+        mutant = Mutant(
+            module, number, fault.function, fault.line, before, after,
+            statement=fault.statement, seen_if=fault.seen_if,
+        )  # fmt: skip
         seen[mutant.key] += 1
         found.append(replace(mutant, twin=seen[mutant.key]))
     return found
@@ -96,19 +101,21 @@ class _Fault:
     function: str
     line: int
     statement: int
+    seen_if: bool | None
     before: str
     after: str
     plant: Callable[[], None]
 
 
 def _faults(tree: ast.Module, variants: Variants) -> Iterator[_Fault]:
-    statements = dict(_lines_of_statements(tree, 0))
+    statements, terms = dict(_lines_of_statements(tree, 0)), set(_terms_of_conditions(tree))
     for node, field, function, put in _nodes(tree, ""):
         for changed in variants(node, field):
             statement = statements[id(node)]
             before, after = ast.unparse(node).strip(), ast.unparse(changed).strip()
             line = getattr(node, "lineno", statement)
-            yield _Fault(function, line, statement, before, after, partial(put, changed))
+            seen_if = _seen_if(node, changed, id(node) in terms)
+            yield _Fault(function, line, statement, seen_if, before, after, partial(put, changed))
 
 
 def _lines_of_statements(node: ast.AST, line: int) -> Iterator[tuple[int, int]]:
@@ -117,6 +124,29 @@ def _lines_of_statements(node: ast.AST, line: int) -> Iterator[tuple[int, int]]:
     yield id(node), line
     for child in ast.iter_child_nodes(node):
         yield from _lines_of_statements(child, line)
+
+
+def _terms_of_conditions(tree: ast.Module) -> Iterator[int]:
+    """The `and` and `or` that the conditions of `if` statements are made of, by their `id`."""
+    waiting = [node.test for node in ast.walk(tree) if isinstance(node, ast.If)]
+    while waiting:
+        match waiting.pop():
+            case ast.BoolOp(values=values) as term:
+                yield id(term)
+                waiting += values
+
+
+def _seen_if(node: ast.AST, changed: ast.AST, is_term: bool) -> bool | None:
+    """As `Mutant.seen_if`. Without a term an `and` holds more often, an `or` less often."""
+    match node, changed:
+        case ast.If(), ast.Pass():
+            return True
+        case ast.If(), ast.If(test=ast.Constant(value=True)):
+            return False
+        case ast.BoolOp(op=operator, values=values), _ if is_term:
+            rest = changed.values if isinstance(changed, ast.BoolOp) else [changed]
+            return isinstance(operator, ast.Or) if len(rest) < len(values) and set(rest) < set(values) else None
+    return None
 
 
 def _nodes(node: ast.AST, function: str) -> Iterator[tuple[ast.AST, str, str, Callable[[ast.AST], None]]]:

@@ -146,21 +146,22 @@ def ask():
 
 def test_a_guard_loses_each_of_its_terms_and_a_default_or_a_union_none() -> None:
     found = mutation.find_mutants("guarded", GUARDED, mutation.missing_terms)
-    assert [(mutant.statement, mutant.function, mutant.after[:27]) for mutant in found] == [
-        (2, "", "for name in ALL"),
-        (3, "", "update(Row).where(Row.state"),
-        (3, "", "update(Row).where(Row.id =="),
-        (6, "close", "pass"),
-        (6, "close", "row.ended"),
-        (6, "close", "row is None"),
-        (9, "close", "if True: row = other(row) e"),
-        (11, "close", "if True: write(OPEN.where(("),
-        (12, "close", "OPEN.where()"),
-        (12, "close", "Row.until <= now"),
-        (12, "close", "Row.lost.is_(None)"),
-        (13, "close", "one.name"),
-        (13, "close", "one.alive"),
+    assert [(mutant.statement, mutant.seen_if, mutant.after[:27]) for mutant in found] == [
+        (2, None, "for name in ALL"),
+        (3, None, "update(Row).where(Row.state"),
+        (3, None, "update(Row).where(Row.id =="),
+        (6, True, "pass"),
+        (6, True, "row.ended"),
+        (6, True, "row is None"),
+        (9, False, "if True: row = other(row) e"),
+        (11, False, "if True: write(OPEN.where(("),
+        (12, None, "OPEN.where()"),
+        (12, None, "Row.until <= now"),
+        (12, None, "Row.lost.is_(None)"),
+        (13, None, "one.name"),
+        (13, None, "one.alive"),
     ]
+    assert [mutant.function for mutant in found] == 3 * [""] + 10 * ["close"]
 
 
 def test_marks_tell_which_statements_of_functions_are_run() -> None:
@@ -168,7 +169,8 @@ def test_marks_tell_which_statements_of_functions_are_run() -> None:
     space: dict[str, Any] = {"__reached__": reached.append}
     exec(compile(changed_code.mark_statements(SIGN, "m"), "m", "exec"), space)
     assert [space["sign"](x) for x in (5, -5, 0)] == [1, -1, 0]
-    assert reached == ["m:2", "m:3", "m:2", "m:4", "m:5", "m:2", "m:4", "m:6"]
+    other = ["m:2", "m:2:False", "m:4"]
+    assert reached == ["m:2", "m:2:True", "m:3", *other, "m:4:True", "m:5", *other, "m:4:False", "m:6"]
 
 
 def test_what_a_module_makes_at_import_from_a_guard_is_made_again_with_its_mutant() -> None:
