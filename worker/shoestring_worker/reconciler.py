@@ -8,7 +8,7 @@ is ours there without a row is terminated or deleted, and counted as a leak.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from uuid import UUID
@@ -17,6 +17,7 @@ from shoestring_core import wording
 from shoestring_core.decide.reconcile import (
     AbandonLaunch,
     Action,
+    MachineRef,
     NotListed,
     PresumeTerminated,
     ProviderMachine,
@@ -50,7 +51,8 @@ class Reconciler:
     items: ItemRunner
 
     _not_listed_since: dict[UUID, int] = field(default_factory=dict)
-    """When a machine that was listed before was first missing. In memory: a restart only prolongs the wait."""
+    """When a machine that was listed before was first missing, until it is listed again. In memory: a restart only
+    prolongs the wait."""
 
     _enabled_regions: Collection[str] = ()
     _enabled_at: int | None = None
@@ -135,24 +137,16 @@ class Reconciler:
         rows = [replace(row, not_listed_since=self._not_listed_since.get(row.id)) for row in rows]
         actions = reconcile(rows, listed, self.name, self.deployment, listed_at, leases, timeouts)
         tokens = {machine.token for machine in listed}
-        still_missing = {
-            row.id: row.not_listed_since
-            for row in rows
-            if row.not_listed_since is not None and str(row.id) not in tokens
-        }
+        missing = {id_: at for id_, at in self._not_listed_since.items() if str(id_) not in tokens}
         newly_missing = [action.machine for action in actions if isinstance(action, NotListed)]
-        others = {id_: at for id_, at in self._not_listed_since.items() if id_ not in {row.id for row in rows}}
-        elsewhere = others if region is not None else {}
-        self._not_listed_since = elsewhere | still_missing | dict.fromkeys(newly_missing, listed_at)
+        self._not_listed_since = missing | dict.fromkeys(newly_missing, listed_at)
         by_ref = {machine.ref: machine for machine in listed}
         for action in actions:
             machine = action.ref.id if isinstance(action, Terminate) else action.machine
-            if isinstance(action, Terminate) and action.machine is None:
-                found = by_ref[action.ref]
-                self._record_leak(found.region, found.id, "machine", found.rate_cap, found.launched_at)
-            self.items.run(f"{type(action).__name__} of {self.name} machine {machine}", self._apply, action, listed_at)
+            item = f"{type(action).__name__} of {self.name} machine {machine}"
+            self.items.run(item, self._apply, action, by_ref, listed_at)
 
-    def _apply(self, action: Action, listed_at: int) -> None:
+    def _apply(self, action: Action, listed: Mapping[MachineRef, ProviderMachine], listed_at: int) -> None:
         timeouts = self.provider.timeouts
         match action:
             case RecordObservation(machine, observed):
@@ -162,6 +156,8 @@ class Reconciler:
             case PresumeTerminated(machine):
                 write(self.store, observations.presume_terminated, machine)
             case Terminate(ref, None, reason):
+                found = listed[ref]
+                self._record_leak(found.region, found.id, "machine", found.rate_cap, found.launched_at)
                 log.warning("%s: terminating machine %s: %s", self.name, ref.id, wording.sentence(reason))
                 around("terminate", lambda: self.provider.adapter.terminate(ref))
             case Terminate(ref, UUID() as machine, reason):
