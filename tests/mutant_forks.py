@@ -162,7 +162,7 @@ class MutantForks:
                 if not chosen:
                     self.on_outcome(mutant, Outcome(None, 0, 0, 0.0))
                     continue
-                limit_s = 10 + round(5 * sum(self._seconds[test] for test in chosen))
+                limit_s = 5 + round(3 * sum(self._seconds[test] for test in chosen))
                 tests = [items[test] for test in chosen]
                 fork = self._fork(partial(self._run_mutant, session, mutant, tests), limit_s)
                 running.append((mutant, fork, len(chosen), len(reaching)))
@@ -190,7 +190,7 @@ class MutantForks:
         """Those of its module's own tests, and of the others as many as there is time for.
 
         First those that have noticed another mutant of its function; then those that reach little else and take little
-        time. Of tests that reach the same, all but the quickest come later.
+        time, its module's own before others. Of tests that reach the same, all but the quickest come later.
         """
         own_file = f"/test_{mutant.module.rpartition('.')[2]}.py::"
         costs, alike = dict[str, float](), Counter[frozenset[str]]()
@@ -198,9 +198,10 @@ class MutantForks:
             reached = frozenset(self._reached[test])
             alike[reached] += 1
             kills = self._kills[mutant.module, mutant.function, test]
-            costs[test] = self._seconds[test] * len(reached) * alike[reached] / (1 + kills) ** 2
+            nearness = (1 + kills) ** 2 * (10 if own_file in test else 1)
+            costs[test] = self._seconds[test] * len(reached) * alike[reached] / nearness
         total, chosen = 0.0, []
-        for test in sorted(reaching, key=lambda test: (own_file not in test, costs[test])):
+        for test in sorted(reaching, key=costs.__getitem__):
             total += self._seconds[test] if own_file not in test else 0
             if total <= self.tests_s:
                 chosen.append(test)

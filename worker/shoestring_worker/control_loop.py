@@ -246,7 +246,8 @@ class ControlLoop:
         self._write(ledger.tell_forecast, account)
 
     def _seal_audit_logs(self) -> None:
-        first, self._sealed_at = self._sealed_at == float("-inf"), self.monotonic()
+        first = self._sealed_at == float("-inf")
+        self._sealed_at = self.monotonic()
         with self.store.read() as db:
             due = queries.load_team_ids(db) if first else audit.unchained_teams(db)
         for team in due:
