@@ -12,6 +12,7 @@ import ast
 import builtins
 import importlib
 import json
+import math
 import os
 import resource
 import signal
@@ -39,6 +40,8 @@ from tests.changed_code import (
 from tests.mutation import Mutant, Variants, mutate
 
 NOT_PLANTED = "not planted"
+IDLE_S = 30.0
+"""What has wanted less than a second of CPU for so long waits for what never comes."""
 Reached = dict[str, set[str]]
 """By test: the statements that it runs, as `MODULE:LINE`."""
 
@@ -95,7 +98,7 @@ class MutantForks:
     # Forks
 
     def _fork(self, work: Callable[[], object], limit_s: int) -> _Fork:
-        """`limit_s`: of CPU; what waits for ever is ended later."""
+        """`limit_s`: of CPU."""
         result = self._folder / f"result-{time.monotonic_ns()}"
         sys.stdout.flush()
         pid = os.fork()
@@ -108,7 +111,7 @@ class MutantForks:
                 code = 0
             finally:
                 os._exit(code)
-        return _Fork(pid, result, time.monotonic() + 30 + 2 * limit_s)
+        return _Fork(pid, result)
 
     def _prepare_database(self) -> None:
         place = self._folder / "empty.db"
@@ -131,8 +134,10 @@ class MutantForks:
                 pytest.exit("the tests hang, or end their process", 1)
             for test, seconds, reached in recorded:
                 self._seconds[test], self._reached[test] = seconds, set(reached)
+        told = session.config.get_terminal_writer()
+        told.line(f"{len(self._seconds)} tests, {sum(self._seconds.values()):.0f} CPU s")
         for failed in sorted({item.nodeid for item in session.items} - self._reached.keys()):
-            session.config.get_terminal_writer().line(f"left out, for it fails without a mutant: {failed}")
+            told.line(f"left out, for it fails without a mutant: {failed}")
 
     def _run_recorded(self, session: pytest.Session, items: list[pytest.Item]) -> list[tuple[str, float, list[str]]]:
         """What each of the tests reaches; those that fail are left out."""
@@ -233,28 +238,36 @@ class MutantForks:
 class _Fork:
     pid: int
     result: Path
-    deadline: float
     answered: bool = False
     seconds: float = 0.0
     _over: bool = False
+    _looked_at: float = field(default_factory=time.monotonic)
+    _wanted_s: float = 0.0
 
     def is_over(self) -> bool:
-        """Whether it has ended, or has been killed because it took too long."""
+        """Whether it has ended, or has been killed: by the kernel at its limit, or here as it waits for ever."""
         if self._over:
             return True
-        if time.monotonic() > self.deadline:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self.seconds = _cpu_seconds(os.wait4(self.pid, 0)[2])
-            self._over = True
-            return True
-        pid, status, used = os.wait4(self.pid, os.WNOHANG)
+        pid, status, used = os.wait4(self.pid, 0 if self._is_idle() else os.WNOHANG)
         if pid:
-            self.seconds = _cpu_seconds(used)
+            self.seconds = used.ru_utime + used.ru_stime
             self._over, self.answered = True, status == 0
-            with suppress(ProcessLookupError):  # what the tests have started
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill()
         return self._over
+
+    def _is_idle(self) -> bool:
+        """Kill it, and what its tests have started, if it hardly wanted any CPU for long. Whether it did."""
+        if time.monotonic() < self._looked_at + IDLE_S:
+            return False
+        before, self._looked_at, self._wanted_s = self._wanted_s, time.monotonic(), _wanted_cpu_s(self.pid)
+        idle = abs(self._wanted_s - before) < 1
+        if idle:
+            self._kill()
+        return idle
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self) -> object:
         """What it returned; None if it gave no answer."""
@@ -263,8 +276,13 @@ class _Fork:
         return json.loads(self.result.read_text()) if self.answered else None
 
 
-def _cpu_seconds(used: resource.struct_rusage) -> float:
-    return used.ru_utime + used.ru_stime
+def _wanted_cpu_s(pid: int) -> float:
+    """How long a process's threads have run or have waited for a CPU, which others had; not a number: not known."""
+    nanoseconds: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):
+            nanoseconds += (int(one) for one in thread.read_text().split()[:2])
+    return sum(nanoseconds) / 1e9 if nanoseconds else math.nan
 
 
 def _run_until_failure(session: pytest.Session, items: Sequence[pytest.Item]) -> str | None:
