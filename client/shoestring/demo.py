@@ -33,7 +33,7 @@ PARAMS = {"epochs": 16, "sync_batch_norm": False}
 TARGET = 0.97
 BUDGET = "1.00"
 NOTICE_S = {"local": 10.0, "ec2": 30.0}
-"""An agent asks EC2's metadata for a notice every 5 s."""
+"""EC2 gives 120 s. Its fake's machines also write their checkpoints through its S3, on the same few cores."""
 SLOTS = {"local": 2, "ec2": 4}
 """Machines at a time: those of EC2 may still shut down while others are launched."""
 MAX_RUN_FOLDERS = 5

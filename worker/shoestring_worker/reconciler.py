@@ -25,7 +25,7 @@ from shoestring_core.decide.reconcile import (
     Terminate,
     reconcile,
 )
-from shoestring_core.decide.sweeps import ENABLED, Leftover, due_regions, stray_leftovers
+from shoestring_core.decide.sweeps import ENABLED, SILENT, Leftover, due_regions, stray_leftovers
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import launches, leaks, observations, service_heartbeats
 
@@ -79,7 +79,9 @@ class Reconciler:
         if self._enabled_at is None or abs(listed_at - self._enabled_at) >= ENABLED:
             self.items.run(f"the regions of {self.name}", self._find_regions, adapter, listed_at)
         with self.store.read() as db:
-            living = observations.load_living_regions(db, self.name)
+            # without the API no machine is heard of
+            api_is_up = service_heartbeats.leases_enforced(db, listed_at, self.provider.timeouts)
+            living = observations.load_living_regions(db, self.name, listed_at - SILENT if api_is_up else 0)
             leaking = leaks.load_open(db, self.name)
         expected = living | {region: living.get(region, False) for region in leaking}
         due = due_regions(expected, adapter.configured_regions, self._enabled_regions, self._swept_at, listed_at)

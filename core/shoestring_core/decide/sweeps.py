@@ -12,6 +12,8 @@ from shoestring_core.decide.timeouts import S, Timeouts
 
 LIVING, CONFIGURED, ENABLED = 30 * S, 300 * S, 3_600 * S
 """How often a region is swept (µs): with machines of ours, one where they may be launched, any other of the account."""
+SILENT = 8 * S
+"""A machine that has not reported for this long may have ended; it reports at least every 5 s."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def due_regions(
 ) -> dict[str, bool]:
     """The regions to list now; True: a sweep, that is with their leftovers.
 
-    living    regions with machines of ours; True: one of them changes, so that the region is listed at once
+    living    regions with machines of ours; True: one of them changes or may have ended: the region is listed at once
     swept_at  when each was swept last (µs UTC)
     """
     intervals = dict.fromkeys(enabled, ENABLED) | dict.fromkeys(configured, CONFIGURED) | dict.fromkeys(living, LIVING)

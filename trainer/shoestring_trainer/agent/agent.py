@@ -57,7 +57,8 @@ from shoestring_trainer.agent.spool import Spool
 log = logging.getLogger("shoestring.agent")
 
 POLL_S, WATCHED_POLL_S, DRAINING_POLL_S = 0.2, 0.1, 0.03
-NOTICE_POLL_S, NOTICE_POLL_LOCAL_S = 5.0, 1.0
+NOTICE_POLL_S = 1.0
+"""AWS recommends 5 s or less. What is left of a notice is for the checkpoint and what follows it."""
 TELEMETRY_S = 5.0
 DRAIN_S, FINAL_REPORT_S = 10.0, 5.0
 SIGTERM_GRACE_S = 4.5  # an init waits 5 s from SIGTERM to SIGKILL
@@ -240,7 +241,7 @@ class Agent:
                     recommended = True
                     self.spool.add_event("rebalance", {"message": recommendation[:1000]})
             polls += 1
-            await asyncio.sleep(NOTICE_POLL_LOCAL_S if self.metadata.local else NOTICE_POLL_S)
+            await asyncio.sleep(NOTICE_POLL_S)
 
     async def watch_funding(self) -> None:
         """Shut down in time before the funding lease expires, whether or not the service answers."""

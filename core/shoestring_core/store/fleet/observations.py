@@ -17,7 +17,7 @@ from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store import transitions
 from shoestring_core.store.fleet import launches, rows
-from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason, machines
 
@@ -92,12 +92,18 @@ def begin_termination(db: Write, machine: UUID, reason: Reason, *, lease: bool) 
     return True
 
 
-def load_living_regions(db: Read, provider: str) -> dict[str, bool]:
-    """The regions in which a provider has machines that are alive; True: one of them begins or ends."""
+def load_living_regions(db: Read, provider: str, silent_since: int) -> dict[str, bool]:
+    """The regions in which a provider has machines that are alive.
+
+    True: one of them begins or ends, or may have ended: it has been silent since `silent_since` (µs UTC), or the ranks
+    of a machine have exited, as those do whose peers are lost.
+    """
     regions: dict[str, bool] = {}
-    for region, state, current, attempt, job, desired in db.sql.execute(_REGIONS, {"provider": provider}):
+    asked = {"provider": provider, "silent_since": silent_since}
+    for region, state, current, attempt, job, desired, silent, exited in db.sql.execute(_REGIONS, asked):
         wanted = current and attempt == "open" and job in ("launching", "running") and desired == "run"
-        regions[region] = regions.get(region, False) or state != MachineState.RUNNING or not wanted
+        changes = state != MachineState.RUNNING or not wanted
+        regions[region] = regions.get(region, False) or changes or bool(silent) or exited
     return regions
 
 
@@ -145,9 +151,17 @@ _REGIONS = (
         AttemptRow.state,
         JobRow.state,
         JobRow.desired_state,
+        MachineRow.last_report_at <= bindparam("silent_since"),
+        MemberRow.exited_at.is_not(None),
     )
     .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))
     .join(JobRow, JobRow.id == MachineRow.job)
+    .outerjoin(
+        MemberRow,
+        (MemberRow.job == JobRow.id)
+        & (MemberRow.generation == JobRow.generation)
+        & (MemberRow.machine == MachineRow.id),
+    )
     .where(MachineRow.state.in_(rows.ALIVE), MachineRow.provider == bindparam("provider"))
     .distinct()
 )

@@ -10,7 +10,7 @@ from shoestring_core.decide.reconcile import TrackedMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import billing, gangs, launches, observations
-from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LeaseExpired, NoLongerListed, NotNeeded
 from sqlalchemy import update
@@ -168,7 +168,7 @@ def test_a_region_is_listed_often_while_a_machine_there_begins_or_is_no_longer_w
     region = fleet.machine_row(machine).region
 
     def living() -> dict[str, bool]:
-        return fleet.read(observations.load_living_regions, provider)
+        return fleet.read(observations.load_living_regions, provider, 0)
 
     assert living() == {region: False}
     for state in (PLANNED, LAUNCHING, TERMINATING):
@@ -186,6 +186,26 @@ def test_a_region_is_listed_often_while_a_machine_there_begins_or_is_no_longer_w
         assert living() == {region: False}, wanted
     fleet.alter(MachineRow, MachineRow.id == machine, state=TERMINATED, ended_at=1)
     assert living() == {}
+
+
+def test_a_region_is_listed_at_once_where_a_machine_may_have_ended(fleet: Fleet) -> None:
+    job = fleet.start(nodes=2)
+    provider = fleet.machine_rows(job)[0].provider
+    machines = fleet.launch(job)
+    region = fleet.machine_row(machines[0]).region
+
+    def living(silent_since: int = 0) -> dict[str, bool]:
+        return fleet.read(observations.load_living_regions, provider, silent_since)
+
+    assert living(fleet.clock.now) == {region: False}, "those that still boot report nothing"
+    fleet.form(job)
+    assert living(fleet.clock.now - 1) == {region: False}
+    assert living(fleet.clock.now) == {region: True}, "they were silent"
+    of_one = (MemberRow.machine == machines[1], MemberRow.generation == 1)
+    fleet.alter(MemberRow, *of_one, exited_at=fleet.clock.now)
+    assert living() == {region: True}, "ranks exit whose peers are lost"
+    fleet.alter(MemberRow, *of_one, exited_at=None)
+    assert living() == {region: False}
 
 
 def test_an_observation_of_an_unknown_machine_is_ignored(fleet: Fleet) -> None:

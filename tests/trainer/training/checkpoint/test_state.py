@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from shoestring_core.task import CheckpointFiles
+from shoestring_trainer.training.checkpoint import writer as writer_module
 from shoestring_trainer.training.checkpoint.files import pack_tensors, read_checkpoint, unpack_tensors, write_checkpoint
 from shoestring_trainer.training.checkpoint.state import TrainingState, pack_snapshot, restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
@@ -216,3 +217,22 @@ def test_eight_checkpoints_stay_in_a_folder_however_often_a_run_is_stopped_and_g
     assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == [
         f"{name}.{suffix}" for name in kept for suffix in ("data", "json")
     ]
+
+
+def test_a_checkpoint_by_time_begins_so_early_that_at_most_the_interval_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    every = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart", "checkpoint": {"every_s": 10}}
+    (tmp_path / "task.json").write_text(json.dumps(every))
+    now, begun, saved = 0, [], tmp_path / "none"
+    monkeypatch.setattr(writer_module, "monotonic", lambda: now)
+    writer = CheckpointWriter(read_task(tmp_path / "task.json"), fresh(), JsonlWriter(tmp_path, append=True))
+    for now in range(1, 80):
+        if begun and now == begun[-1] + (2 if now < 40 else 4):
+            saved.unlink()  # as the agent does, once the service has it
+        if writer.is_due(now):
+            begun.append(now)
+            writer.save(now)
+            writer.wait()
+            saved = tmp_path / "ckpt" / f"step-{now:09d}.data"
+    assert begun == [9, 15, 21, 27, 33, 39, 44, 49, 54, 59, 64, 69, 74, 79], "at most half the interval is given up"

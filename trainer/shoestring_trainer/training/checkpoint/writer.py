@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -19,6 +20,8 @@ from shoestring_trainer.training.task import LocalTask
 
 MAX_LOCAL_CHECKPOINTS = 8
 """Checkpoints that stay in the run's folder, as uploads may be slow; older ones are deleted, uploaded or not."""
+FIRST_LEAD = 0.1
+"""The part of the interval by which a periodic checkpoint is early, until one has been stored."""
 
 
 class CheckpointWriter:
@@ -29,20 +32,32 @@ class CheckpointWriter:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._saved_at = monotonic()
+        self._storing_s: float | None = None
+        """How long it took from the begin of a periodic checkpoint until the service had it."""
+        self._unstored: Path | None = None
         self._local_files = list_checkpoint_files(task.folder)
 
     def is_due(self, step: int) -> bool:
-        """Return whether it is time for a periodic checkpoint, by steps, or by time if none is being written."""
+        """Return whether it is time for a periodic checkpoint, by steps, or by time if none is being written.
+
+        With a machine is lost what came after the last checkpoint that the service has, at most the interval. So the
+        next one begins earlier by the time that it takes to be stored: twice the last one's, as it may take longer.
+        """
         policy = self._task.checkpoint
         if policy.every_steps is not None and step % policy.every_steps == 0:
             return True
-        due_by_time = policy.every_s is not None and monotonic() - self._saved_at >= policy.every_s
-        return due_by_time and not (self._pending and not self._pending.done())
+        if policy.every_s is None or (self._pending and not self._pending.done()):
+            return False
+        since_s = monotonic() - self._saved_at
+        if self._unstored and not self._unstored.exists():  # the agent moves it away once the service has it
+            self._storing_s, self._unstored = since_s, None
+        lead_s = policy.every_s * FIRST_LEAD if self._storing_s is None else 2 * self._storing_s
+        return since_s >= policy.every_s - min(lead_s, policy.every_s / 2)
 
     def save(self, step: int) -> None:
         """Begin a periodic checkpoint."""
         self.wait()
-        self._saved_at = monotonic()
+        self._saved_at, self._unstored = monotonic(), None
         snapshot, lines = self._finite_snapshot(step), self._writer.lines
         self._pending = self._executor.submit(self._write, step, snapshot, "periodic", lines, {}, {})
 
@@ -82,6 +97,7 @@ class CheckpointWriter:
             step=step, data=data, manifest=manifest, reason=reason, final=reason == "final", lines=lines,
             result=dict(result) if reason == "final" else None,
         )  # fmt: skip
+        self._unstored = task.folder / data
         self._writer.write_event("checkpoint", **saved.model_dump(exclude_defaults=True))
         self._local_files = [file for file in self._local_files if file not in (manifest, data)] + [manifest, data]
         while len(self._local_files) > 2 * MAX_LOCAL_CHECKPOINTS:
