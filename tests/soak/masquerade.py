@@ -39,9 +39,10 @@ SEEDS = 1
 GONE_S = 30.0
 OUTSIDE, WAN, LAN, LAPTOP = "198.19.255.1", "198.19.255.2", "192.168.7.1", "192.168.7.2"
 JOB = (
-    "digits/quickstart", "epochs=2000", "width=8", "sync_batch_norm=false", "limits.cost=1", "resources.provider=ec2",
+    "digits/quickstart", "epochs=10000", "width=8", "sync_batch_norm=false", "limits.cost=1", "resources.provider=ec2",
     "resources.nodes=2",
 )  # fmt: skip
+"""Longer than anybody is away: it is stopped."""
 
 
 class Laptop(Terminal):
@@ -115,13 +116,13 @@ def main() -> int:
     if STATUS.problem:
         print(f"skipped: {STATUS.refusal()}")
         return 0
-    before = namespaces_in_use()
     folder = Path(tempfile.mkdtemp(prefix="shoestring-masquerade-"))
     print(f"seed {options.seed}, in {folder}", flush=True)
     with fake(folder) as (aws, cloud):
-        summary = use(folder, aws, cloud, options.seed, options.gone)
+        summary, descriptors = use(folder, aws, cloud, options.seed, options.gone)
     assert not machine_processes(folder), "processes of machines are left"
-    servers.until(lambda: namespaces_in_use() <= before)
+    ours = {str(Path(f"/proc/self/fd/{each}").readlink()) for each in descriptors}
+    servers.until(lambda: not namespaces_in_use() & ours)
     shutil.rmtree(folder)  # a broken run's is left to look at
     print(json.dumps(summary))
     return 0
@@ -146,11 +147,13 @@ def fake(folder: Path) -> Iterator[tuple[FakeAws, Path]]:
         machines.wait(2 * servers.PATIENCE_S)
 
 
-def use(folder: Path, aws: FakeAws, cloud: Path, seed: int, gone_s: float) -> dict[str, Any]:
+def use(folder: Path, aws: FakeAws, cloud: Path, seed: int, gone_s: float) -> tuple[dict[str, Any], list[int]]:
+    """Returns figures, and descriptors of the network namespaces that there were: their names are given to no other."""
     os.environ |= {"AWS_ACCESS_KEY_ID": aws.access_key, "AWS_SECRET_ACCESS_KEY": "none"}
     bystander = launch_bystander(aws, cloud)
     with open(f"/proc/{bystander['init_pid']}/fd/{bystander['bridge']}") as bridge:
         laptop = Laptop(folder, aws, bridge.fileno())
+        namespaces = [os.dup(bridge.fileno()), laptop.router, laptop.network]
     laptop.load(laptop.run("aws", "bootstrap", "--image", IMAGE))
     url = json.loads(laptop.run("aws", "up", *FROM_IMAGE, "--budget", "5", "--json"))["url"]
     assert url.startswith("https://198.1"), url
@@ -167,16 +170,15 @@ def use(folder: Path, aws: FakeAws, cloud: Path, seed: int, gone_s: float) -> di
     laptop.come_back()
     shown = json.loads(laptop.run("show", job, "--json"))
     assert len(shown["attempts"]) == 1, "nothing was started again"
-    addresses = {machine["address"] for machine in machines_of(cloud) if machine["state"] == "running"}
-    assert len(addresses) == 4, "of the bystander, the service and the gang"
+    running = [machine for machine in machines_of(cloud) if machine["state"] == "running"]
+    assert len({machine["address"] for machine in running}) == 4, "of the bystander, the service and the gang"
+    namespaces += [os.open(f"/proc/{machine['agent_pid']}/ns/net", os.O_RDONLY) for machine in running]
     assert shown["job"]["progress"]["step"] >= came_at
     laptop.run("stop", job)
     servers.until(lambda: end_of(laptop, job) != "None", every_s=1)
     laptop.run("aws", "teardown", "--yes")
     aws.ec2().terminate_instances(InstanceIds=[bystander["token"]])
-    for descriptor in (laptop.router, laptop.network):
-        os.close(descriptor)
-    return {"away_s": round(away_s, 1), "steps_meanwhile": came_at - left_at}
+    return {"away_s": round(away_s, 1), "steps_meanwhile": came_at - left_at}, namespaces
 
 
 def launch_bystander(aws: FakeAws, cloud: Path) -> dict[str, Any]:
