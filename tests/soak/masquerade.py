@@ -129,15 +129,15 @@ def main() -> int:
 
 
 @contextmanager
-def fake(folder: Path) -> Iterator[tuple[FakeAws, Path]]:
+def fake(folder: Path, slots: int = 6, network: str = "own") -> Iterator[tuple[FakeAws, Path]]:
     """The fake, with its machine host in a folder."""
     cloud = folder / "cloud"
-    host = [sys.executable, "-m", "shoestring_trainer.machinehost", "--dir", str(cloud), "--slots", "6"]
+    host = [sys.executable, "-m", "shoestring_trainer.machinehost", "--dir", str(cloud), "--slots", str(slots)]
     machines = subprocess.Popen([*host, "--stop-machines-on-exit"], env=environment(folder / "user", {}))
     aws = None
     try:
         servers.until((cloud / "machinehost.json").exists)
-        options = ("--host", COMPUTER, "--network", "own", "--machinehost", str(cloud / "machinehost.json"))
+        options = ("--host", COMPUTER, "--network", network, "--machinehost", str(cloud / "machinehost.json"))
         aws = FakeAws.start(*options, settings=folder / "fake.json")
         yield aws, cloud
     finally:

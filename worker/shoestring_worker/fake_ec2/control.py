@@ -119,7 +119,7 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
         case "GET ", "left":
             return fake.left()
         case "GET ", "calls":
-            return [asdict(call) for call in fake.calls]
+            return [asdict(call) for call in tuple(fake.calls)]  # others arrive meanwhile
         case _:
             raise KeyError(request)
     return {}

@@ -112,20 +112,22 @@ def test_a_launch_is_sent_once_whatever_is_answered(aws: FakeAws):
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "kind"),
+    ("code", "status", "kind", "advice"),
     [
-        ("InsufficientInstanceCapacity", 500, RefusalKind.CAPACITY),
-        ("MaxSpotInstanceCountExceeded", 400, RefusalKind.QUOTA),
-        ("UnauthorizedOperation", 403, RefusalKind.ACCOUNT),
-        ("InvalidAMIID.NotFound", 400, RefusalKind.IMAGE),
-        ("InvalidParameterValue", 400, RefusalKind.INVALID),
+        ("InsufficientInstanceCapacity", 500, RefusalKind.CAPACITY, ""),
+        ("MaxSpotInstanceCountExceeded", 400, RefusalKind.QUOTA, ""),
+        ("UnauthorizedOperation", 403, RefusalKind.ACCOUNT, "shoestring aws doctor says what this account lacks."),
+        ("InvalidAMIID.NotFound", 400, RefusalKind.IMAGE, "Correct the region's image in SHOESTRING_EC2_REGIONS; "),
+        ("InvalidParameterValue", 400, RefusalKind.INVALID, "shoestring aws doctor tries such a launch."),
     ],
 )
-def test_a_refusal_says_of_which_kind_it_is_in_ec2_s_words(aws: FakeAws, code: str, status: int, kind: RefusalKind):
-    aws.fault("error", code=code, status=status, message="as EC2 says it")
-    with pytest.raises(LaunchRefused, match=f"{code}: as EC2 says it") as refused:
+def test_a_refusal_says_of_which_kind_it_is_in_ec2_s_words_and_what_to_do_if_it_lasts(
+    aws: FakeAws, code: str, status: int, kind: RefusalKind, advice: str
+):
+    aws.fault("error", code=code, status=status, message="as EC2 says it.")
+    with pytest.raises(LaunchRefused, match=f"^{code}: as EC2 says it[.]( .*{advice}.*)?$") as refused:
         aws.provider().launch(launch_request())
-    assert refused.value.kind == kind
+    assert (refused.value.kind, advice in str(refused.value)) == (kind, True)
     assert aws.instances() == []
 
 
@@ -168,7 +170,7 @@ def test_an_image_that_is_not_there_refuses_launches_before_they_are_sent(aws: F
     settings = aws.settings()
     missing = settings.regions[REGION].model_copy(update={"image": "ami-0000dead0000dead0"})
     provider = ec2_provider.Ec2Provider("ec2", settings.model_copy(update={"regions": {REGION: missing}}))
-    with pytest.raises(LaunchRefused) as refused:
+    with pytest.raises(LaunchRefused, match=r"may not use it\. Correct the region's image in ") as refused:
         provider.launch(launch_request())
     assert refused.value.kind == RefusalKind.IMAGE
     assert aws.calls("RunInstances") == []

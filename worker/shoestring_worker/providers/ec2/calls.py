@@ -54,7 +54,7 @@ class Calls:
             refusal = meaning_of(code, status).refusal
             if refusal is None:
                 raise OutcomeUnknown(f"EC2 in {region} answered {described(code, message)}") from error
-            raise LaunchRefused(refusal, f"{code}: {message}") from error
+            raise LaunchRefused(refusal, described(code, message, refusal)) from error
 
     def call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
         """One call, in its turn. Raises ClientError for an answer that is an error, OutcomeUnknown if there is none."""

@@ -93,10 +93,19 @@ ADVICE = {
 }
 """What to do about an error that leaves a call's outcome unknown, and that doesn't pass by itself."""
 
+REFUSAL_ADVICE = {
+    RefusalKind.ACCOUNT: "With the service's credentials, shoestring aws doctor says what this account lacks.",
+    RefusalKind.IMAGE: "Correct the region's image in SHOESTRING_EC2_REGIONS; shoestring aws doctor checks it.",
+    RefusalKind.INVALID: "With the service's settings, shoestring aws doctor tries such a launch.",
+}
+"""What to do about a refusal that no later try changes: it ends the job."""
 
-def described(code: str, message: str) -> str:
-    """An error with what to do about it."""
-    return " ".join(filter(None, (f"{code}: {message}", ADVICE.get(code))))
+
+def described(code: str, message: str, refusal: RefusalKind | None = None) -> str:
+    """An error with what to do about it. `refusal`: of the launch that it answers."""
+    advice = ADVICE.get(code) if refusal is None else REFUSAL_ADVICE.get(refusal)
+    said = f"{code}: {message}"
+    return f"{said.rstrip('.')}. {advice}" if advice else said
 
 
 def read_error(response: dict[str, Any]) -> tuple[str, str, int]:

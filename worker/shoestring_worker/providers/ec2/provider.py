@@ -27,7 +27,7 @@ from shoestring_core.launch_request import LaunchRequest
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, ManagedProvider, OutcomeUnknown
 from shoestring_worker.providers.ec2.calls import READ_TIMEOUT_S, Calls
-from shoestring_worker.providers.ec2.errors import read_error
+from shoestring_worker.providers.ec2.errors import REFUSAL_ADVICE, read_error
 from shoestring_worker.providers.ec2.instances import read_instance
 from shoestring_worker.providers.ec2.leftovers import CALLS, DELETIONS, GONE, action_of, read_leftovers
 from shoestring_worker.providers.ec2.market import Market
@@ -221,7 +221,8 @@ class Ec2Provider:
             image = self._settings.regions[region].image
             reply = self._calls.for_launch(region, "DescribeImages", lambda ec2: ec2.describe_images(ImageIds=[image]))
             if not reply["Images"]:
-                raise LaunchRefused(RefusalKind.IMAGE, f"{image} is not in {region}, or this account may not use it")
+                message = f"{image} is not in {region}, or this account may not use it"
+                raise LaunchRefused(RefusalKind.IMAGE, f"{message}. {REFUSAL_ADVICE[RefusalKind.IMAGE]}")
             known = self._root_disks[region] = RootDisk.of(reply["Images"][0])
         return known
 
