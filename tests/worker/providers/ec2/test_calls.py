@@ -170,7 +170,7 @@ def test_an_image_that_is_not_there_refuses_launches_before_they_are_sent(aws: F
     settings = aws.settings()
     missing = settings.regions[REGION].model_copy(update={"image": "ami-0000dead0000dead0"})
     provider = ec2_provider.Ec2Provider("ec2", settings.model_copy(update={"regions": {REGION: missing}}))
-    with pytest.raises(LaunchRefused, match=r"may not use it\. Correct the region's image in ") as refused:
+    with pytest.raises(LaunchRefused, match="Correct the region's image in ") as refused:
         provider.launch(launch_request())
     assert refused.value.kind == RefusalKind.IMAGE
     assert aws.calls("RunInstances") == []
