@@ -40,9 +40,10 @@ def to_decimal(amount: int) -> str:
     return f"{sign}{whole}.{decimals}"
 
 
-def rounded(amount: int) -> str:
-    """Decimal string of micro-dollars to a cent; of less than a dollar, two digits."""
-    return to_decimal(round(amount, -min(4, max(0, len(str(abs(amount))) - 2))))
+def rounded(amount: int, rounding: str = ROUND_HALF_EVEN) -> str:
+    """Decimal string of micro-dollars to a cent; of less than a dollar, two digits. `rounding`: one of decimal's."""
+    step = 10 ** min(4, max(0, len(str(abs(amount))) - 2))
+    return to_decimal(int((Decimal(amount) / step).to_integral_value(rounding)) * step)
 
 
 def cost(price_per_hour: str, duration_us: int) -> int:

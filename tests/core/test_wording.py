@@ -31,7 +31,7 @@ from shoestring_core.wording import (
     waits,
 )
 from shoestring_core.wording.reason import UnknownReason
-from shoestring_core.wording.units import batches_of_steps
+from shoestring_core.wording.units import batches_of_steps, dollars, shortage
 
 ONE = sizing.MachineEstimate(1, "local.cpu", "measured", 130.0, 143.0, "0.0058")
 TWO = sizing.MachineEstimate(2, "local.cpu", "estimated", 70.0, 91.0, "0.0062")
@@ -364,6 +364,18 @@ def test_an_error_of_a_decision_takes_sentence_hint_and_facts_from_its_reason() 
 def test_one_batch_and_several_are_named() -> None:
     assert batches_of_steps([(12, 12)]) == "the batch of step 12"
     assert batches_of_steps([(12, 12), (30, 33)]) == "the batches of steps 12, 30 to 33"
+
+
+def test_money_in_sentences_is_rounded_to_a_cent_or_two_digits_and_a_shortage_never_reads_as_none() -> None:
+    assert [dollars(amount) for amount in ("60.00", "1.234567", "0.041234", "0.000007", "0.00")] == [
+        "$60.00", "$1.23", "$0.041", "$0.000007", "$0.00",
+    ]  # fmt: skip
+    assert shortage("1.234568", "1.234567") == ("$1.24", "$1.23")
+    promised = deadlines.DeadlinePromised(AT, "2.107334", "7.892666", "team vision", 3_600_000_000, 3)
+    assert "$2.11 is reserved" in promised.text()
+    assert "team vision has $7.89 left" in promised.text()
+    unaffordable = deadlines.DeadlineUnaffordable("team vision", "2.107334", "2.104999", own_limit=False)
+    assert "could cost $2.11, on-demand from now on, and team vision has $2.10 left" in unaffordable.text()
 
 
 @pytest.mark.parametrize("reason", [EndReason, WaitReason])

@@ -9,7 +9,7 @@ from typing import Literal
 from shoestring_core.durations import format_duration
 from shoestring_core.states import WaitReason
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import counted, moment
+from shoestring_core.wording.units import counted, dollars, moment, shortage
 from shoestring_core.wording.waits import WaitDetail
 
 # Refused
@@ -86,10 +86,8 @@ class DeadlineUnaffordable(Reason):
 
     def text(self) -> str:
         budget = "limits.cost is" if self.own_limit else f"{self.account_title} has"
-        left = "" if self.own_limit else " left"
-        return (
-            f"To keep the deadline it could cost ${self.need}, on-demand from now on, and {budget} ${self.left}{left}."
-        )
+        (need, has), left = shortage(self.need, self.left), "" if self.own_limit else " left"
+        return f"To keep the deadline it could cost {need}, on-demand from now on, and {budget} {has}{left}."
 
     def hint(self) -> str:
         raised = "limits.cost" if self.own_limit else "the limit (`shoestring budget set`)"
@@ -120,7 +118,7 @@ class DeadlineKept(Reason):
 
     def text(self) -> str:
         by = f"to be done by {moment(self.deadline)}"
-        reserved = f" ${self.committed} is reserved for that."
+        reserved = f" {dollars(self.committed)} is reserved for that."
         if self.because == "late":
             return f"It may not be done by {moment(self.deadline)} any more; it goes on as fast as it can."
         if self.market == "on_demand":
@@ -147,11 +145,11 @@ class DeadlinePromised(Reason):
     runs: int
 
     def text(self) -> str:
-        left = f" {self.account_title} has ${self.left} left." if self.left is not None else ""
+        left = f" {self.account_title} has {dollars(self.left)} left." if self.left is not None else ""
         by = f"by {counted(self.runs, 'earlier run')}" if self.runs else "its limits.time"
         return (
             f"To be done by {moment(self.deadline)}. It trains {format_duration(self.work_us / 1e6)} at most, {by}. "
-            f"${self.worst_case} is reserved: the worst case, on-demand from now on.{left}"
+            f"{dollars(self.worst_case)} is reserved: the worst case, on-demand from now on.{left}"
         )
 
 

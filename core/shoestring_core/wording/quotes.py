@@ -10,7 +10,7 @@ from pydantic import FiniteFloat
 
 from shoestring_core.durations import format_duration
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import counted
+from shoestring_core.wording.units import counted, dollars
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class QuoteWas(Reason):
 
     def text(self) -> str:
         time = f"{format_duration(self.time_low_s)} to {format_duration(self.time_high_s)}"
+        cost = f"{dollars(self.cost_low)} to {dollars(self.cost_high)}"
         return (
-            f"Quoted when it was submitted: {time} and ${self.cost_low} to ${self.cost_high} on {self.machines} "
+            f"Quoted when it was submitted: {time} and {cost} on {self.machines} "
             f"({self.market.replace('_', ' ')}). {self.then.text()}"
         )
 
@@ -45,7 +46,7 @@ class QuoteHeld(Reason):
     cost_place: Literal["below", "within", "above"]
 
     def text(self) -> str:
-        took = f"It took {format_duration(self.time_s)} and ${self.cost}"
+        took = f"It took {format_duration(self.time_s)} and {dollars(self.cost)}"
         if self.time_place == self.cost_place:
             both = {
                 "within": "both within the quote",

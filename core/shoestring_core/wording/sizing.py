@@ -9,7 +9,7 @@ from pydantic import FiniteFloat
 
 from shoestring_core.durations import format_duration
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import counted
+from shoestring_core.wording.units import counted, dollars, shortage
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MachineEstimate:
         basis = "" if self.basis == "measured" else f", {self.basis}"
         return (
             f"about {format_duration(self.run_s)} "
-            f"(upper estimate {format_duration(self.run_upper_s)}, +{margin:.0f} %{basis}), about ${self.cost}"
+            f"(upper estimate {format_duration(self.run_upper_s)}, +{margin:.0f} %{basis}), about {dollars(self.cost)}"
         )
 
 
@@ -185,7 +185,7 @@ class FasterCostsMore(Reason):
     extra: str | None
 
     def text(self) -> str:
-        price = f"cost ${self.extra} more" if self.extra else "cost the same"
+        price = f"cost {dollars(self.extra)} more" if self.extra else "cost the same"
         return f"{self.estimate.would_take} and {price}."
 
 
@@ -198,7 +198,8 @@ class FasterOverBudget(Reason):
     budget: str
 
     def text(self) -> str:
-        return f"{self.estimate.would_take}, but need ${self.needed}, and ${self.left} is left of {self.budget}."
+        need, left = shortage(self.needed, self.left)
+        return f"{self.estimate.would_take}, but need {need}, and {left} is left of {self.budget}."
 
 
 @dataclass(frozen=True)

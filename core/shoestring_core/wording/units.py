@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN
+
+from shoestring_core import money
 
 Span = tuple[int, int]
 """Steps, first and last."""
@@ -13,6 +16,24 @@ Span = tuple[int, int]
 def counted(count: int, noun: str, plural: str = "") -> str:
     """A count with its noun, such as "1 machine", "3 machines" or "2 classes"; `plural` where it isn't noun + s."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def dollars(amount: str) -> str:
+    """A decimal amount as people read it, such as "$60.00" or "$0.042"; the fact keeps every digit."""
+    return f"${_rounded(amount, ROUND_HALF_EVEN)}"
+
+
+def shortage(need: str, left: str) -> tuple[str, str]:
+    """What is needed, and the less that is left: rounded apart, so that they never read alike."""
+    return f"${_rounded(need, ROUND_CEILING)}", f"${_rounded(left, ROUND_FLOOR)}"
+
+
+def _rounded(amount: str, rounding: str) -> str:
+    """As it is where a stored fact is no amount: sentences are made of any."""
+    try:
+        return money.rounded(money.from_decimal(amount), rounding)
+    except ValueError:
+        return amount
 
 
 def disk_text(kind: str, gib: int, iops: int, mib_per_s: int) -> str:
