@@ -7,11 +7,13 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from shoestring_core import rest, wire
+from shoestring_core import money, rest, wire
 from shoestring_core.decide import failures
+from shoestring_core.states import StopReason
+from shoestring_core.store import jobs
 from shoestring_core.store.fleet import billing, gangs
 from shoestring_core.store.fleet.offers import save_offers
-from shoestring_core.store.tables import ProviderRow
+from shoestring_core.store.tables import AccountRow, ProviderRow
 from shoestring_core.wording.attempts import MachinePreempted, RankKilled, RolledBack
 from shoestring_core.wording.waits import InQueue
 from sqlalchemy import update
@@ -114,6 +116,34 @@ def test_a_paused_job_is_resumed(deployment: Deployment) -> None:
     job = deployment.submit()
     assert deployment.member.post(f"/v1/jobs/{job}:stop", json={"mode": "pause"}).json()["state"] == "paused"
     assert deployment.member.post(f"/v1/jobs/{job}:resume").json()["state"] == "queued"
+
+
+def test_a_job_that_its_budget_paused_is_resumed_only_once_that_can_pay_for_a_start(deployment: Deployment) -> None:
+    job = deployment.submit()
+    deployment.store.write(lambda db: jobs.stop(db, job, "fleet", "pause", stop_reason=StopReason.BUDGET))
+    set_team_limit(deployment, "0.01")
+    paused = deployment.member.get(f"/v1/jobs/{job}").json()
+    assert (paused["state"], paused["wait_reason"], paused["reason"]["code"]) == ("paused", "budget", "budget_short")
+    assert "short: starting 1 machine reserves" in paused["status_text"]
+    assert "Once it is raised, the job resumes automatically." in paused["status_text"]
+    refused = deployment.member.post(f"/v1/jobs/{job}:resume")
+    assert (refused.status_code, refused.json()["code"]) == (409, "budget-exceeded")
+    assert refused.json()["reason"] == "budget_still_exhausted"
+    assert "shoestring budget request" in refused.json()["hint"]
+    assert deployment.member.get(f"/v1/jobs/{job}").json() == paused
+
+    set_team_limit(deployment, "10.00")  # as if others had given back what was held for them
+    enough = deployment.member.get(f"/v1/jobs/{job}").json()
+    assert (enough["state"], enough["wait_reason"], enough["reason"]) == ("paused", "resume", None)
+    assert "resume the job to continue" in enough["status_text"]
+    assert deployment.member.post(f"/v1/jobs/{job}:resume").json()["state"] == "queued"
+
+
+def set_team_limit(deployment: Deployment, dollars: str) -> None:
+    """Without what else the API does when a limit is raised."""
+    micro = money.from_decimal(dollars)
+    limited = update(AccountRow).where(AccountRow.kind == "team").values(limit_micro=micro)
+    deployment.store.write(lambda db: db.execute(limited))
 
 
 def test_a_list_is_filtered_and_paged(deployment: Deployment) -> None:

@@ -157,7 +157,8 @@ EXAMPLES: list[Reason] = [
     jobs.StorageRestored(),
     jobs.Exporting(()),
     jobs.Stopping(StopReason.TIME_LIMIT),
-    jobs.PausedByBudget(),
+    jobs.PausedByBudget(waits.BudgetShort("team vision", "0.20", "0.12", 1)),
+    jobs.BudgetStillExhausted(waits.BudgetShort("team vision", "0.20", "0.12", 1)),
     jobs.Paused(),
     jobs.Ended(EndReason.DATA, attempts.TrainingFailed(0, "data", "class a is empty"), ()),
     # jobs: moves

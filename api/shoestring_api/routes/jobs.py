@@ -13,14 +13,16 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from shoestring_core import rest
 from shoestring_core.decide.sizing import SizingRecord
-from shoestring_core.errors import InvalidSpec, Problem
+from shoestring_core.errors import BudgetExceeded, InvalidSpec, Problem
 from shoestring_core.spec import JobSpec
+from shoestring_core.states import JobState
 from shoestring_core.store import audit, checkpoints, job_search, jobs, queries
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import planning
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import JobRow
 from shoestring_core.store.transactions import Read, Write
+from shoestring_core.wording.jobs import BudgetStillExhausted
 
 from shoestring_api.app_state import AppState
 from shoestring_api.dependencies import Caller, Cursor, IdempotencyKey, ReadDep, StateDep
@@ -90,10 +92,13 @@ def retry_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey
 
 @router.post("/{job_id}:resume", status_code=202, response_model=rest.Job)
 def resume_job(job_id: UUID, state: StateDep, caller: Caller, key: IdempotencyKey = None) -> Response:
-    """Queue a paused job again."""
+    """Queue a paused job again. One that its budget paused is refused as long as that can't pay for a start."""
 
     def work(db: Write) -> rest.Job:
         job = jobs.get(db, caller.team, job_id)
+        [rows] = queries.load_job_rows(db, [job])
+        if job.state == JobState.PAUSED and rows.budget_wait:
+            raise BudgetExceeded(BudgetStillExhausted(rows.budget_wait))
         audit.record(db, caller, "resume_job", audit.subject("job", job.name, job.id))
         return _serialize(db, jobs.resume(db, job.id, caller.actor))
 

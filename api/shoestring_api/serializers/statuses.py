@@ -41,7 +41,7 @@ def _state_of(rows: JobRows) -> Reason:
         case JobState.STOPPING:
             return jobs.Stopping(StopReason(row.stop_reason))
         case JobState.PAUSED:
-            return jobs.PausedByBudget() if row.stop_reason == StopReason.BUDGET else jobs.Paused()
+            return jobs.PausedByBudget(rows.budget_wait) if row.stop_reason == StopReason.BUDGET else jobs.Paused()
         case JobState.ENDED:
             return jobs.Ended(EndReason(row.end_reason or ""), read_reason(row.end_detail), skipped)
 
@@ -50,19 +50,21 @@ def wait_reason_of(rows: JobRows) -> WaitReason | None:
     """What a queued or paused job waits for."""
     row = rows.job
     match JobState(row.state):
-        case JobState.QUEUED if rows.budget_wait:
+        case JobState.QUEUED | JobState.PAUSED if rows.budget_wait:
             return rows.budget_wait.waits_for
         case JobState.QUEUED:
             stored = WaitReason(row.wait_reason) if row.wait_reason else None
             return InQueue.waits_for if stored in (None, WaitReason.BUDGET) else stored
         case JobState.PAUSED:
-            return WaitReason.BUDGET if row.stop_reason == StopReason.BUDGET else WaitReason.RESUME
+            return WaitReason.RESUME
         case _:
             return None
 
 
 def wait_detail_of(rows: JobRows) -> dict[str, Any] | None:
-    """What exactly a queued job waits for."""
+    """What exactly a queued job waits for, or a paused one that its budget can't pay for."""
+    if rows.job.state == JobState.PAUSED and rows.budget_wait:
+        return rows.budget_wait.as_json()
     if rows.job.state != JobState.QUEUED:
         return None
     if rows.budget_wait or rows.job.wait_reason in (None, WaitReason.BUDGET):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which queued jobs wait for a budget, and what is missing now.
+"""Which queued jobs wait for a budget, which paused ones can't go on for want of it, and what is missing now.
 
 Asked when somebody reads a job: stored amounts would be out of date, and a job far back, which no schedule has looked
 at, has none.
@@ -19,7 +19,7 @@ from shoestring_core.decide.queue import AccountBalance
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import find_shortage
 from shoestring_core.spec import Resources, rate_limit_of_stored, reserved_time_of_stored
-from shoestring_core.states import JobState, WaitReason
+from shoestring_core.states import JobState, StopReason, WaitReason
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.launches import load_refusals
 from shoestring_core.store.fleet.offers import load_known
@@ -33,7 +33,7 @@ from shoestring_core.wording.waits import BudgetOverdrawn, BudgetShort
 def load_budget_waits(
     db: Read, jobs: Sequence[JobRow], leaves: Mapping[UUID, AccountRow], accounts: Mapping[UUID, AccountRow]
 ) -> dict[UUID, BudgetOverdrawn | BudgetShort]:
-    """What those jobs lack that no schedule looked at, or that waited for a budget when one did.
+    """What those jobs lack that no schedule looked at, or that waited for a budget when one did, or were paused for it.
 
     leaves    the jobs' own accounts, by job
     accounts  these and all above them, by id
@@ -58,6 +58,8 @@ def load_budget_waits(
 
 
 def _may_wait_for_budget(job: JobRow) -> bool:
+    if job.state == JobState.PAUSED:
+        return job.stop_reason == StopReason.BUDGET
     return job.state == JobState.QUEUED and job.wait_reason in (None, WaitReason.BUDGET)
 
 

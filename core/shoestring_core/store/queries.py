@@ -44,7 +44,7 @@ class JobRows:
 
     posted          what the ledger has of each machine, in micro-dollars
     queue_position  its place among its member's queued jobs, from 1; None: it isn't queued, or far back
-    budget_wait     the budget that it waits for in the queue, and what that lacks now
+    budget_wait     the budget that it waits for, in the queue or paused, and what that lacks now
     deadline        what is promised, or done now, to keep its deadline; None: it has none, or has ended
     """
 

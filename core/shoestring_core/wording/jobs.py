@@ -186,13 +186,29 @@ class Stopping(Reason):
 
 @dataclass(frozen=True)
 class PausedByBudget(Reason):
+    """`shortage`: what the budget lacks for a start now; None: nothing."""
+
     code = "paused_by_budget"
+    shortage: NestedReason | None = None
 
     def text(self) -> str:
-        return (
-            "Paused: budget exhausted. It resumes automatically when the budget is raised "
-            "(shoestring budget set, with --job for the job's own limit)."
-        )
+        if self.shortage is None:
+            return "Paused: budget exhausted. It can pay for a start again: resume the job to continue."
+        return f"Paused: budget exhausted. {self.shortage.text()} Once it is raised, the job resumes automatically."
+
+
+@dataclass(frozen=True)
+class BudgetStillExhausted(Reason):
+    """Of a job that its budget paused, and that can't be resumed: `shortage` is what the budget lacks for a start."""
+
+    code = "budget_still_exhausted"
+    shortage: NestedReason
+
+    def text(self) -> str:
+        return f"The job stays paused. {self.shortage.text()}"
+
+    def hint(self) -> str:
+        return "It resumes automatically when the budget is raised. Ask for more: shoestring budget request."
 
 
 @dataclass(frozen=True)
