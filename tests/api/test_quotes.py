@@ -131,8 +131,8 @@ def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
     assert answer.status_code == 201, answer.text
     job, quoted = answer.json(), quote(known, limits=limits)
     assert job["spec"]["resources"]["nodes"] == 2
-    assert job["sizing"]["text"] == f"{quoted['summary']['text']} {quoted['why_not_faster']['text']}"
-    assert job["sizing"]["facts"]["summary"]["code"] == quoted["summary"]["code"] == "machines_chosen"
+    assert job["sizing"]["text"].endswith(f" {quoted['why_not_faster']['text']}")
+    assert job["sizing"]["facts"]["summary"]["code"] == "machines_chosen"
     (sizing_event,) = [
         e for e in known.member.get(f"/v1/jobs/{job['id']}/events").json()["events"] if e["kind"] == "sizing"
     ]
@@ -145,6 +145,17 @@ def test_a_time_limit_picks_the_machines_and_says_so(known: Deployment) -> None:
         stored = next(row.sizing for row in db.sql.query(JobRow) if str(row.id) == job["id"])
     record = SizingRecord.from_json(stored)
     assert choose_machines(record.inputs) == record.choice
+
+
+def test_a_quote_has_one_estimate_and_its_summary_says_the_rest(known: Deployment) -> None:
+    assert quote(known)["summary"]["text"] == "It runs on 1 × local.cpu."
+    chosen = quote(known, limits={"time": "8m20s"})
+    assert chosen["summary"]["text"] == "It runs on 2 × local.cpu, the cheapest to keep limits.time of 8m20s."
+    assert (chosen["offers"][0]["nodes"], chosen["offers"][0]["basis"]) == (2, "measured")
+    asked = quote(known, limits={"time": "2h"}, resources={"nodes": 1})
+    assert asked["summary"]["text"] == "It runs on 1 × local.cpu, with limits.time of 2h00m."
+    short = quote(known, limits={"time": "10s"}, resources={"nodes": 1})["summary"]["text"]
+    assert short.startswith("It runs on 1 × local.cpu. It may take longer than limits.time of 10s, at which")
 
 
 def test_a_limit_that_no_machines_keep_is_refused_unless_the_count_is_named(known: Deployment) -> None:

@@ -259,6 +259,7 @@ EXAMPLES: list[Reason] = [
     # sizing
     sizing.Sized(sizing.MachinesChosen(ONE, None, None), sizing.WillBeMeasured()),
     sizing.MachinesChosen(TWO, 60.0, 91),
+    sizing.MachinesQuoted("2 × local.cpu", True, 300.0, None),
     sizing.NotMeasured(2, 300.0, "0.316"),
     sizing.CountNotMeasured(64, (1, 2, 3, 4), None, None),
     sizing.TimeLimitTooShort(TWO, 10.0, 91),

@@ -11,7 +11,7 @@ from shoestring_core.decide.predictions import LEVEL
 from shoestring_core.decide.quotes import Amounts, Interruptions, Quote, QuotedOffer, QuoteInputs
 from shoestring_core.decide.sizing import Choice
 from shoestring_core.wording.deadlines import DeadlinePromised
-from shoestring_core.wording.sizing import Sized
+from shoestring_core.wording.sizing import MachinesQuoted, Sized
 
 from shoestring_api.serializers.offers import serialize_offer
 from shoestring_api.serializers.times import to_datetime
@@ -21,12 +21,13 @@ def serialize_quote(
     quote: Quote, inputs: QuoteInputs, choice: Choice, reason: Sized, deadline: DeadlinePromised | None
 ) -> rest.Quote:
     assert choice.outcome != "infeasible"
+    best = quote.offers[0] if quote.offers else None
     return rest.Quote(
         at=to_datetime(inputs.now),
         outcome=choice.outcome,
         nodes=choice.nodes,
         type=choice.type,
-        summary=rest.Reason.of(reason.summary),
+        summary=rest.Reason.of(_summary(best, inputs, choice) if best and best.time_s else reason.summary),
         why_not_faster=rest.Reason.of(reason.why_not_faster) if reason.why_not_faster else None,
         offers=[_serialize(one) for one in quote.offers],
         no_offer=rest.Reason.of(quote.no_offer) if quote.no_offer else None,
@@ -37,6 +38,12 @@ def serialize_quote(
         runs=len({measurement.job for measurement in inputs.sizing.measurements}),
         deadline=rest.Reason.of(deadline) if deadline else None,
     )
+
+
+def _summary(best: QuotedOffer, inputs: QuoteInputs, choice: Choice) -> MachinesQuoted:
+    """Without the estimate that chose the machines: beside the band of the same offer it would be a second one."""
+    limit_s, sufficient_s = inputs.sizing.time_limit_s, choice.sufficient_time_limit_s
+    return MachinesQuoted(f"{best.nodes} × {best.offer.type}", choice.outcome == "chosen", limit_s, sufficient_s)
 
 
 def serialize_kept_quote(quoted: QuotedOffer, outcome: RunOutcome) -> rest.KeptQuote:

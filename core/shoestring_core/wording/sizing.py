@@ -82,6 +82,32 @@ class MachinesChosen(Reason):
 
 
 @dataclass(frozen=True)
+class MachinesQuoted(Reason):
+    """Of a quote whose first offer has a time and a cost, which are not said again.
+
+    machines                 such as "2 × g5.xlarge"
+    chosen                   for limits.time, not by the spec
+    sufficient_time_limit_s  as in MachinesChosen
+    """
+
+    code = "machines_quoted"
+    machines: str
+    chosen: bool
+    time_limit_s: FiniteFloat | None
+    sufficient_time_limit_s: int | None
+
+    def text(self) -> str:
+        runs = f"It runs on {self.machines}"
+        if self.time_limit_s is None:
+            return f"{runs}."
+        limit = f"limits.time of {format_duration(self.time_limit_s)}"
+        if self.sufficient_time_limit_s is not None:
+            enough = f"{format_duration(self.sufficient_time_limit_s)} would be enough"
+            return f"{runs}. It may take longer than {limit}, at which it is stopped; {enough}."
+        return f"{runs}, the cheapest to keep {limit}." if self.chosen else f"{runs}, with {limit}."
+
+
+@dataclass(frozen=True)
 class NotMeasured(Reason):
     """`per_hour`: dollars for all machines together, at today's price; None if nothing is offered."""
 
