@@ -303,13 +303,20 @@ def test_a_job_paused_for_want_of_budget_leads_to_the_budget_that_resumes_it(
     deployment: Deployment, open_page: OpenPage
 ) -> None:
     job = deployment.submit()
+    set_limit(deployment, "team", "0.01")
     paused = {"state": JobState.PAUSED, "stop_reason": StopReason.BUDGET, "desired_state": "pause"}
     deployment.store.write(lambda db: db.execute(update(JobRow).where(JobRow.id == job).values(**paused)))
     page = open_page(f"/jobs/{job}")
     status = page.locator("[data-status-text]")
-    expect(status).to_contain_text("budget exhausted. It resumes automatically when the budget is raised")
-    status.get_by_role("link", name="Go to the budget").click()
+    expect(status).to_contain_text("short: starting 1 machine reserves")
+    expect(status).to_contain_text("Once it is raised, the job resumes automatically.")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+    status.get_by_role("link", name="Raise it or ask for more").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Budget")
+    set_limit(deployment, "team", "5.00")
+    page = open_page(f"/jobs/{job}")
+    expect(status_badge(page, "queued")).to_be_visible()
 
 
 def test_machines_costs_and_events_are_shown(deployment: Deployment, open_page: OpenPage) -> None:

@@ -79,7 +79,7 @@ export interface paths {
         put?: never;
         /**
          * Resume Job
-         * @description Queue a paused job again.
+         * @description Queue a paused job again. One that its budget paused is refused as long as that can't pay for a start.
          */
         post: operations["resume_job"];
         delete?: never;

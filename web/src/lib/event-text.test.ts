@@ -13,7 +13,7 @@ test.each([
   ["machine", "§", { state: "notice", machine: "id-0" }, "Machine m0: preemption notice", "§"],
   ["cost", "", { action: "held", machine: "id-0", amount: "0.010959" }, "Held $0.0110", "for m0"],
   ["cost", "§", { action: "billed", machine: "id-0" }, "Billed", "for m0: §"],
-  ["checkpoint", "§", { step: 1761, bytes: 789134 }, "Checkpoint at step 1,761", "§ 789 kB"],
+  ["checkpoint", "§", { step: 1761, bytes: 789134 }, "Checkpoint at step 1,761", "§ 789\u00a0kB"],
   ["agent", "§", { event: "started", step: 0, machine: "id-0" }, "Training started at step 0", "§"],
   ["agent", "§", { event: "skipped", step: 12 }, "Batch skipped at step 12", "§"],
   ["agent", "§", { event: "preemption_notice", step: null, machine: "id-0" }, "Preemption notice on m0", "§"],

@@ -9,18 +9,18 @@ test.each([
 });
 
 test("a metric's name tells its unit", () => {
-  expect(formatMetric("val/acc", 0.97314)).toBe("97.31 %");
-  expect(formatMetric("system/memory_bytes", 1_530_000_000)).toBe("1.5 GB");
-  expect(formatMetric("system/cpu_percent", 93.4)).toBe("93 %");
+  expect(formatMetric("val/acc", 0.97314)).toBe("97.31\u00a0%");
+  expect(formatMetric("system/memory_bytes", 1_530_000_000)).toBe("1.5\u00a0GB");
+  expect(formatMetric("system/cpu_percent", 93.4)).toBe("93\u00a0%");
   expect(formatMetric("val/acc", "NaN")).toBe("NaN");
 });
 
 test("sizes in steps of a thousand", () => {
-  expect([0, 999, 1500, 250_000_000].map(formatBytes)).toEqual(["0 B", "999 B", "1.5 kB", "250 MB"]);
+  expect([0, 999, 1500, 250_000_000].map(formatBytes)).toEqual(["0\u00a0B", "999\u00a0B", "1.5\u00a0kB", "250\u00a0MB"]);
 });
 
 test.each([
-  [0, "0.0 s"], [4.25, "4.3 s"], [59.4, "59 s"], [75, "1m 15s"], [3720, "1h 02m"], [90_000, "1d 01h"], [null, "–"],
+  [0, "0.0\u00a0s"], [4.25, "4.3\u00a0s"], [59.4, "59\u00a0s"], [75, "1m\u00a015s"], [3720, "1h\u00a002m"], [90_000, "1d\u00a001h"], [null, "–"],
 ])("%s seconds are %s", (seconds, text) => {
   expect(formatDuration(seconds)).toBe(text);
 });
@@ -28,8 +28,8 @@ test.each([
 test("how long ago", () => {
   const now = Date.parse("2026-11-21T12:00:00Z");
   expect(formatAgo("2026-11-21T11:59:55Z", now)).toBe("just now");
-  expect(formatAgo("2026-11-21T11:56:00Z", now)).toBe("4 min ago");
-  expect(formatAgo("2026-11-21T09:00:00Z", now)).toBe("3 h ago");
+  expect(formatAgo("2026-11-21T11:56:00Z", now)).toBe("4\u00a0min ago");
+  expect(formatAgo("2026-11-21T09:00:00Z", now)).toBe("3\u00a0h ago");
 });
 
 test("a time has its date unless it is today, and its year unless it is this one", () => {

@@ -1,3 +1,5 @@
+import { unbroken } from "./unbroken";
+
 /** A metric's value in few digits, NaN and infinities by name. */
 export function formatValue(x: number | string | null | undefined): string {
   const n = typeof x === "string" ? Number(x) : x;
@@ -22,9 +24,9 @@ export function formatMetric(name: string, x: number | string | null | undefined
   const n = typeof x === "string" ? Number(x) : x;
   if (typeof n === "number" && Number.isFinite(n)) {
     if (name.endsWith("_bytes")) return formatBytes(n);
-    if (name.endsWith("_percent")) return `${n.toFixed(0)} %`;
-    if (name.endsWith("_watts")) return `${n.toFixed(0)} W`;
-    if (isAccuracy(name)) return `${(n * 100).toFixed(2)} %`;
+    if (name.endsWith("_percent")) return unbroken(`${n.toFixed(0)} %`);
+    if (name.endsWith("_watts")) return unbroken(`${n.toFixed(0)} W`);
+    if (isAccuracy(name)) return unbroken(`${(n * 100).toFixed(2)} %`);
   }
   return formatValue(n);
 }
@@ -36,17 +38,17 @@ export function formatBytes(n: number): string {
     size /= 1000;
     unit += 1;
   }
-  return `${unit === 0 || size >= 100 ? size.toFixed(0) : size.toFixed(1)} ${units[unit]}`;
+  return unbroken(`${unit === 0 || size >= 100 ? size.toFixed(0) : size.toFixed(1)} ${units[unit]}`);
 }
 
 /** Joules, as kilowatt-hours from a thousandth on. */
 export function formatEnergy(joules: number): string {
   const kwh = joules / 3_600_000;
-  return kwh < 0.001 ? `${joules.toFixed(0)} J` : `${kwh.toPrecision(3)} kWh`;
+  return unbroken(kwh < 0.001 ? `${joules.toFixed(0)} J` : `${kwh.toPrecision(3)} kWh`);
 }
 
 export function formatPercent(fraction: number): string {
-  return `${(fraction * 100).toFixed(fraction > 0 && fraction < 0.1 ? 1 : 0)} %`;
+  return unbroken(`${(fraction * 100).toFixed(fraction > 0 && fraction < 0.1 ? 1 : 0)} %`);
 }
 
 /** A count with its noun, such as "1 step" or "2,000 steps". */

@@ -1,12 +1,14 @@
+import { unbroken } from "./unbroken";
+
 /** "1h 02m", "3m 20s", "4.2 s": as precise as somebody who waits needs it. */
 export function formatDuration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   const whole = Math.max(0, Math.round(seconds));
-  if (seconds < 10) return `${Math.max(0, seconds).toFixed(1)} s`;
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)}m ${two(whole % 60)}s`;
-  if (whole < 86_400) return `${Math.floor(whole / 3600)}h ${two(Math.floor((whole % 3600) / 60))}m`;
-  return `${Math.floor(whole / 86_400)}d ${two(Math.floor((whole % 86_400) / 3600))}h`;
+  if (seconds < 10) return unbroken(`${Math.max(0, seconds).toFixed(1)} s`);
+  if (whole < 60) return unbroken(`${whole} s`);
+  if (whole < 3600) return unbroken(`${Math.floor(whole / 60)}m ${two(whole % 60)}s`);
+  if (whole < 86_400) return unbroken(`${Math.floor(whole / 3600)}h ${two(Math.floor((whole % 3600) / 60))}m`);
+  return unbroken(`${Math.floor(whole / 86_400)}d ${two(Math.floor((whole % 86_400) / 3600))}h`);
 }
 
 /** "just now", "4 min ago", "yesterday 14:02", "3 Nov 14:02" in the reader's own zone. */
@@ -14,9 +16,9 @@ export function formatAgo(at: string | null | undefined, now: number = Date.now(
   if (!at) return "–";
   const seconds = (now - Date.parse(at)) / 1000;
   if (seconds < 10) return "just now";
-  if (seconds < 60) return `${Math.floor(seconds)} s ago`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ago`;
+  if (seconds < 60) return unbroken(`${Math.floor(seconds)} s ago`);
+  if (seconds < 3600) return unbroken(`${Math.floor(seconds / 60)} min ago`);
+  if (seconds < 86_400) return unbroken(`${Math.floor(seconds / 3600)} h ago`);
   return new Date(at).toLocaleString(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 

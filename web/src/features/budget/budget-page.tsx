@@ -16,6 +16,7 @@ import { WastePanel } from "./waste-panel";
 import { BurnDown } from "./burn-down";
 import { RequestsPanel } from "./requests-panel";
 import { ConcurrencyForm, GrantForm, GuaranteeForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
+import { unbroken } from "../../lib/unbroken";
 
 /** Return the limited budget with the least left, which will be exhausted first. */
 export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
@@ -238,7 +239,7 @@ function ReachedLine({ budget }: { budget: Budget }) {
   const next = budget.soft_lines.find(({ reached }) => !reached);
   return (
     <p className={next ? "note" : "note warn"} data-soft-line={highest.percent}>
-      {highest.percent} % of this limit was reached.{next?.at ? ` The next soft line is ${next.percent} %, at ${formatDollars(next.at)}.` : ""}
+      {unbroken(`${highest.percent} % of this limit was reached.${next?.at ? ` The next soft line is ${next.percent} %, at ${formatDollars(next.at)}.` : ""}`)}
     </p>
   );
 }

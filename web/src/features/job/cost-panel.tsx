@@ -11,6 +11,7 @@ import { Panel } from "../../components/panel";
 import { TableScroll } from "../../components/table-scroll";
 import { Time } from "../../components/time";
 import { Link } from "../../router";
+import { Sentence } from "../../components/sentence";
 import { zoneName } from "../../lib/time";
 
 /** Cost so far, beside what the same hours would have cost on demand. */
@@ -48,7 +49,7 @@ export function CostPanel({ job }: { job: Job }) {
       <Async reading={report} rows={1}>
         {({ energy, transfers, quote }) => (
           <>
-            {quote && <p data-kept-quote={quote.actual ? quote.actual.cost_place : "open"}>{quote.summary.text}</p>}
+            {quote && <p data-kept-quote={quote.actual ? quote.actual.cost_place : "open"}><Sentence text={quote.summary.text} /></p>}
             {energy && (
               <dl className="amounts">
                 <Line name={`Energy, ${energy.of.map((part) => part.toUpperCase()).join(" and ")}`} value={formatEnergy(energy.joules)} />
@@ -95,7 +96,7 @@ function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
               <tr key={i} title={`${one.debit_account} → ${one.credit_account}, by ${one.actor}. ${one.reason.text}`}>
                 <td className="num"><Time at={one.at} /></td>
                 <td>{transferKindLabel(one.kind)}</td>
-                <td className="muted">{one.line ?? one.reason.text}</td>
+                <td className="muted">{one.line ?? <Sentence text={one.reason.text} />}</td>
                 <td className="num">{formatExact(one.amount)}</td>
               </tr>
             ))}

@@ -9,7 +9,7 @@ function stall(name: string, values: number[]) {
 
 test("the seconds of each cause are summed over the run", () => {
   const update = { generation: 1, curves: [stall("stall/download_s", [1.5, 2]), stall("stall/decode_s", [100, 0]), stall("stall/upload_s", [0, 0])] };
-  expect(describeStalls(mergeUpdate(NO_CURVES, update))).toBe("Waited for input: 3.5 s downloading shards, 1m 40s decoding images.");
+  expect(describeStalls(mergeUpdate(NO_CURVES, update))).toBe("Waited for input: 3.5\u00a0s downloading shards, 1m\u00a040s decoding images.");
 });
 
 test("a run that doesn't tell has no line", () => {

@@ -59,16 +59,16 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
       <div className="status-line">
         <p data-status-text>
           <Sentence text={job.status_text} />
-          {job.wait_reason === "budget" && (
+          {job.wait_reason === "budget" && job.reason?.facts.own !== true && (
             <>
               {" "}
-              <Link to="/budget">Go to the budget</Link>
+              <Link to="/budget">Raise it or ask for more</Link>
             </>
           )}
         </p>
         {job.state === "queued" && <QueuedOutlook id={job.id} />}
-        {job.sizing && <p data-sizing>{job.sizing.text}</p>}
-        {job.deadline && <p data-deadline>{job.deadline.text}</p>}
+        {job.sizing && <p data-sizing><Sentence text={job.sizing.text} /></p>}
+        {job.deadline && <p data-deadline><Sentence text={job.deadline.text} /></p>}
         <p className="muted">
           {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{shortId(job.id)}</code>{" "}
           <CopyButton text={job.id} label="Copy id" />
@@ -106,7 +106,7 @@ function QueuedOutlook({ id }: { id: string }) {
   if (!entry) return null;
   return (
     <p data-outlook>
-      <Link to="/queue">Place {entry.position} in the queue</Link>. {entry.outlook.text}
+      <Link to="/queue">Place {entry.position} in the queue</Link>. <Sentence text={entry.outlook.text} />
     </p>
   );
 }
@@ -184,7 +184,7 @@ function Actions({ job }: { job: Job }) {
   if (!run) return null;
   return (
     <div className="actions">
-      {job.state === "paused" && (
+      {job.wait_reason === "resume" && (
         <button type="button" className="primary" disabled={resume.isPending} onClick={() => resume.mutate()}>
           Resume
         </button>

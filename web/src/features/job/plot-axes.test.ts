@@ -38,9 +38,9 @@ test("time never runs backwards, though the clocks of two machines differ", () =
 test.each([
   ["train/loss", 0.2, 0.05, false, "0.20"],
   ["train/loss", 3, 1, false, "3"],
-  ["val/acc", 0.975, 0.025, false, "97.5 %"],
-  ["val/acc", 1, 0.1, false, "100 %"],
-  ["val/acc_top5", 0.975, 0.025, false, "97.5 %"],
+  ["val/acc", 0.975, 0.025, false, "97.5\u00a0%"],
+  ["val/acc", 1, 0.1, false, "100\u00a0%"],
+  ["val/acc_top5", 0.975, 0.025, false, "97.5\u00a0%"],
   ["train/lr", 0.0001, 0, true, "0.0001"],
   ["train/loss", -0.5, 0.25, false, "−0.50"],
   ["train/loss", 2e6, 1e6, false, "2.00e6"],
@@ -60,12 +60,12 @@ test.each([
 });
 
 test("no two ticks of an axis read the same", () => {
-  expect(tickTexts([-5, 0, 5, 10], (tick) => formatXTick("time", tick, 5))).toEqual(["−5 s", "0 s", "5 s", "10 s"]);
+  expect(tickTexts([-5, 0, 5, 10], (tick) => formatXTick("time", tick, 5))).toEqual(["−5\u00a0s", "0\u00a0s", "5\u00a0s", "10\u00a0s"]);
   expect(tickTexts([1.001, 1.002, 1.003], (tick) => formatXTick("epoch", tick, 0.001))).toEqual(["1.001", "1.002", "1.003"]);
   expect(tickTexts([1_000_000, 1_000_100, 1_000_200], (tick) => formatTick("train/loss", tick, 100, false))).toEqual(["1.00e6", "", ""]);
   expect(tickTexts([null, 1], String)).toEqual(["", "1"]);
 });
 
 test("what a machine measured before the first step is before it", () => {
-  expect(formatPosition("time", -75)).toBe("−1m 15s");
+  expect(formatPosition("time", -75)).toBe("−1m\u00a015s");
 });

@@ -3,6 +3,7 @@ import type uPlot from "uplot";
 import { type Curves, splitCurve, type Line } from "../../live/curves";
 import { formatCount, isAccuracy, formatMetric } from "../../lib/number";
 import { formatDuration } from "../../lib/time";
+import { unbroken } from "../../lib/unbroken";
 
 export type XAxis = "step" | "epoch" | "time";
 
@@ -62,7 +63,7 @@ function rising(times: readonly number[], start: number): number[] {
 
 /** A position; before the first step, where machines are measured already, times are negative. */
 export function formatPosition(x: XAxis, at: number): string {
-  if (x === "time") return `${at < 0 ? "−" : ""}${formatDuration(Math.abs(at)).replace(".0 s", " s")}`;
+  if (x === "time") return `${at < 0 ? "−" : ""}${formatDuration(Math.abs(at)).replace(/\.0(?=\s)/, "")}`;
   return x === "step" ? formatCount(at) : String(Math.round(at * 100) / 100);
 }
 
@@ -88,9 +89,9 @@ export function formatTick(name: string, tick: number, step: number, log: boolea
   if (name.endsWith("_bytes")) return formatMetric(name, tick);
   const unit = isAccuracy(name) || name.endsWith("_percent") ? " %" : "";
   const scale = isAccuracy(name) ? 100 : 1;
-  if (log) return `${Number((tick * scale).toPrecision(3))}${unit}`;
+  if (log) return unbroken(`${Number((tick * scale).toPrecision(3))}${unit}`);
   if (Math.abs(tick) >= 1e5 || (step > 0 && step < 1e-5)) return formatMetric(name, tick);
-  return `${(tick * scale).toFixed(decimalsOf(step * scale)).replace("-", "−")}${unit}`;
+  return unbroken(`${(tick * scale).toFixed(decimalsOf(step * scale)).replace("-", "−")}${unit}`);
 }
 
 /**

@@ -51,7 +51,7 @@ function Timeline({ events, attempts, showRoutine }: { events: Schemas["Event"][
                   </summary>
                   {[newest, ...others].map(({ event, title, detail }) => (
                     <p key={event.cursor}>
-                      <Time at={event.at} /> {title}. {detail}
+                      <Time at={event.at} /> {title}. <Sentence text={detail} />
                     </p>
                   ))}
                 </details>

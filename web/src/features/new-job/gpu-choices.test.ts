@@ -8,8 +8,8 @@ const offer = (gpu: string | null, gpus: number, amount: string, more: object = 
 test("each GPU and number of GPUs that can be rented is a choice, at the price of its cheapest machine", () => {
   const offers = [offer(null, 0, "0.10"), offer("L4", 1, "0.40"), offer("L4", 1, "0.50"), offer("L4", 4, "2.10", { market: "on_demand" })];
   expect(gpuChoices([...offers, offer("H100", 8, "30", { available: false })])).toEqual([
-    { value: "L4", label: "24 GB each, from $0.40 per hour (spot)" },
-    { value: "L4:4", label: "24 GB each, from $2.10 per hour (on demand)" },
+    { value: "L4", label: "24\u00a0GB each, from $0.40 per hour (spot)" },
+    { value: "L4:4", label: "24\u00a0GB each, from $2.10 per hour (on demand)" },
   ]);
 });
 

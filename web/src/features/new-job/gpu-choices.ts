@@ -1,5 +1,6 @@
 import type { Schemas } from "../../api/client";
 import { formatDollars } from "../../lib/money";
+import { unbroken } from "../../lib/unbroken";
 
 type Offer = Schemas["Offer"];
 
@@ -13,7 +14,7 @@ export function gpuChoices(offers: readonly Offer[]): { value: string; label: st
   }
   return [...cheapest].map(([value, { gpu_memory_mib, price_per_hour, market }]) => ({
     value,
-    label: `${Math.floor(gpu_memory_mib / 1024)} GB each, from ${formatDollars(price_per_hour)} per hour (${market.replace("_", " ")})`,
+    label: `${unbroken(`${Math.floor(gpu_memory_mib / 1024)} GB`)} each, from ${formatDollars(price_per_hour)} per hour (${market.replace("_", " ")})`,
   }));
 }
 

@@ -11,6 +11,7 @@ import { navigate, useLocation } from "../../router";
 import { gpuChoices, gpuHelp } from "./gpu-choices";
 import { QuotePanel } from "./quote-panel";
 import { parseValue, yamlError, type Path, readField, writeField, specToYaml } from "./spec-yaml";
+import { Sentence } from "../../components/sentence";
 import { tightestBudget } from "../budget/budget-page";
 
 type Recipe = Schemas["Recipe"];
@@ -169,7 +170,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
           )}
           {otherErrors.map((specError) => (
             <p key={specError.pointer + specError.message} className="field-error" role="alert">
-              <code>{specError.pointer.slice(1).replaceAll("/", ".") || "spec"}</code> {specError.message}
+              <code>{specError.pointer.slice(1).replaceAll("/", ".") || "spec"}</code> <Sentence text={specError.message} />
             </p>
           ))}
           {errors.length === 0 && <ProblemNote error={error} />}
@@ -306,7 +307,7 @@ function Labelled({ label, help, errors, wide = false, children }: {
       <label htmlFor={id}>{label}</label>
       {children({ id, "aria-describedby": `${id}-help`, "aria-invalid": errors.length > 0 })}
       <p id={`${id}-help`} className={errors.length > 0 ? "field-error" : "help"}>
-        {errors.length > 0 ? errors.map(({ message }) => message).join(" ") : help}
+        {errors.length > 0 ? <Sentence text={errors.map(({ message }) => message).join(" ")} /> : help}
       </p>
     </div>
   );

@@ -6,6 +6,7 @@ import { formatDollars } from "../../lib/money";
 import { formatPercent } from "../../lib/number";
 import { formatAgo } from "../../lib/time";
 import { useDebounced } from "../../lib/use-debounced";
+import { Sentence } from "../../components/sentence";
 import { basisText, budgetText, costText, gpuText, interruptionText, machinesText, notPossibleText, placeText, quoteErrorText, timeText } from "./quote-text";
 
 type QuotedOffer = Schemas["QuotedOffer"];
@@ -29,14 +30,14 @@ export function QuotePanel({ text }: { text: string }) {
 function QuoteText({ data }: { data: Schemas["Quote"] }) {
   return (
     <>
+      <p><Sentence text={data.summary.text} /></p>
       {data.offers[0] && <BestOffer best={data.offers[0]} />}
-      {data.no_offer && <p>{data.no_offer.text}</p>}
+      {data.no_offer && <p><Sentence text={data.no_offer.text} /></p>}
       {data.quotas.map(({ text }) => (
-        <p key={text}>{text}</p>
+        <p key={text}><Sentence text={text} /></p>
       ))}
-      <p>{data.summary.text}</p>
-      {data.deadline && <p>{data.deadline.text}</p>}
-      {data.why_not_faster && <p className="muted">{data.why_not_faster.text}</p>}
+      {data.deadline && <p><Sentence text={data.deadline.text} /></p>}
+      {data.why_not_faster && <p className="muted"><Sentence text={data.why_not_faster.text} /></p>}
     </>
   );
 }
@@ -48,7 +49,7 @@ function Calibration() {
   return (
     <details data-calibration>
       <summary>How well quotes held</summary>
-      <p>{held.summary.text}</p>
+      <p><Sentence text={held.summary.text} /></p>
       <TableScroll label="How well quotes held, by recipe" short>
         <table>
           <thead>

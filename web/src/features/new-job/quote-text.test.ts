@@ -16,10 +16,10 @@ const MEASURED: Schemas["QuotedOffer"] = {
 };
 
 test("a measured offer has bands, and the number of its runs", () => {
-  expect(timeText(MEASURED)).toBe("10m 00s (9m 00s to 12m 00s)");
+  expect(timeText(MEASURED)).toBe("10m\u00a000s (9m\u00a000s to 12m\u00a000s)");
   expect(costText(MEASURED)).toBe("$2.00 ($1.80 to $2.40)");
   expect(basisText(MEASURED)).toBe("measured, 3 runs");
-  expect(basisText({ ...MEASURED, basis: "scaled", scaled_from: ["1 × g5.xlarge"] })).toBe("scaled from 1 × g5.xlarge");
+  expect(basisText({ ...MEASURED, basis: "scaled", scaled_from: ["1 × g5.xlarge"] })).toBe("scaled from 1\u00a0×\u00a0g5.xlarge");
 });
 
 test("what was never measured is said to be unknown, with no time and no cost", () => {
@@ -30,7 +30,7 @@ test("what was never measured is said to be unknown, with no time and no cost", 
 test("a published band of interruptions is not passed off as a measurement", () => {
   const published = { ...UNKNOWN, offer: { ...UNKNOWN.offer, interruption: "5-10%" } };
   expect(interruptionText({ ...published, time_s: MEASURED.time_s })).toContain("not in the band");
-  expect(interruptionText({ ...UNKNOWN, interruptions: { ...UNKNOWN.interruptions, source: "measured", probability: 0.25 } })).toBe("25 % interrupted (measured)");
+  expect(interruptionText({ ...UNKNOWN, interruptions: { ...UNKNOWN.interruptions, source: "measured", probability: 0.25 } })).toBe("25\u00a0% interrupted (measured)");
 });
 
 test("the budget after the start and after the end, what is missing, and the worst case", () => {

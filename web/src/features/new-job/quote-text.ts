@@ -3,6 +3,7 @@ import { Problem, type Schemas } from "../../api/client";
 import { formatDollars, toMicro } from "../../lib/money";
 import { counted, formatPercent } from "../../lib/number";
 import { formatDuration } from "../../lib/time";
+import { unbroken } from "../../lib/unbroken";
 
 type QuotedOffer = Schemas["QuotedOffer"];
 
@@ -15,12 +16,12 @@ const NOT_POSSIBLE: Record<string, string> = {
 };
 
 export function machinesText({ nodes, offer }: QuotedOffer): string {
-  return `${nodes} × ${offer.type}`;
+  return unbroken(`${nodes} × ${offer.type}`);
 }
 
 /** The GPUs of each machine, or that it has none. */
 export function gpuText({ offer }: QuotedOffer): string {
-  return offer.gpu ? `${offer.gpus} × ${offer.gpu} each` : "no GPU";
+  return offer.gpu ? unbroken(`${offer.gpus} × ${offer.gpu} each`) : "no GPU";
 }
 
 /** Provider and zone, or region where there are no zones; each once. */
@@ -38,7 +39,7 @@ export function costText({ cost }: QuotedOffer): string {
 
 export function basisText({ basis, runs, scaled_from }: QuotedOffer): string {
   if (basis === "unknown") return "never measured";
-  return basis === "measured" ? `measured, ${runs} ${runs === 1 ? "run" : "runs"}` : `scaled from ${scaled_from.join(", ")}`;
+  return basis === "measured" ? `measured, ${runs} ${runs === 1 ? "run" : "runs"}` : unbroken(`scaled from ${scaled_from.join(", ")}`);
 }
 
 export function notPossibleText({ infeasible_reason }: QuotedOffer): string {

@@ -12,6 +12,7 @@ import { counted } from "../../lib/number";
 import { formatDuration, formatTime, zoneName } from "../../lib/time";
 import { useNow } from "../../lib/use-now";
 import { Link } from "../../router";
+import { Sentence } from "../../components/sentence";
 import { WhatIfPanel } from "./what-if-panel";
 
 export function QueuePage() {
@@ -73,8 +74,8 @@ function Row({ entry }: { entry: Schemas["QueueEntry"] }) {
         <span className="muted">{[entry.recipe, entry.user].filter(Boolean).join(" · ")}</span>
       </td>
       <td className="grow">
-        <span data-outlook>{entry.outlook.text}</span>
-        {entry.reason && <span className="status-text muted">{entry.reason.text}</span>}
+        <span data-outlook><Sentence text={entry.outlook.text} /></span>
+        {entry.reason && <span className="status-text muted"><Sentence text={entry.reason.text} /></span>}
       </td>
       <td className="num" data-label="Starts">
         {start ? <Time at={start.at} text={waits < 1 ? "now" : `${formatTime(start.at, now)} (${formatDuration(waits)})`} /> : <span className="muted">unknown</span>}

@@ -10,6 +10,7 @@ import { Time } from "../../components/time";
 import { formatDollars, toMicro } from "../../lib/money";
 import { zoneName } from "../../lib/time";
 import { Link } from "../../router";
+import { Sentence } from "../../components/sentence";
 import { Spending } from "./spending";
 
 type Change = "first" | "any_machine" | "stop";
@@ -109,7 +110,7 @@ function Answer({ asked, all, done }: { asked: Schemas["WhatIfRequest"]; all: re
       {data && (
         <>
           <p role="status">
-            <strong>{data.summary.text}</strong>
+            <strong><Sentence text={data.summary.text} /></strong>
           </p>
           {data.jobs.length > 0 && <Moves jobs={data.jobs} />}
           {data.budgets.map((one) => (
