@@ -31,6 +31,11 @@ from shoestring.connections import explain_distrust, open_http
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 MAX_TRIES = 4
+MAX_STREAM_TRIES = 8
+"""In a row, until a stream counts as lost."""
+MAX_BACKOFF_S = 4.0
+MAX_OUTAGE_BACKOFF_S = 30.0
+"""Between tries to take up a stream that is lost and waited for."""
 RETRY_STATUS = frozenset({502, 503, 504})
 STREAM_TIMEOUT_S = 45.0  # the service pings every 15 s: three missed pings mean a dead connection
 LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -63,6 +68,10 @@ class StreamEvent:
     data: dict[str, Any] = field(default_factory=dict)
 
 
+Lost = Callable[[str], None]
+"""Told, in a sentence and once of each outage, that a stream is lost, which is then waited for."""
+
+
 class Client:
     """A service and an API key. Reads are retried, and so are writes, which carry an Idempotency-Key.
 
@@ -72,8 +81,11 @@ class Client:
     of the environment that the connection needs and can't use.
     """
 
-    def __init__(self, url: str, key: str, *, ca: str = "", transport: httpx.BaseTransport | None = None) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self, url: str, key: str, *, ca: str = "", transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        self.url, self._sleep = url.rstrip("/"), sleep
         _check_url(self.url)
         _check_key(key)
         self._http = open_http(
@@ -146,7 +158,7 @@ class Client:
                 return current
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"job {job} is still {current.state}: {current.status_text}")
-            time.sleep(poll_s)
+            self._sleep(poll_s)
 
     def attempts(self, job: UUID | str) -> rest.AttemptList:
         """Return the job's attempts with their machines and generations."""
@@ -186,7 +198,7 @@ class Client:
                     if attempt == MAX_TRIES:
                         message = f"{artifact.name} could not be downloaded from {self.url} ({failure}). Try again."
                         raise ServiceUnreachable(message) from failure
-                time.sleep(_backoff_s(attempt))
+                self._sleep(_backoff_s(attempt))
             if digest != artifact.sha256:
                 detail = f"{artifact.name} is not what the service says it is: its SHA-256 differs. Try again."
                 raise _client_error("not-shoestring", detail, 200)
@@ -432,22 +444,35 @@ class Client:
 
     # --- live updates
 
-    def stream(self, topics: str, *, cursor: str | None = None) -> Iterator[StreamEvent]:
-        """Yield events from `cursor` on, without end; after a lost connection, resume from the last event."""
+    def stream(self, topics: str, *, cursor: str | None = None, lost: Lost | None = None) -> Iterator[StreamEvent]:
+        """Yield events from `cursor` on, without end; after a lost connection, resume from the last event.
+
+        Raises ServiceUnreachable where it can't be resumed for some seconds, unless `lost` is told instead.
+        """
         failures = 0
         while True:
+            why, received = "it ended", False
             try:
                 for event in self._stream_once(topics, cursor):
-                    failures, cursor = 0, event.cursor or cursor
+                    failures, cursor, received = 0, event.cursor or cursor, True
                     if event.name != "ping":
                         yield event
+                if received:
+                    continue
             except httpx.TransportError as broken:
-                failures += 1
-                if failures >= MAX_TRIES * 2:
-                    raise ServiceUnreachable(
-                        f"The event stream of {self.url} was lost and could not be resumed: {broken}"
-                    ) from broken
-                time.sleep(_backoff_s(failures))
+                if distrust := explain_distrust(broken, self.url):
+                    raise ServiceUnreachable(distrust) from broken
+                why = str(broken) or type(broken).__name__
+            except ServiceError as refused:
+                if refused.problem.status not in RETRY_STATUS:
+                    raise
+                why = str(refused)
+            failures += 1
+            if failures == MAX_STREAM_TRIES:
+                if lost is None:
+                    raise ServiceUnreachable(f"The event stream of {self.url} was lost and could not be resumed: {why}")
+                lost(f"The connection to {self.url} is lost ({why}). It is tried again until it is back.")
+            self._sleep(_backoff_s(failures, MAX_BACKOFF_S if failures < MAX_STREAM_TRIES else MAX_OUTAGE_BACKOFF_S))
 
     def _stream_once(self, topics: str, cursor: str | None) -> Iterator[StreamEvent]:
         timeout = httpx.Timeout(STREAM_TIMEOUT_S, connect=5.0)
@@ -483,7 +508,7 @@ class Client:
                     if response.is_success:
                         return response
                     raise _error(response)
-            time.sleep(_backoff_s(attempt))
+            self._sleep(_backoff_s(attempt))
         raise AssertionError("unreachable")
 
 
@@ -561,8 +586,8 @@ def _idempotency_header(key: UUID | None) -> dict[str, str]:
     return {"Idempotency-Key": str(key or uuid.uuid4())}
 
 
-def _backoff_s(failures: int) -> float:
-    return float(min(4.0, 0.2 * 2**failures) * random.uniform(0.5, 1.0))
+def _backoff_s(failures: int, most: float = MAX_BACKOFF_S) -> float:
+    return min(most, 0.2 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
 
 
 def _check_url(url: str) -> None:

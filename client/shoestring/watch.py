@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +16,7 @@ from shoestring_core.durations import format_duration
 from shoestring_core.states import JobStatus
 from shoestring_core.terminal_text import printable
 
-from shoestring.client import Client, StreamEvent
+from shoestring.client import Client, Lost, ServiceUnreachable, StreamEvent
 
 STATUS_STYLES = {
     JobStatus.AWAITING_APPROVAL: "yellow",
@@ -30,23 +31,36 @@ STATUS_STYLES = {
 }
 
 
-def follow(client: Client, job: str) -> Iterator[tuple[rest.Job, StreamEvent | None]]:
-    """Yield the job whenever it changes, with the event, until it has ended and is settled, or is paused."""
+def follow(client: Client, job: str, lost: Lost | None = None) -> Iterator[tuple[rest.Job, StreamEvent | None]]:
+    """Yield the job whenever it changes, with the event, until it has ended and is settled, or is paused.
+
+    `lost`: as `Client.stream`; without it, raises ServiceUnreachable when the service is away for long.
+    """
     current = client.job(job)
     cursor = client.metrics(job, keys="").cursor
     yield current, None
     if is_over(current):
         return
-    for event in client.stream(f"job:{current.id}", cursor=cursor):
+    for event in client.stream(f"job:{current.id}", cursor=cursor, lost=lost):
         if event.name == "job":
             current = rest.Job.model_validate(event.data)
         elif event.name == "resync":
-            current = client.job(job)
+            current = _read_again(client, job, patient=lost is not None)
         elif event.name == "points":
             current = with_points(current, event)
         yield current, event
         if is_over(current):
             return
+
+
+def _read_again(client: Client, job: str, *, patient: bool) -> rest.Job:
+    """The job after events were missed. `patient`: however long the service is away meanwhile."""
+    while True:
+        try:
+            return client.job(job)
+        except ServiceUnreachable:
+            if not patient:
+                raise
 
 
 def is_over(job: rest.Job) -> bool:
@@ -63,19 +77,20 @@ def with_points(job: rest.Job, event: StreamEvent) -> rest.Job:
 
 
 def show_live(client: Client, job: str, console: Console) -> rest.Job:
-    """Render the job in place until it is over; return its final state."""
+    """Render the job in place until it is over, however long the service is away; return its final state."""
     current: rest.Job | None = None
     with Live(console=console, refresh_per_second=8) as live:
-        for current, _ in follow(client, job):
+        for current, _ in follow(client, job, partial(console.print, style="yellow", markup=False)):
             live.update(render_job(current))
     assert current is not None
     return current
 
 
-def print_changes(client: Client, job: str, report: Callable[[str], None]) -> rest.Job:
-    """Report a line whenever the job's status sentence changes, for logs and pipes; return its final state."""
+def print_changes(client: Client, job: str, report: Callable[[str], None], lost: Lost) -> rest.Job:
+    """Report a line whenever the job's status sentence changes, for logs and pipes, however long the service is away;
+    return its final state."""
     sentence, current = "", None
-    for current, _ in follow(client, job):
+    for current, _ in follow(client, job, lost):
         if headline(current) != sentence:
             sentence = headline(current)
             report(f"{current.status}: {sentence}")

@@ -29,7 +29,7 @@ JOB: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_backoff_s", lambda _failures: 0.0)
+    monkeypatch.setattr(client, "_backoff_s", lambda *_: 0.0)
 
 
 def talking_to(answer: Callable[[httpx.Request], httpx.Response]) -> Client:

@@ -55,7 +55,7 @@ def copy_buckets(seed: int, count: int) -> Findings:
 
 def get_artifacts(seed: int, count: int) -> Findings:
     """Download artifacts with odd names."""
-    with _places("artifacts") as place, patch.object(client, "_backoff_s", lambda _: 0.0):
+    with _places("artifacts") as place, patch.object(client, "_backoff_s", lambda *_: 0.0):
 
         def get(number: int) -> str:
             return _get_artifacts(place(), random.Random(f"{seed}/{number}"))

@@ -155,7 +155,7 @@ def logs(
             err.print("The job reached its log quota; the remaining logs were not stored.")
         if not follow or watching.is_over(client.job(job_id)):
             return
-        for event in client.stream(f"job:{job_id}", cursor=stream_cursor):
+        for event in client.stream(f"job:{job_id}", cursor=stream_cursor, lost=_tell_lost):
             if event.name == "logs":
                 _print_log_lines(rest.LogsMessage.model_validate(event.data).lines, rank, format_line)
             elif event.name == "job" and watching.is_over(rest.Job.model_validate(event.data)):
@@ -225,18 +225,22 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
     try:
         if as_json:
             final = None
-            for final, event in watching.follow(client, job):
+            for final, event in watching.follow(client, job, _tell_lost):
                 line = {"event": event.name, **event.data} if event else {"event": "job", **to_json(final)}
                 print(json.dumps(line), flush=True)
             assert final is not None
         elif out.is_terminal:
             final = watching.show_live(client, job, out)
         else:
-            final = watching.print_changes(client, job, lambda text: out.print(text, highlight=False))
+            final = watching.print_changes(client, job, lambda text: out.print(text, highlight=False), _tell_lost)
     except KeyboardInterrupt:
         err.print(f"Detached; the job keeps running. Follow it again: shoestring watch {short_id(job)}")
         raise typer.Exit(ExitCode.DETACHED) from None
     raise typer.Exit(exit_codes.of_job(final))
+
+
+def _tell_lost(sentence: str) -> None:
+    err.print(f"{sentence} Ctrl-C ends this; the job keeps running.", style="yellow", markup=False, highlight=False)
 
 
 def _print_jobs(jobs: list[rest.Job]) -> None:
