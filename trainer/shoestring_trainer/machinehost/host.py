@@ -199,10 +199,16 @@ class MachineHost:
         self._delete_scratch()
 
     def stop_all(self) -> None:
-        """Stop every machine, and wait until all have ended."""
-        for machine in self._alive():
-            self.stop(machine.record.id, EXIT_GRACE_S)
-        while self._alive():
+        """Stop every machine, and wait until all have ended, also those whose folders are deleted meanwhile."""
+        asked: set[str] = set()
+        while alive := self._alive():
+            for machine in alive:
+                if (machine_id := machine.record.id) not in asked:
+                    try:
+                        self.stop(machine_id, EXIT_GRACE_S)
+                        asked.add(machine_id)
+                    except OSError as error:
+                        log.warning("%s can't be stopped yet: %s", machine_id, error)
             self.watch()
             time.sleep(WATCH_INTERVAL_S)
 
@@ -227,6 +233,9 @@ class MachineHost:
         with self._lock:
             if machine.refresh().ended_at is not None:
                 log.info("%s ended: %s", machine.record.id, machine.record.end_cause)
+                return
+            if machine.folder_deleted:
+                machine.end_without_folder()
                 return
         journal = Journal.acquire(machine.folder)
         if journal is None:
@@ -315,7 +324,7 @@ class MachineHost:
     def _send_request(self, machine: Machine, name: str, request: dict[str, Any]) -> None:
         """Write a request to a file in the machine's folder, and wake the machine's init."""
         record = machine.refresh()
-        if record.ended_at is None:
+        if record.ended_at is None and not machine.folder_deleted:
             write_json(machine.folder / name, request)
             if record.init:
                 record.init.send_signal(signal.SIGUSR1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Machine:
     offset: int
     init_started: float = -math.inf  # monotonic; when this host last started an init for it
     scratch_deleted: bool = False
+    folder_deleted: bool = False
 
     @classmethod
     def open(cls, folder: Path) -> Machine | None:
@@ -46,9 +47,13 @@ class Machine:
         return None if record is None else cls(folder, record, offset)
 
     def refresh(self) -> MachineRecord:
-        """Read what its journal has gained and return the record."""
+        """Read what its journal has gained and return the record; of a deleted journal, as it was read last."""
         if self.record.ended_at is None:
-            record, self.offset = read_new_events(self.folder / JOURNAL_FILE, self.record, self.offset)
+            try:
+                record, self.offset = read_new_events(self.folder / JOURNAL_FILE, self.record, self.offset)
+            except FileNotFoundError:
+                self.folder_deleted = True
+                return self.record
             self.record = record or self.record
         return self.record
 
@@ -98,6 +103,16 @@ class Machine:
         stopped = self.record.stop_requested_at is not None or read_request(self.folder, STOP_FILE) is not None
         cause = classify_end(noticed=noticed, stopped=stopped, exit_code=None)
         journal.append_end(cause, None, at, by="machinehost")
+
+    def end_without_folder(self) -> None:
+        """Kill its processes, as nobody can tell them anything any more; only this host knows of the end."""
+        if not processes.kill_all(self._processes, timeout_s=KILL_TIMEOUT_S):
+            log.warning("%s: some processes can't be killed; retrying", self.record.id)
+            return
+        noticed, stopped = self.record.notice_at is not None, self.record.stop_requested_at is not None
+        cause = classify_end(noticed=noticed, stopped=stopped, exit_code=None)
+        self.record = replace(self.record, ended_at=self.record.clock.now(), end_cause=cause)
+        log.warning("%s ended: somebody deleted %s", self.record.id, self.folder)
 
     def _has_processes(self) -> bool:
         return processes.are_any_left(self._processes)
