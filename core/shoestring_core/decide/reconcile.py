@@ -65,6 +65,7 @@ class ProviderMachine:
 class TrackedMachine:
     """A machine as our row has it. `wanted`: its attempt is open and its job runs; else unwanted since then (µs UTC).
 
+    provider_id       its provider's id of it; None: it was never listed, and is planned or launching
     refused           the provider refused to launch it, but the outcome of an earlier call is unknown
     clock_shift       the last that we recorded of ProviderMachine.clock_shift
     priced_until      the time of the last that we recorded of ProviderMachine.price_changes
@@ -192,11 +193,9 @@ def _actions_for(
 
 
 def _has_changed(row: TrackedMachine, machine: ProviderMachine) -> bool:
-    if machine.state == "ended" or row.provider_id is None:
+    if machine.state in ("pending", "ended") or row.provider_id is None:
         return True
-    if row.state in (MachineState.PLANNED, MachineState.LAUNCHING):
-        return True
-    if machine.state == "pending" or (machine.price_changes and machine.price_changes[-1][0] > row.priced_until):
+    if machine.price_changes and machine.price_changes[-1][0] > row.priced_until:
         return True
     return _clock_was_set(row, machine) or (machine.state == "stopping" and row.state is MachineState.RUNNING)
 

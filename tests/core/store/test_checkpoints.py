@@ -12,7 +12,8 @@ from shoestring_core.errors import AgentRefused, CheckpointAheadOfBatches, Inval
 from shoestring_core.events import CheckpointStored
 from shoestring_core.store import checkpoints, jobs
 from shoestring_core.store.fleet import gangs
-from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.store.objects import ObjectInfo
+from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts
 from shoestring_core.wording.agents import CheckpointSaved
@@ -120,6 +121,16 @@ def test_a_checkpoint_of_a_job_that_has_ended_is_history(fleet: Fleet, running: 
     fleet.commit(machine, 1, 40, "final")
     assert not fleet.commit(machine, 1, 50)
     assert newest_step(fleet, job) == 40
+
+
+def test_jobs_that_store_the_same_steps_have_checkpoints_of_their_own(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
+    job, machine = running
+    other, (theirs,) = fleet.running()
+    for step, reason in ((40, "periodic"), (50, "periodic"), (50, "order")):
+        for one in (theirs, machine):
+            assert fleet.commit(one, 1, step, reason)
+    assert steps(fleet, job) == steps(fleet, other) == [(1, 40), (1, 50)]
+    assert [fleet.read(checkpoints.load_newest, one).job for one in (job, other)] == [job, other]
 
 
 def test_a_generation_that_opens_meanwhile_keeps_its_start(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
@@ -276,11 +287,30 @@ def test_rank_0_of_the_generation_that_runs_uploads(fleet: Fleet) -> None:
     )
 
 
+def test_a_machine_that_is_a_member_no_longer_or_not_yet_uploads_nothing(
+    fleet: Fleet, running: tuple[UUID, UUID]
+) -> None:
+    job, (first, _) = fleet.running(nodes=2)
+    fleet.restart(job)
+    replaced = (MemberRow.job == job, MemberRow.generation == 2, MemberRow.machine == first)
+    fleet.alter(MemberRow, *replaced, machine=running[1])
+    assert fleet.read(checkpoints.next_upload_target, first) is None, "rank 0 of an earlier generation"
+    with pytest.raises(AgentRefused):
+        fleet.commit(first, 2, 40)
+    forming = fleet.start()
+    (soon,) = fleet.launch(forming)
+    fleet.register(soon)
+    assert fleet.generation_row(forming).state == "forming"
+    assert fleet.read(checkpoints.next_upload_target, soon) is None
+
+
 # Which one is used
 
 
 def test_artifacts_come_from_the_newest_generation(fleet: Fleet, running: tuple[UUID, UUID]) -> None:
     job, machine = running
+    _, (others,) = fleet.running()
+    assert fleet.commit(others, 1, 95, "final")
     assert fleet.read(checkpoints.newest_final, job) is None
     fleet.alter(GenerationRow, GenerationRow.job == job, state="ended")
     fleet.commit(machine, 1, 90, "final")
@@ -339,6 +369,16 @@ def manifest(place: checkpoints.StrandedUpload, step: int, **fields: object) -> 
         "sha256": hashlib.sha256(b"weights").hexdigest(), "parts": [],
     }  # fmt: skip
     return checkpoints.Manifest(**content | fields)
+
+
+@pytest.mark.parametrize(
+    ("size", "checksum", "described"),
+    [(7, "sha256:s", True), (7, "crc64nvme:c", True), (8, "sha256:s", False), (7, "sha256:c", False)],
+)
+def test_a_manifest_describes_data_of_its_size_and_its_checksum(size: int, checksum: str, described: bool) -> None:
+    place = checkpoints.StrandedUpload(uuid7(), 1, "key", 100)
+    one = manifest(place, 40, sha256="s", crc64nvme="c")
+    assert one.describes(ObjectInfo(size, checksum)) is described
 
 
 def test_a_part_of_a_manifest_may_end_with_the_data_and_not_after_it() -> None:

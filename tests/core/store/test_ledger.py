@@ -12,7 +12,7 @@ from shoestring_core.decide.billing import Line
 from shoestring_core.errors import BudgetExceeded, BudgetUnmovable, NotFound, PreconditionFailed, StaleTransition
 from shoestring_core.store import events, ledger
 from shoestring_core.store.db import Store
-from shoestring_core.store.ledger import balances, limits
+from shoestring_core.store.ledger import balances, limits, settlement
 from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.budget import NeverRan
@@ -34,7 +34,8 @@ def test_a_hold_counts_on_every_level_until_it_is_released(world: World) -> None
     machine = world.hold(job, 100)
     assert world.totals(job) == [(0, 100, 0)] * 4
     assert world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded())) == 100
-    assert world.store.write(lambda db: ledger.release_hold(db, machine, LaunchNotNeeded())) == 0
+    for nothing_held in (machine, world.machine(job)):
+        assert world.store.write(lambda db, id_=nothing_held: ledger.release_hold(db, id_, LaunchNotNeeded())) == 0
     assert world.totals(job) == [(0, 0, 0)] * 4
     assert [event.data["action"] for event in world.events("cost")] == ["held", "released"]
     assert world.find_discrepancies() == []
@@ -154,6 +155,32 @@ def test_a_hold_is_extended_once_and_only_from_the_end_that_was_read(world: Worl
     with pytest.raises(StaleTransition):
         extend(1, 4000)
     assert world.find_discrepancies() == []
+
+
+def test_an_extension_is_of_one_hold_alone(world: World) -> None:
+    job = world.job()
+    machine, other = world.hold(job, 60), world.hold(job, 10)
+    extend(world, machine, 5)
+    with world.store.read() as db:
+        held = {hold.machine: (hold.amount, hold.funded_until) for hold in db.sql.scalars(select(HoldRow))}
+    assert held == {machine: (65, 2), other: (10, 1)}
+
+
+def test_what_was_reserved_asks_no_account_and_more_than_that_does(world: World) -> None:
+    machine = world.hold(world.job(), 80)
+    world.limit("team", 50)
+    world.store.write(lambda db: ledger.extend_hold(db, machine, 0, 2, reserved=True))
+    with pytest.raises(BudgetExceeded, match="overdrawn"):
+        world.store.write(lambda db: ledger.extend_hold(db, machine, 1, 3, reserved=True))
+
+
+def test_an_overdrawn_account_holds_nothing_even_within_its_limit(world: World) -> None:
+    """A second line: no account is overdrawn within its limit."""
+    job = world.job("0.0001")
+    leaf = world.account("job", job).id
+    world.store.write(lambda db: db.execute(update(AccountRow).where(AccountRow.id == leaf).values(overdraft=1)))
+    with pytest.raises(BudgetExceeded, match="overdrawn"):
+        world.hold(job, 0)
 
 
 @pytest.mark.parametrize("shared", ["org", "team", "member"])
@@ -305,12 +332,14 @@ def test_an_estimate_that_is_as_before_tells_nobody(world: World) -> None:
 
 def test_increments_are_counted_for_each_machine_and_line(world: World) -> None:
     job = world.job()
+    world.settle(world.hold(world.job(), 10), 1)
     machines = [world.hold(job, 10) for _ in range(2)]
     for amounts in ((1,), (2, 1), (3, 4)):
         for machine in machines:
             world.settle(machine, *amounts, final=False)
     with world.store.read() as db:
         rows = ledger.transfers_of(db, world.account("job", job).id)
+    assert {row.machine for row in rows} == set(machines), "none of another job"
     for machine in machines:
         numbers = [(row.line, row.increment) for row in rows if row.machine == machine]
         assert sorted(numbers) == [("line 0", 1), ("line 0", 2), ("line 0", 3), ("line 1", 1), ("line 1", 2)]
@@ -339,6 +368,32 @@ def test_a_higher_bill_after_the_hold_was_released_is_posted_as_overrun(world: W
         ("usage", 1, 40), ("overrun", 2, 5),
     ]  # fmt: skip
     assert world.find_discrepancies() == []
+
+
+def test_a_late_bill_that_is_posted_twice_at_the_same_time_counts_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hold that is closed doesn't guard it any more: the number of the increment does."""
+    job = world.job()
+    machine = world.hold(job, 100)
+    world.settle(machine, 40)
+    monkeypatch.setattr(settlement, "_next_increment", lambda *_: 1)
+    with pytest.raises(StaleTransition):
+        world.settle(machine, 45)
+    assert world.totals(job) == [(40, 0, 0)] * 4
+
+
+def test_cost_so_far_leaves_the_rest_with_the_machine(world: World) -> None:
+    """Only the end of the hold gives it back to the job's commitment."""
+    job = world.job()
+    account = world.account("job", job).id
+    world.store.write(lambda db: ledger.commit_money(db, account, 80))
+    machine = world.hold(job, 50)
+    for final, committed, held in ((False, 30, 60), (True, 60, 60)):
+        world.settle(machine, 20, final=final)
+        with world.store.read() as db:
+            assert ledger.load_commitments(db, [account]) == {account: committed}
+        assert world.totals(job) == [(20, held, 0)] * 4
 
 
 @pytest.mark.any_database

@@ -50,6 +50,24 @@ def test_a_state_changes_only_as_its_table_allows(world: World, table: Any, enum
             assert db.sql.scalars(select(table.state)).one() == (to if changed else before)
 
 
+def test_each_change_is_of_one_row(world: World) -> None:
+    job, other = world.job(), world.job()
+    machine = world.machine(job)
+    generation = {"attempt": 1, "state": "forming", "world_size": 1, "start_step": 0, "opened_at": 0}
+    for one in (job, other):
+        world.machine(one)
+        world.store.write(lambda db, id_=one.id: db.insert_new(GenerationRow, job=id_, number=1, **generation))
+    attempt = {"state": "open", "plan": {}, "plan_version": 0, "opened_at": 0}
+    world.store.write(lambda db: db.insert_new(AttemptRow, job=job.id, number=2, **attempt))
+    for change in (
+        transitions.move_job(job.id, JobState.LAUNCHING),
+        transitions.move_attempt(job.id, 1, AttemptState.CLOSING),
+        transitions.move_machine(machine, MachineState.LAUNCHING),
+        transitions.move_generation(job.id, GenerationState.FORMED),
+    ):
+        assert world.store.write(lambda db, one=change: db.execute(one)) == 1
+
+
 def test_only_these_statements_change_a_state() -> None:
     folder = Path(store.__path__[0])
     files = [file for file in folder.rglob("*.py") if "migrations" not in file.parts]

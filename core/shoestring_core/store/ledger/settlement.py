@@ -98,8 +98,7 @@ def _post(db: Write, hold: HoldRow, covered: list[_Increment], overrun: list[_In
     changes |= _insert_transfers(db, hold, overrun, "overrun", counterparty="overrun")
     changes[hold.account] = BalanceChange(spent + beyond, -unheld)
     accounts = apply_changes(db, changes, may_overdraw=beyond > 0)
-    if is_open:
-        settle_carried(db, hold, accounts, consumed - hold.consumed, closed=final)
+    settle_carried(db, hold, accounts, consumed - hold.consumed, closed=final)
     record_spending(db, accounts, spent + beyond)
     team = record_movement(db, hold.machine, "settled" if final else "posted", spent + beyond)
     if beyond:
