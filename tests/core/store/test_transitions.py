@@ -57,11 +57,12 @@ def test_each_change_is_of_one_row(world: World) -> None:
     for one in (job, other):
         world.machine(one)
         world.store.write(lambda db, id_=one.id: db.insert_new(GenerationRow, job=id_, number=1, **generation))
-    attempt = {"state": "open", "plan": {}, "plan_version": 0, "opened_at": 0}
-    world.store.write(lambda db: db.insert_new(AttemptRow, job=job.id, number=2, **attempt))
+    another = insert(AttemptRow).values(job=job.id, number=2, state="closed", plan={}, plan_version=0, opened_at=0)
+    world.store.write(lambda db: db.execute(another))
+    world.store.write(lambda db: db.execute(update(AttemptRow).values(state="closing")))
     for change in (
         transitions.move_job(job.id, JobState.LAUNCHING),
-        transitions.move_attempt(job.id, 1, AttemptState.CLOSING),
+        transitions.move_attempt(job.id, 1, AttemptState.CLOSED),
         transitions.move_machine(machine, MachineState.LAUNCHING),
         transitions.move_generation(job.id, GenerationState.FORMED),
     ):
