@@ -102,6 +102,4 @@ def _budget_exceeded(db: Read, account_id: UUID, need: int) -> BudgetExceeded:
 
 def _available(account: AccountRow) -> int:
     """What this account alone may still hold; 0 without a limit."""
-    if account.overdraft > 0 or account.limit_micro is None:
-        return 0
-    return account.limit_micro - account.posted - account.held
+    return max(0, (account.limit_micro or 0) - account.posted - account.held)
