@@ -14,7 +14,6 @@ import importlib
 import json
 import math
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from tests.mutation import Mutant, Variants, mutate
 NOT_PLANTED = "not planted"
 IDLE_S = 30.0
 """What has wanted less than a second of CPU for so long waits for what never comes."""
+LONGEST_TEST_S = 300.0
 Reached = dict[str, set[str]]
 """By test: the statements that it runs, as `MODULE:LINE`."""
 
@@ -97,8 +97,7 @@ class MutantForks:
 
     # Forks
 
-    def _fork(self, work: Callable[[], object], limit_s: int) -> _Fork:
-        """`limit_s`: of CPU."""
+    def _fork(self, work: Callable[[], object]) -> _Fork:
         result = self._folder / f"result-{time.monotonic_ns()}"
         sys.stdout.flush()
         pid = os.fork()
@@ -106,7 +105,6 @@ class MutantForks:
             code = 1
             try:
                 os.setsid()
-                resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s))
                 result.write_text(json.dumps(work()))
                 code = 0
             finally:
@@ -115,7 +113,7 @@ class MutantForks:
 
     def _prepare_database(self) -> None:
         place = self._folder / "empty.db"
-        ready = self._fork(lambda: str(shared_database.SharedDatabase(f"sqlite:///{place}").template), 120).wait()
+        ready = self._fork(lambda: str(shared_database.SharedDatabase(f"sqlite:///{place}").template)).wait()
         assert isinstance(ready, str)
         shared_database.ready_made = Path(ready)
 
@@ -127,7 +125,7 @@ class MutantForks:
             by_file[item.path].append(item)
         files = list(by_file.values())
         shares = [[item for items in files[number :: self.jobs] for item in items] for number in range(self.jobs)]
-        forks = [self._fork(partial(self._run_recorded, session, share), 1800) for share in shares if share]
+        forks = [self._fork(partial(self._run_recorded, session, share)) for share in shares if share]
         for fork in forks:
             recorded = fork.wait()
             if not isinstance(recorded, list):
@@ -148,7 +146,7 @@ class MutantForks:
         for item in items:
             reached.clear()
             begun = time.process_time()
-            if not _run_until_failure(session, [item]):
+            if not _run_until_failure(session, [item], {item.nodeid: LONGEST_TEST_S}):
                 records.append((item.nodeid, time.process_time() - begun, sorted(reached)))
         return records
 
@@ -167,9 +165,8 @@ class MutantForks:
                 if not chosen:
                     self.on_outcome(mutant, Outcome(None, 0, 0, 0.0))
                     continue
-                limit_s = 5 + round(3 * sum(self._seconds[test] for test in chosen))
                 tests = [items[test] for test in chosen]
-                fork = self._fork(partial(self._run_mutant, session, mutant, tests), limit_s)
+                fork = self._fork(partial(self._run_mutant, session, mutant, tests))
                 running.append((mutant, fork, len(chosen), len(reaching)))
             time.sleep(0.01)
             for entry in [one for one in running if one[1].is_over()]:
@@ -218,7 +215,8 @@ class MutantForks:
         tree = mutate(source, mutant.number, self.variants)
         changed = self._replace_functions(mutant.module, tree)
         made = make_again(importlib.import_module(mutant.module), tree, mutant)
-        return _run_until_failure(session, items) if changed or made else NOT_PLANTED
+        limits = {item.nodeid: 2 + 5 * self._seconds[item.nodeid] for item in items}
+        return _run_until_failure(session, items, limits) if changed or made else NOT_PLANTED
 
     def _replace_functions(self, module: str, tree: ast.Module) -> bool:
         """Give all functions of a module the code that they have in a changed tree of the same lines.
@@ -245,7 +243,7 @@ class _Fork:
     _wanted_s: float = 0.0
 
     def is_over(self) -> bool:
-        """Whether it has ended, or has been killed: by the kernel at its limit, or here as it waits for ever."""
+        """Whether it has ended: by itself, at the limit of a test, or here because it waits for ever."""
         if self._over:
             return True
         pid, status, used = os.wait4(self.pid, 0 if self._is_idle() else os.WNOHANG)
@@ -285,11 +283,15 @@ def _wanted_cpu_s(pid: int) -> float:
     return sum(nanoseconds) / 1e9 if nanoseconds else math.nan
 
 
-def _run_until_failure(session: pytest.Session, items: Sequence[pytest.Item]) -> str | None:
-    """Run tests, without a word; the name of the first that fails."""
+def _run_until_failure(
+    session: pytest.Session, items: Sequence[pytest.Item], limits: Mapping[str, float]
+) -> str | None:
+    """Run tests, without a word; the name of the first that fails. A test that takes more CPU seconds than its limit
+    ends the process."""
     session.config.get_terminal_writer()._file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     failed = session.testsfailed
     for item, following in zip(items, [*items[1:], None], strict=True):
+        signal.setitimer(signal.ITIMER_PROF, limits[item.nodeid])
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed > failed:
             return item.nodeid
