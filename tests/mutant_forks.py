@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -194,17 +195,18 @@ class MutantForks:
         First those that have noticed another mutant of its function; then those that reach little else and take little
         time, its module's own before others. Of tests that reach the same, all but the quickest come later.
         """
-        own_file = f"/test_{mutant.module.rpartition('.')[2]}.py::"
+        own_file = re.compile(rf"/test_{mutant.module.rpartition('.')[2]}(_\w+)?\.py::")
+        own = {test for test in reaching if own_file.search(test)}
         costs, alike = dict[str, float](), Counter[frozenset[str]]()
         for test in sorted(reaching, key=self._seconds.__getitem__):
             reached = frozenset(self._reached[test])
             alike[reached] += 1
             kills = self._kills[mutant.module, mutant.function, test]
-            nearness = (1 + kills) ** 2 * (10 if own_file in test else 1)
+            nearness = (1 + kills) ** 2 * (10 if test in own else 1)
             costs[test] = self._seconds[test] * len(reached) * alike[reached] / nearness
         total, chosen = 0.0, []
         for test in sorted(reaching, key=costs.__getitem__):
-            total += self._seconds[test] if own_file not in test else 0
+            total += 0 if test in own else self._seconds[test]
             if total <= self.tests_s:
                 chosen.append(test)
         return chosen

@@ -58,7 +58,7 @@ TESTS = (
     "tests/core/decide/test_machines.py", "tests/core/decide/test_sweeps.py", "tests/api/test_agents.py",
     "tests/worker/test_attempt_steps.py", "tests/worker/test_job_scheduler.py", "tests/worker/test_launcher.py",
     "tests/worker/test_provider_lane.py", "tests/worker/test_reconciler.py", "tests/worker/test_steps.py",
-    "tests/worker/test_ticks.py",
+    "tests/worker/test_control_loop_ticks.py",
     "tests/worker/test_audit_seals.py", "tests/worker/test_control_loop.py", "tests/worker/test_crashes.py",
     "tests/worker/test_credentials.py", "tests/worker/test_deadlines.py", "tests/worker/test_evictions.py",
     "tests/worker/test_elastic.py", "tests/worker/test_failover.py", "tests/worker/test_faults.py",
