@@ -56,7 +56,7 @@ DOCUMENTED = {
     "core/shoestring_core/store/job_search.py": {"MAX_CHARACTERS": "500 characters", "MAX_VALUES": "32 values"},
     "core/shoestring_core/store/logs.py": {"MAX_LINE_BYTES": "64 KiB"},
     "core/shoestring_core/store/metrics.py": {"MAX_SERIES": "1,000"},
-    "core/shoestring_core/store/quote_inputs.py": {"MAX_MACHINES": "500"},
+    "core/shoestring_core/store/quote_inputs.py": {"MAX_MACHINES": "500", "MAX_CHECKPOINTS": "50"},
     "core/shoestring_core/store/queries.py": {"MAX_QUEUE_POSITION": "100"},
     "core/shoestring_core/store/reports.py": {"MAX_EVENT_BYTES": "20,000 characters"},
     "core/shoestring_core/store/sessions.py": {"MAX_LOGIN_CODES": "20", "MAX_SESSIONS": "50"},

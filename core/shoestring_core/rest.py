@@ -146,6 +146,9 @@ class Job(Resource):
     """Why these machines were chosen and not faster ones, if limits.time is set."""
     deadline: Reason | None = None
     """What is reserved for limits.deadline, and where the job trains to keep it; none once it has ended."""
+    outlasts_notice: Reason | None = None
+    """Why an interruption loses work, as it was known when the job was submitted: its checkpoints take longer to store
+    than a spot machine has after its notice."""
     tags: dict[str, str] = {}
     retried_from: UUID | None = None
     created_at: datetime
@@ -233,6 +236,9 @@ class QuotedOffer(Resource):
     interruptions: Interruptions
     infeasible_reason: Literal["slots", "batch", "rate", "budget", "time"] | None = None
     """Why it can't be chosen."""
+    outlasts_notice: Reason | None = None
+    """Why an interruption loses work: the job's checkpoints take longer to store than a spot machine has after its
+    notice. None: not as far as is known."""
 
 
 class Quote(Resource):

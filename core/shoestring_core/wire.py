@@ -249,6 +249,8 @@ class CheckpointCommit(WireMessage):
     bytes: Count
     through_seq: Count
     reason: Literal["periodic", "order", "final"]
+    save_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
+    """From when ranks began to write it until the object store had it; None: not measured, as after a broken upload."""
     result: dict[str, Any] | None = None
     """Metrics of a finished run (`reason` final): this commit ends the job."""
 

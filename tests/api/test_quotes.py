@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from shoestring_core import money, results
 from shoestring_core.decide.sizing import SizingRecord, choose_machines
+from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.tables import AccountRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Write
@@ -246,6 +247,29 @@ def test_the_quote_at_submission_is_kept_and_compared_with_what_the_job_took(kno
     assert known.stranger.get("/v1/quotes/calibration").json()["recipes"] == []
     known.store.write(lambda db: db.execute(update(JobRow).where(JobRow.id == job).values(quote={"nodes": "odd"})))
     assert known.member.get(f"/v1/jobs/{job}/cost").json()["quote"] is None  # damaged: as if there were none
+
+
+def test_checkpoints_that_outlast_a_notice_are_told_by_quote_submission_and_job(known: Deployment) -> None:
+    assert quote(known)["offers"][0]["outlasts_notice"] is None  # no run has stored one
+    _, (agent,) = known.running(**QUICK)
+    steps = list(range(1, 61))
+    points = {"name": "epoch", "steps": steps, "times": [1.8e9 + one for one in steps], "values": steps}
+    agent.report(batch=agent.batch(points=[points]))
+    assert agent.checkpoint(60, {"model": b"x" * 4000}, save_s=130.0).is_success
+    assert quote(known)["offers"][0]["outlasts_notice"] is None  # the provider's notice isn't known
+
+    timeouts = known.state.timeouts.model_copy(update={"notice": 115 * S})
+    known.store.write(lambda db: save_offers(db, "local", [replace(OFFER, slots=4)], timeouts))
+    told = quote(known)["offers"][0]["outlasts_notice"]
+    assert told["facts"] == {
+        "basis": "measured", "type": "local.cpu", "bytes": 4000, "needed_s": 130.0, "notice_s": 115.0
+    }  # fmt: skip
+    assert "checkpoint.every" in told["text"]
+    submitted = known.member.post("/v1/jobs", json={"spec": QUICK}).json()
+    assert submitted["outlasts_notice"] == told
+    assert known.member.get(f"/v1/jobs/{submitted['id']}").json()["outlasts_notice"] == told
+    assert quote(known, params={"width": 16})["offers"][0]["outlasts_notice"] is None  # of another size
+    assert known.stranger.post("/v1/quotes", json={"spec": QUICK}).json()["offers"][0]["outlasts_notice"] is None
 
 
 def test_a_job_of_which_nothing_is_known_keeps_no_quote(known: Deployment) -> None:

@@ -77,6 +77,12 @@ def test_bands_basis_odds_budget_and_price_are_printed_and_what_is_unknown_is_ca
     assert "Price: $0.30 per machine and hour (the provider, as of 2026-01-01 00:00:00 UTC)." in lines
 
 
+def test_checkpoints_that_outlast_a_notice_are_said(bodies: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    late = {"code": "checkpoint_outlasts_notice", "facts": {}, "text": "A checkpoint takes too long."}
+    monkeypatch.setitem(QUOTE, "offers", [MEASURED | {"outlasts_notice": late}])
+    assert "A checkpoint takes too long." in run("digits/quickstart")
+
+
 def test_a_budget_that_is_short_is_said_with_what_it_lacks(bodies: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(QUOTE, "offers", [UNKNOWN])
     assert "To start, $0.20 is held: the budget lacks $0.05 for it, so the job would wait." in run("digits/quickstart")

@@ -23,6 +23,7 @@ from shoestring_core.wording import (
     deadlines,
     jobs,
     machines,
+    notices,
     offers,
     people,
     queue,
@@ -285,6 +286,7 @@ EXAMPLES: list[Reason] = [
     agents.PreemptionNotice(),
     agents.AgentMessage("disk_full", ""),
     agents.CheckpointSaved("order", 1761),
+    notices.CheckpointOutlastsNotice("offered", "g4dn.xlarge", 6_100_000_000, 210.4, 114.0),
     UnknownReason("a_later_version"),
 ]
 SENTENCES = dict(

@@ -34,8 +34,9 @@ class ExitFile(BaseModel):
 class CheckpointEvent(BaseModel):
     """The data of the event `checkpoint`. Paths are relative to the run's folder.
 
-    lines   of metrics.jsonl by this process that belong to the checkpoint
-    result  metrics of a finished run
+    lines    of metrics.jsonl by this process that belong to the checkpoint
+    seconds  that writing it took
+    result   metrics of a finished run
     """
 
     step: Step
@@ -44,6 +45,7 @@ class CheckpointEvent(BaseModel):
     reason: CheckpointReason
     final: bool
     lines: int
+    seconds: float | None = None
     result: dict[str, Any] | None = None
 
 

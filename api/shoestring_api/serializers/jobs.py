@@ -44,6 +44,7 @@ def serialize_job(rows: JobRows, now: int) -> rest.Job:
         spec=spec,
         sizing=rest.Reason.from_stored(read_mapping(row.sizing).get("reason")),
         deadline=rest.Reason.of(rows.deadline) if rows.deadline else None,
+        outlasts_notice=rest.Reason.from_stored(read_mapping(row.quote).get("outlasts_notice")),
         tags=read_texts(spec.get("tags")),
         retried_from=row.retried_from,
         created_at=to_datetime(row.created_at),

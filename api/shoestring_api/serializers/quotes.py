@@ -121,6 +121,7 @@ def _serialize(quoted: QuotedOffer) -> rest.QuotedOffer:
         left_after_end=_money(quoted.left_after_end),
         interruptions=_interruptions(quoted.interruptions),
         infeasible_reason=quoted.infeasible_reason or None,
+        outlasts_notice=rest.Reason.of(quoted.outlasts_notice) if quoted.outlasts_notice else None,
     )
 
 

@@ -53,11 +53,13 @@ def submit(
     with open_client(url) as client:
         if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
             tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
-        estimate = client.quote(tree).summary  # before the job exists, as it says what machines there are now
+        quoted = client.quote(tree)  # before the job exists, as it says what machines there are now
         job = client.submit(tree, dry_run=dry_run)
-        err.print((job.sizing or estimate).text)
+        err.print((job.sizing or quoted.summary).text)
         if job.deadline:
             err.print(job.deadline.text)
+        if quoted.offers and (late := quoted.offers[0].outlasts_notice):
+            err.print(late.text)
         if dry_run:
             print_result(job.spec, as_json, lambda: print_json_document(job.spec))
         elif watch:

@@ -105,6 +105,8 @@ def _print(quoted: rest.Quote) -> None:
         out.print()
         for line in _budget_lines(quoted.offers[0]):
             out.print(line)
+        if late := quoted.offers[0].outlasts_notice:
+            out.print(late.text)
     if quoted.machine_counts:
         out.print("\nTime against cost:")
         print_table(COLUMNS, [_row(one) for one in quoted.machine_counts], "", drop=DROP)

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from shoestring_core import money
 from shoestring_core.decide.billing import hourly
 from shoestring_core.decide.funding import hold_for
+from shoestring_core.decide.notices import StoredCheckpoint, outlasts_notice
 from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.predictions import Band, RunBands, RunForecast, SpotHistory, deviations, predict
@@ -66,6 +67,7 @@ class QuoteInputs:
     cost_limit      limits.cost, micro-dollars
     balances        of all accounts that pay
     spot_histories  by provider and type
+    checkpoints     that earlier runs of the same work have stored, without their final ones
     now             µs UTC
     """
 
@@ -77,6 +79,7 @@ class QuoteInputs:
     refusals: tuple[RecentRefusal, ...]
     spot_histories: Mapping[tuple[str, str], SpotHistory]
     now: int
+    checkpoints: tuple[StoredCheckpoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class QuotedOffer:
                        negative: so much is missing. None: no limit
     infeasible_reason  why it can't be chosen; empty if it can
     forecast           what time and cost were made from; None: unknown
+    outlasts_notice    why an interruption loses work, because checkpoints take too long; None: not as far as is known
     """
 
     nodes: int
@@ -134,6 +138,7 @@ class QuotedOffer:
     interruptions: Interruptions
     infeasible_reason: InfeasibleReason
     forecast: RunForecast | None
+    outlasts_notice: NestedReason | None = None
 
     def as_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = _OFFER.dump_python(self, mode="json")
@@ -255,6 +260,7 @@ class _OfferQuotes:
             interruptions=_interruptions(offer, None),
             infeasible_reason="",
             forecast=None,
+            outlasts_notice=outlasts_notice(inputs.checkpoints, offer, inputs.sizing.timeouts[offer.provider]),
         )
         return self._with_estimate(quoted)
 

@@ -46,6 +46,8 @@ class Timeouts(BaseModel):
     """How long all machines must have reported since an error before it counts as the user's, not a lost machine's."""
     join_window: Microseconds = 10 * S
     """How long a machine that could join waits for others that are starting; also the newest its last report may be."""
+    notice: Microseconds | None = None
+    """From when an agent learns that the provider ends its spot machine until that end; None: not known."""
     presumed_terminated_after: Microseconds = 300 * S
     """A machine that the provider listed once and then omits for this long is presumed terminated."""
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sqlalchemy import insert, select, update
 
 from shoestring_core import wire
+from shoestring_core.decide.notices import StoredCheckpoint, outlasted_notice
 from shoestring_core.errors import (
     AgentRefused,
     CheckpointAheadOfBatches,
@@ -28,12 +29,14 @@ from shoestring_core.events import CheckpointStored
 from shoestring_core.states import AttemptState, EndReason, JobState
 from shoestring_core.store import jobs, metrics, transitions
 from shoestring_core.store.fleet import rows
+from shoestring_core.store.fleet.offers import load_timeouts
 from shoestring_core.store.objects import ObjectInfo, Objects
-from shoestring_core.store.tables import CheckpointRow, GenerationRow, JobRow, MemberRow
+from shoestring_core.store.tables import CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.agents import CheckpointSaved
 from shoestring_core.wording.jobs import FinishedAtStep
+from shoestring_core.wording.notices import CheckpointOutlastsNotice
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
         key,
         request.manifest_sha256,
         request.bytes,
+        None if request.save_s is None else round(1000 * request.save_s),
     )
     db.event(
         CheckpointStored(checkpoint=checkpoint, step=request.step, bytes=request.bytes, promoted=moves, final=final),
@@ -178,7 +182,7 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
         job=job.id,
         attempt=machine.attempt,
         generation=request.generation,
-        reason=CheckpointSaved(request.reason, request.step),
+        reason=CheckpointSaved(request.reason, request.step, _told_once(db, machine, request)),
     )
     return moves
 
@@ -251,8 +255,9 @@ def adopt_upload(db: Write, place: StrandedUpload, manifest: Manifest, manifest_
     checkpoint = uuid7()
     _point(db, job, checkpoint, manifest.step, None)
     _store(
-        db, checkpoint, None, job.id, place.generation, manifest.step, False, place.key, manifest_sha, manifest.bytes
-    )
+        db, checkpoint, None, job.id, place.generation, manifest.step, False, place.key, manifest_sha, manifest.bytes,
+        None,
+    )  # fmt: skip
     db.event(
         CheckpointStored(checkpoint=checkpoint, step=manifest.step, bytes=manifest.bytes, promoted=True),
         team=job.team_id,
@@ -275,7 +280,7 @@ def _next_target(db: Read, job: UUID, generation: int) -> Upload:
         select(CheckpointRow.object_key).where(CheckpointRow.job == job, CheckpointRow.generation == generation)
     )
     used = [int(key.rsplit("/", 1)[1]) for key in keys]
-    nonce = f"{max(used, default=0) + 1:06d}"
+    nonce = _nonce(max(used, default=0) + 1)
     return Upload(generation, nonce, object_key(job, generation, nonce))
 
 
@@ -290,12 +295,14 @@ def _store(
     key: str,
     manifest_sha: str,
     size: int,
+    save_ms: int | None,
 ) -> None:
     """Insert the row, or let it name the newer upload of the same step (a final one has further parts)."""
     content: dict[str, Any] = {
         "object_key": key,
         "manifest_sha": manifest_sha,
         "bytes": size,
+        "save_ms": save_ms,
         "stored_at": db.now,
     }
     if known is not None:
@@ -305,6 +312,20 @@ def _store(
     db.sql.execute(
         insert(CheckpointRow).values(id=checkpoint, job=job, generation=generation, step=step, final=final, **content)
     )
+
+
+def _told_once(db: Read, machine: MachineRow, request: wire.CheckpointCommit) -> CheckpointOutlastsNotice | None:
+    """Why an interruption of the machine would lose work, with the first checkpoint of a generation."""
+    if request.nonce != _nonce(1) or request.reason == "final":
+        return None
+    stored = StoredCheckpoint(machine.type, request.bytes, request.save_s)
+    timeouts = load_timeouts(db).get(machine.provider)
+    return None if timeouts is None else outlasted_notice(stored, machine.market, timeouts)
+
+
+def _nonce(number: int) -> str:
+    """Of the checkpoint of a generation with this number, from 1."""
+    return f"{number:06d}"
 
 
 def _point(db: Write, job: JobRow, checkpoint: UUID, step: int, result: dict[str, Any] | None) -> None:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of a quote: what the choice of machines depends on, budgets, refusals, and how long spot machines lasted."""
+"""Inputs of a quote: what the choice of machines depends on, budgets, refusals, how long spot machines lasted, and what
+earlier runs needed to store a checkpoint."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import select
 
+from shoestring_core.decide.notices import StoredCheckpoint
 from shoestring_core.decide.predictions import SpotHistory
 from shoestring_core.decide.quotes import Balance, QuoteInputs
 from shoestring_core.decide.requirements import Requirements
@@ -18,11 +20,14 @@ from shoestring_core.decide.sizing import SizingInputs
 from shoestring_core.spec import JobSpec
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.launches import load_refusals
-from shoestring_core.store.tables import AccountRow, MachineRow
+from shoestring_core.store.tables import AccountRow, CheckpointRow, MachineRow, MemberRow
 from shoestring_core.store.transactions import Read
 
 MAX_MACHINES = 500
 """Of this service's newest machines, whose interruptions are counted."""
+
+MAX_CHECKPOINTS = 50
+"""Of earlier runs of the same work, whose size and time to store are looked at."""
 
 SPOT_HISTORY = timedelta(days=30)
 """Older ones say nothing of today."""
@@ -50,6 +55,23 @@ def load_quote_inputs(
         refusals=load_refusals(db),
         spot_histories=load_spot_histories(db),
         now=db.now,
+        checkpoints=load_stored_checkpoints(db, {measurement.job for measurement in sizing.measurements}),
+    )
+
+
+def load_stored_checkpoints(db: Read, jobs: Collection[UUID]) -> tuple[StoredCheckpoint, ...]:
+    """The newest of these jobs' checkpoints, with the machines that stored them; not their final ones."""
+    if not jobs:
+        return ()
+    stored = (
+        select(MachineRow.type, CheckpointRow.bytes, CheckpointRow.save_ms)
+        .join(MemberRow, (MemberRow.job == CheckpointRow.job) & (MemberRow.generation == CheckpointRow.generation))
+        .join(MachineRow, MachineRow.id == MemberRow.machine)
+        .where(CheckpointRow.job.in_(jobs), CheckpointRow.final.is_(False), MemberRow.node_rank == 0)
+    )
+    newest = db.sql.execute(stored.order_by(CheckpointRow.stored_at.desc()).limit(MAX_CHECKPOINTS))
+    return tuple(
+        StoredCheckpoint(row.type, row.bytes, None if row.save_ms is None else row.save_ms / 1000) for row in newest
     )
 
 

@@ -452,6 +452,8 @@ class CheckpointRow(Base):
     """Prefix of the pair: `<key>/data` and `<key>/manifest.json`."""
     manifest_sha: Mapped[str]
     bytes: Mapped[int]
+    save_ms: Mapped[int | None]
+    """From when ranks began to write it until the object store had it; None: not measured."""
     stored_at: Mapped[int]
     __table_args__ = (
         ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.number"]),

@@ -23,6 +23,7 @@ from shoestring_core.wording import (
     deadlines,
     jobs,
     machines,
+    notices,
     offers,
     people,
     queue,
@@ -34,7 +35,7 @@ from shoestring_core.wording.reason import NestedReason, Reason, load, parse
 
 __all__ = [
     "NestedReason", "Reason", "agents", "attempts", "audit", "budget", "deadlines", "jobs", "load", "machines",
-    "offers", "parse", "people", "queue", "quotes", "render", "sentence", "sizing", "waits",
+    "notices", "offers", "parse", "people", "queue", "quotes", "render", "sentence", "sizing", "waits",
 ]  # fmt: skip
 
 

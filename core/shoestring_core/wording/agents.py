@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
-from shoestring_core.wording.reason import Reason, parse
+from shoestring_core.wording.reason import NestedReason, Reason, parse
 from shoestring_core.wording.units import counted
 
 MAX_MESSAGE = 1_000
@@ -104,14 +104,17 @@ class AgentMessage(Reason):
 
 @dataclass(frozen=True)
 class CheckpointSaved(Reason):
-    """`trigger`: periodic | order | final; adopted: found uploaded after its machine had terminated."""
+    """`trigger`: periodic | order | final; adopted: found uploaded after its machine had terminated. `outlasts_notice`:
+    why an interruption would lose work, with the first of a generation."""
 
     code = "checkpoint_saved"
     trigger: str
     step: int
+    outlasts_notice: NestedReason | None = None
 
     def text(self) -> str:
-        return _TRIGGERS.get(self.trigger, f"{self.trigger.capitalize()}.")
+        saved = _TRIGGERS.get(self.trigger, f"{self.trigger.capitalize()}.")
+        return f"{saved} {self.outlasts_notice.text()}" if self.outlasts_notice else saved
 
 
 _TRIGGERS = {

@@ -8,19 +8,22 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import wire
+from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import AgentRefused, CheckpointAheadOfBatches, InvalidRequest, InvalidSpec, NotFound
 from shoestring_core.events import CheckpointStored
 from shoestring_core.store import checkpoints, jobs
 from shoestring_core.store.fleet import gangs
+from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.objects import ObjectInfo
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts
 from shoestring_core.wording.agents import CheckpointSaved
 from shoestring_core.wording.jobs import FinishedAtStep
+from shoestring_core.wording.notices import CheckpointOutlastsNotice
 from sqlalchemy import update
 
-from tests.core.world import Fleet, World, about, meanwhile
+from tests.core.world import OFFER, Fleet, World, about, meanwhile
 
 
 @pytest.fixture
@@ -61,6 +64,21 @@ def test_a_checkpoint_becomes_the_jobs_newest(fleet: Fleet, running: tuple[UUID,
     )
     assert (told.attempt, told.generation) == (1, 1)
     assert told.reason == CheckpointSaved("periodic", 40).as_json()
+
+
+def test_the_first_checkpoint_of_a_generation_tells_that_a_notice_is_too_short_for_it(
+    fleet: Fleet, running: tuple[UUID, UUID]
+) -> None:
+    job, machine = running
+    fleet.write(save_offers, "local", [OFFER], Timeouts(notice=115 * S))
+    fleet.commit(machine, 1, 20, save_s=115.5)
+    fleet.commit(machine, 1, 40, save_s=500.0)
+    fleet.train(job, 200)
+    fleet.restart(job)
+    fleet.commit(machine, 2, 60)  # by an agent that doesn't measure
+    told = [one.reason["facts"]["outlasts_notice"] for one in fleet.events("checkpoint") if one.job == job]
+    assert told == [CheckpointOutlastsNotice("this_run", "local.cpu", 30, 115.5, 115.0).as_json(), None, None]
+    assert [row.save_ms for row in fleet.checkpoint_rows(job)] == [115_500, 500_000, None]
 
 
 def test_the_pointer_never_goes_backwards(fleet: Fleet, running: tuple[UUID, UUID]) -> None:

@@ -17,9 +17,16 @@ import pytest
 from shoestring_core import wire
 from shoestring_core.errors import Unavailable
 from shoestring_core.store.objects import Objects
-from shoestring_trainer.agent.checkpoints import CheckpointCache, CheckpointUploader, LocalCheckpoint
+from shoestring_core.store.tables import CheckpointRow
+from shoestring_trainer.agent.checkpoints import (
+    CheckpointCache,
+    CheckpointUploader,
+    LocalCheckpoint,
+    _with_store_checksum,
+)
 from shoestring_trainer.agent.service_client import ServiceClient
 from shoestring_trainer.agent.spool import Spool
+from sqlalchemy import select
 
 from tests.api.deployment import Agent, Deployment
 from tests.servers import PATIENCE_S, FaultProxy, until
@@ -52,7 +59,7 @@ def local_checkpoint(folder: Path, agent: Agent, step: int, content: bytes) -> L
         "sha256": hashlib.sha256(content).hexdigest(), "parts": [],
     }  # fmt: skip
     data.with_suffix(".json").write_text(json.dumps(manifest))
-    return LocalCheckpoint(1, step, data, data.with_suffix(".json"), "order", through_seq=0)
+    return LocalCheckpoint(1, step, data, data.with_suffix(".json"), "order", through_seq=0, write_s=100.0)
 
 
 async def deliver(
@@ -92,6 +99,23 @@ def stored(aws: FakeAws, job: UUID) -> dict[str, int]:
     return {one["Key"].rpartition("/")[2]: one["Size"] for one in listed.get("Contents", [])}
 
 
+def save_ms(deployment: Deployment, job: UUID) -> int | None:
+    with deployment.store.read() as db:
+        return db.sql.scalar(select(CheckpointRow.save_ms).where(CheckpointRow.job == job))
+
+
+def test_an_upload_that_was_begun_before_measures_nothing(on_s3: Deployment, tmp_path: Path, aws: FakeAws) -> None:
+    job, (agent,) = on_s3.running()
+    urls = agent.points(range(1, 4)).upload_urls
+    checkpoint = local_checkpoint(tmp_path, agent, 3, b"weights")
+    manifest, _ = _with_store_checksum(checkpoint)
+    claim = {"nonce": urls.nonce, "manifest_sha256": hashlib.sha256(manifest).hexdigest()}
+    (tmp_path / "upload.json").write_text(json.dumps(claim))
+    asyncio.run(deliver(tmp_path, agent, checkpoint))
+    assert stored(aws, job)["data"] == 7
+    assert save_ms(on_s3, job) is None
+
+
 def test_large_data_go_up_in_parts_each_tried_again_by_itself(on_s3: Deployment, tmp_path: Path, aws: FakeAws) -> None:
     job, (agent,) = on_s3.running()
     agent.points(range(1, 4))
@@ -101,6 +125,7 @@ def test_large_data_go_up_in_parts_each_tried_again_by_itself(on_s3: Deployment,
     asyncio.run(deliver(tmp_path, agent, local_checkpoint(tmp_path, agent, 3, content)))
     assert agent.report().upload_urls.nonce == "000002", "committed"
     assert len(aws.calls("UploadPart")) == 3 + 1
+    assert save_ms(on_s3, job) >= 100_000, "with the time that ranks took to write it"
     assert stored(aws, job)["data"] == len(content)
 
 

@@ -59,7 +59,7 @@ def test_every_step_has_a_line_and_lines_are_counted(two_ranks: Gang):
     assert [(event["step"], event["reason"], event["final"]) for event in saved[:-1]] == [
         (step, "periodic", False) for step in range(20, 221, 20)
     ]
-    assert all(event["lines"] == event["step"] for event in saved)
+    assert all(event["lines"] == event["step"] and event["seconds"] > 0 for event in saved)
     assert saved[-1]["final"]
     (exporting,) = two_ranks.events("exporting")
     assert (exporting["step"], exporting["t"] <= saved[-1]["t"]) == (started["steps_total"], True)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -43,7 +44,8 @@ class CheckpointUnavailable(Exception):
 
 @dataclass(frozen=True)
 class LocalCheckpoint:
-    """One that the ranks have written. `through_seq`: the batch that holds the last point up to it."""
+    """One that the ranks have written. `through_seq`: the batch that holds the last point up to it; `write_s`: the time
+    that writing it took, None: not known."""
 
     generation: int
     step: int
@@ -52,6 +54,7 @@ class LocalCheckpoint:
     reason: CheckpointReason
     through_seq: int
     result: dict[str, Any] | None = None
+    write_s: float | None = None
 
     @property
     def is_last(self) -> bool:
@@ -193,15 +196,18 @@ class CheckpointUploader:
 
         A periodic one waits even with its upload: then the service is there, and the urls is not spent in vain.
         """
+        began = time.monotonic()
         manifest, size = await asyncio.to_thread(_with_store_checksum, checkpoint)
         manifest_sha256 = hashlib.sha256(manifest).hexdigest()
         checkpoint = replace(checkpoint, manifest=self._cache.folder.parent / "manifest.json")
         write_durably(checkpoint.manifest, manifest.decode())
+        read_s = time.monotonic() - began
         if not checkpoint.is_last and not await self._wait_until_points_are_stored(checkpoint):
             return
-        urls = await self._upload(checkpoint, size, manifest_sha256)
-        if urls is None:
+        uploaded = await self._upload(checkpoint, size, manifest_sha256)
+        if uploaded is None:
             return
+        urls, upload_s = uploaded
         await self._wait_until_points_are_stored(
             checkpoint, even_if_superseded=True
         )  # what is uploaded is committed; a newer one waits its turn
@@ -213,6 +219,7 @@ class CheckpointUploader:
             bytes=size,
             through_seq=checkpoint.through_seq,
             reason=checkpoint.reason,
+            save_s=None if checkpoint.write_s is None or upload_s is None else checkpoint.write_s + read_s + upload_s,
             result=checkpoint.result,
         )
         await self._commit(commit)
@@ -229,8 +236,12 @@ class CheckpointUploader:
             await asyncio.sleep(POLL_S)
         return True
 
-    async def _upload(self, checkpoint: LocalCheckpoint, size: int, manifest_sha256: str) -> UploadUrls | None:
+    async def _upload(
+        self, checkpoint: LocalCheckpoint, size: int, manifest_sha256: str
+    ) -> tuple[UploadUrls, float | None] | None:
         """Data, then manifest, to a urls that is unused; None if a newer checkpoint came before the first byte.
+
+        Returns the seconds that it took too, unless a part of it was there already.
 
         Raises RequestRejected if another object exists there; retrying can't help.
         """
@@ -240,10 +251,11 @@ class CheckpointUploader:
                 del self._unused_urls[_key(urls)]
                 self._used.add(_key(urls))  # replies keep offering it until the commit
                 again = self._record_target(urls.nonce, manifest_sha256)
+                began = time.monotonic()
                 try:
                     await upload_data(self._service, checkpoint.data, size, urls, again=again)
                     await upload_file(self._service, checkpoint.manifest, urls.manifest_url, again=again)
-                    return urls
+                    return urls, None if again else time.monotonic() - began
                 except RequestRejected as rejection:
                     if rejection.status not in URL_EXPIRED:
                         raise

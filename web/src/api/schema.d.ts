@@ -1921,6 +1921,8 @@ export interface components {
              * @enum {string}
              */
             reason: "periodic" | "order" | "final";
+            /** Save S */
+            save_s?: number | null;
             /** Result */
             result?: {
                 [key: string]: unknown;
@@ -2641,6 +2643,7 @@ export interface components {
             };
             sizing: components["schemas"]["Reason"] | null;
             deadline: components["schemas"]["Reason"] | null;
+            outlasts_notice: components["schemas"]["Reason"] | null;
             /**
              * Tags
              * @default {}
@@ -3502,6 +3505,7 @@ export interface components {
             interruptions: components["schemas"]["Interruptions"];
             /** Infeasible Reason */
             infeasible_reason: ("slots" | "batch" | "rate" | "budget" | "time") | null;
+            outlasts_notice: components["schemas"]["Reason"] | null;
         };
         /**
          * RankExit

@@ -91,10 +91,12 @@ class CheckpointWriter:
         self, step: int, snapshot: Mapping[str, Any], reason: CheckpointReason, lines: int,
         artifacts: Mapping[str, bytes], result: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        task, parts = self._task, {**pack_snapshot(snapshot), **artifacts}
+        task, began = self._task, monotonic()
+        parts = {**pack_snapshot(snapshot), **artifacts}
         data, manifest = write_checkpoint(task.folder, job=task.job, generation=task.generation, step=step, parts=parts)
         saved = CheckpointEvent(
             step=step, data=data, manifest=manifest, reason=reason, final=reason == "final", lines=lines,
+            seconds=round(monotonic() - began, 3),
             result=dict(result) if reason == "final" else None,
         )  # fmt: skip
         self._unstored = task.folder / data

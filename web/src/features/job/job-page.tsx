@@ -69,6 +69,7 @@ function JobDetails({ job, feed }: { job: Job; feed: JobFeed }) {
         {job.state === "queued" && <QueuedOutlook id={job.id} />}
         {job.sizing && <p data-sizing><Sentence text={job.sizing.text} /></p>}
         {job.deadline && <p data-deadline><Sentence text={job.deadline.text} /></p>}
+        {job.outlasts_notice && !ended && <p data-outlasts-notice><Sentence text={job.outlasts_notice.text} /></p>}
         <p className="muted">
           {[job.recipe, `by ${job.user}`, `team ${job.team}`].filter(Boolean).join(" · ")} · <code title={job.id}>{shortId(job.id)}</code>{" "}
           <CopyButton text={job.id} label="Copy id" />

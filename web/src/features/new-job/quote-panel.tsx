@@ -37,6 +37,7 @@ function QuoteText({ data }: { data: Schemas["Quote"] }) {
         <p key={text}><Sentence text={text} /></p>
       ))}
       {data.deadline && <p><Sentence text={data.deadline.text} /></p>}
+      {data.offers[0]?.outlasts_notice && <p><Sentence text={data.offers[0].outlasts_notice.text} /></p>}
       {data.why_not_faster && <p className="muted"><Sentence text={data.why_not_faster.text} /></p>}
     </>
   );

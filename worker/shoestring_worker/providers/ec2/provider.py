@@ -48,6 +48,7 @@ TIMEOUTS = {
     "consistency_window": 300 * S,
     "launch_window": 300 * S,
     "launch_call": 20 * S,  # the first launch in a region makes two calls
+    "notice": 118 * S,  # two minutes, less the second between an agent's looks at it and what it keeps to end by itself
 }
 """Bounds, not yet measured: a machine may take minutes to boot, to be listed and to terminate."""
 
