@@ -17,7 +17,7 @@ from pathlib import Path
 PROC = Path("/proc")
 NICENESS = 10
 REQUIRED_EMPTY_SCANS, SCAN_INTERVAL_S = 2, 0.05
-PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 15, 36, 38
 KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -122,6 +122,11 @@ def are_any_left(find: Callable[[], set[Process]]) -> bool:
 def become_subreaper() -> None:
     """Adopt this process's orphaned descendants, so that double forking does not hide them."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def forbid_new_privileges() -> None:
+    """No program that this process or its descendants run gives them another user's rights, as `sudo` would."""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def leave_session_keyring() -> None:

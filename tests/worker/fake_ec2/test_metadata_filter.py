@@ -13,7 +13,7 @@ import pytest
 from shoestring_trainer.machinehost.namespaces import inside
 from shoestring_trainer.rank_server.isolation import find_isolation
 from shoestring_worker.providers.ec2 import user_data_script
-from shoestring_worker.providers.ec2.user_data_script import RANK_GROUP
+from shoestring_worker.providers.ec2.user_data_script import RANK_USER
 
 from tests.trainer.machinehost.local_cloud import LocalCloud, until
 from tests.trainer.machinehost.own_networks import needs_networks
@@ -88,7 +88,7 @@ def test_a_rank_cant_reach_the_metadata_and_root_can(tmp_path: Path):
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, **groups)
         return done.stdout.strip() or done.stderr
 
-    rank: dict[str, Any] = {"group": RANK_GROUP, "extra_groups": []}
+    rank: dict[str, Any] = {"group": RANK_USER, "extra_groups": []}
     assert succeeded(PLAIN, **rank) == "True", "without the filter"
     (folder / "filter").touch()
     until(lambda: (folder / "agent.log").read_text().endswith("\n"))

@@ -10,6 +10,7 @@ longer needed, preempted or no longer funded. One asyncio task per concern: repo
     SHOESTRING_POWEROFF                 the only command that powers a machine off, run last; real user data sets it
     SHOESTRING_SHARED_COMPUTER          set where several machines share one computer's cores
     SHOESTRING_RANK_GROUP               number of the group that ranks are in, which the machine's packet filter knows
+    SHOESTRING_RANK_USER                number of the user that ranks are, and of its group; if unset, the agent's user
     SHOESTRING_AGENT_AWS_…              AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and
                                         AWS_ENDPOINT_URL with this prefix: credentials to read data in S3
     SHOESTRING_AGENT_RANK_COMMAND       for tests: a command that starts stand-in ranks, with torchrun's arguments
@@ -48,6 +49,7 @@ from shoestring_trainer.agent.generations import GenerationRunner
 from shoestring_trainer.agent.machine_monitor import MachineMonitor
 from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable
 from shoestring_trainer.agent.rank_output import RankOutputCollector
+from shoestring_trainer.agent.rank_user import UMASK, find_rank_user
 from shoestring_trainer.agent.ranks import MACHINE_VARIABLE, terminate_ranks
 from shoestring_trainer.agent.reporter import Reporter
 from shoestring_trainer.agent.service_client import RequestRejected, ServiceClient, TimedReply, boottime
@@ -88,7 +90,9 @@ async def run(environment: Mapping[str, str]) -> int:
     folder = Path(environment.get("SHOESTRING_MACHINE_DIR") or Path.cwd()).resolve()
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     boot = await read_boot_data(environment, metadata)
-    create_folders(folder)
+    if (rank_user := find_rank_user(environment)) is not None:
+        os.umask(UMASK)
+    create_folders(folder, rank_user)
     session_secret = load_or_create_session_secret(folder)
     await terminate_ranks(str(boot.machine))  # of an agent that was killed
     service = ServiceClient(boot.server_url, boot.machine, session_secret, boot.ca)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from shoestring_core.wire import BootData, RegisterRequest, from_stored
 
 from shoestring_trainer.agent.metadata_client import MetadataClient, MetadataUnavailable
+from shoestring_trainer.agent.rank_user import open_to_ranks
 from shoestring_trainer.agent.service_client import (
     RequestRejected,
     ServiceClient,
@@ -62,11 +63,16 @@ async def read_boot_data(environment: Mapping[str, str], metadata: MetadataClien
     raise AssertionError
 
 
-def create_folders(folder: Path) -> None:
-    """Create the folders below a machine's folder, and check that they can be written. Raises AgentStartupError."""
+def create_folders(folder: Path, rank_user: int | None) -> None:
+    """Create the folders below a machine's folder, and check that they can be written. Raises AgentStartupError.
+
+    rank_user  the user that ranks are; None: the agent's
+    """
     try:
         for name in ("spool", "rejected", *READABLE_OF_MACHINE, *WRITABLE_OF_MACHINE):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        if rank_user is not None:
+            open_to_ranks(folder, rank_user)
         write_durably(folder / "probe", "")
     except OSError as error:
         raise _not_writable(folder, error) from error

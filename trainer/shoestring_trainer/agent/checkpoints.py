@@ -78,6 +78,8 @@ class CheckpointCache:
         try:
             data, manifest = self._paths(manifest_sha256)
             os.replace(checkpoint.data.name, data, src_dir_fd=folder)
+            os.chown(checkpoint.manifest, -1, self.folder.stat().st_gid)  # of ranks, which resume from it
+            checkpoint.manifest.chmod(0o640)
             checkpoint.manifest.replace(manifest)
             for older in os.listdir(folder):
                 if Path(older).stem <= checkpoint.data.stem:

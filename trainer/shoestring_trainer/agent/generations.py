@@ -24,6 +24,7 @@ from shoestring_trainer.agent.checkpoints import (
 )
 from shoestring_trainer.agent.rank_files import exists
 from shoestring_trainer.agent.rank_output import RANK_SERVER_LOG, RankEvent, RankOutputCollector
+from shoestring_trainer.agent.rank_user import find_rank_user, give_to_ranks
 from shoestring_trainer.agent.ranks import (
     CREDENTIALS_PREFIX,
     Ranks,
@@ -95,6 +96,8 @@ class GenerationRunner:
         self._rank_environment[HOOKS_ROOTS_VARIABLE] = ""  # none: no hooks
         if self._isolation:
             self._rank_environment[HOOKS_ROOTS_VARIABLE] = environment.get(HOOKS_ROOTS_VARIABLE, "")
+        self._rank_user = find_rank_user(environment)
+        if self._isolation or self._rank_user is not None:
             self._rank_environment = isolated_environment(self._rank_environment)
         self._rank_command = environment.get("SHOESTRING_AGENT_RANK_COMMAND")
         self._streaming: asyncio.Task[None] | None = None
@@ -104,7 +107,7 @@ class GenerationRunner:
             group = environment.get("SHOESTRING_RANK_GROUP")
             self._rank_server = RankServerClient(
                 self._rank_environment, folder / RANK_SERVER_LOG, isolation=isolation,
-                group=int(group) if group else None,
+                group=int(group) if group else None, user=self._rank_user,
             )  # fmt: skip
 
     # --- orders
@@ -155,7 +158,7 @@ class GenerationRunner:
             self.read_files(to_the_end=True)
             self._spool.begin_generation(ranks.generation)
             self._output.follow(ranks.folder, ranks.numbers)
-            ranks.start(task, self._rank_environment, self._rank_server, self._rank_command)
+            ranks.start(task, self._rank_environment, self._rank_server, self._rank_command, self._rank_user)
         except CheckpointUnavailable as error:
             if order.run.init:  # another job's, which the user chose: no retry brings it back
                 return self._report_failure(ranks, f"init: {error}; name other weights and submit again", "data")
@@ -226,6 +229,8 @@ class GenerationRunner:
             data.train, scratch, self._bucket_environment, self._report_data_progress, cache_bytes=data.cache_bytes,
             requests=scratch / "ranks",
         )  # fmt: skip
+        if self._rank_user is not None:
+            give_to_ranks(stream.requests, self._rank_user)
         self._streaming = asyncio.create_task(ShardStreamer(stream, self._report_data_progress).run())
         return {"train": str(stream.folder), "requests": str(stream.requests)}
 

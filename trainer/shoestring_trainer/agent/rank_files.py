@@ -64,11 +64,11 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file as a whole, in place of whatever is there. Raises OSError."""
+    """Write a file as a whole, in place of whatever is there, which the folder's group can read. Raises OSError."""
     folder = open_folder(path.parent)
     try:
         draft = f"{path.name}.{secrets.token_hex(4)}.tmp"
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FILE, 0o600, dir_fd=folder), "w") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FILE, 0o640, dir_fd=folder), "w") as file:
             file.write(text)
         os.replace(draft, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     finally:

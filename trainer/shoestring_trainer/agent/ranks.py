@@ -28,6 +28,7 @@ from shoestring_trainer.agent.launch_env import (
     torchrun_command,
 )
 from shoestring_trainer.agent.rank_files import exists, read_file, write_file
+from shoestring_trainer.agent.rank_user import give_to_ranks
 from shoestring_trainer.agent.spool import write_durably
 from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
 from shoestring_trainer.rank_server.isolation import ISOLATION_VARIABLE, PRIVATE_VARIABLE
@@ -87,10 +88,12 @@ class Ranks:
         environment: Mapping[str, str],
         server: RankServerClient | None,
         rank_command: str | None = None,
+        user: int | None = None,
     ) -> None:
         """Start the ranks by the rank server or, in tests of the agent alone, by the command `rank_command`.
 
         environment  that of the server; the variables that depend on the generation are added
+        user         that the server's ranks are; None: the agent's
         raises       OSError if the folder can't be written or a process can't be started
         """
         self._create_folder()
@@ -99,6 +102,9 @@ class Ranks:
         record = StartRecord(generation=self.generation, launch_config=self.launch_config)
         write_durably(self._machine / START_FILE, record.model_dump_json())
         log.touch()
+        if user is not None:
+            give_to_ranks(log, user)
+            give_to_ranks(self.folder, user)
         ranks_environment = {**environment, **self._generation_environment(SHARED_VARIABLE in environment)}
         if server is None:
             launcher = self._start_rank_command(shlex.split(rank_command or ""), task_file, ranks_environment, log)

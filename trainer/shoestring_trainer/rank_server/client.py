@@ -51,7 +51,7 @@ class RankServerClient:
 
     `environment` is the server's own: the rank environment before any generation. What the server prints goes to `log`.
     It imports `modules` too. `isolation` is put before its command (see `Isolation.wrap`). `group`: the one that it and
-    its ranks are in, without any other; None: this process's.
+    its ranks are in, without any other; `user`: whose they are; None: this process's.
     All calls come from the thread that called `start`: when it ends, so does the server.
     """
 
@@ -62,8 +62,9 @@ class RankServerClient:
         modules: Sequence[str] = (),
         isolation: Sequence[str] = (),
         group: int | None = None,
+        user: int | None = None,
     ) -> None:
-        self._groups: dict[str, Any] = {} if group is None else {"group": group, "extra_groups": []}
+        self._owner: dict[str, Any] = {"user": user} | ({} if group is None else {"group": group, "extra_groups": []})
         self._environment, self._log, self._modules, self._isolation = environment, log, modules, isolation
         self._server: subprocess.Popen[bytes] | None = None
         self._process: processes.Process | None = None
@@ -100,7 +101,7 @@ class RankServerClient:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                **self._groups,
+                **self._owner,
             )
         assert self._server.stdin
         assert self._server.stdout

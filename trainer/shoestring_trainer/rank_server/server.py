@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from shoestring_trainer import processes
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         processes.leave_session_keyring()
     else:
         processes.die_with_parent(int(parent))
+        if Path(f"/proc/{parent}").stat().st_uid != os.getuid():  # which was given up, and stays so
+            processes.forbid_new_privileges()
     processes.become_subreaper()  # what ranks leave behind stays below this process, where the agent looks for it
     requests, replies = _take_over_pipes()
     import_training(modules)

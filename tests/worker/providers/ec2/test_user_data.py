@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from shoestring_core.wheelhouse import WheelFile, Wheelhouse
 from shoestring_core.wire import BootData, BootReport, WheelhouseReply, WheelhouseRequest
 from shoestring_trainer.machinehost.launch_body import MAX_SCRIPT_BYTES
 from shoestring_worker.providers.ec2 import user_data
-from shoestring_worker.providers.ec2.user_data_script import RANK_GROUP
+from shoestring_worker.providers.ec2.user_data_script import RANK_USER
 
 from tests.certificates import make_certificate
 
@@ -211,6 +212,37 @@ FILTERS = {
 }
 
 
+RANKS_TOLD = """#!/bin/sh
+[ "$2" = -c ] && exit
+[ "$4" = --help ] || echo group $SHOESTRING_RANK_GROUP user $SHOESTRING_RANK_USER > ranks
+"""
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_training_processes_are_a_user_of_their_own_who_must_be_able_to_run_the_environment(
+    machine: Machine, mode: int
+) -> None:
+    machine.command("nft", "#!/bin/sh\n")
+    machine.metadata = {}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(mode)
+        python = Path(folder) / "python"
+        python.write_text(RANKS_TOLD)
+        python.chmod(0o755)
+        machine.boot(python=python)
+    filtered = machine.reports[3]
+    if mode == 0o755 and os.geteuid() == 0:
+        assert filtered.message.endswith(f"and are user {RANK_USER}'s")
+        assert (machine.folder / "ranks").read_text() == f"group {RANK_USER} user {RANK_USER}\n"
+        assert machine.folder.stat().st_mode & 0o777 == 0o711
+    else:
+        assert (filtered.phase, filtered.failure) == ("filter", "image")
+        assert f"can't run {python}" in filtered.message
+        assert "chmod -R o+rX" in filtered.message
+        assert not (machine.folder / "ranks").exists()
+    assert machine.is_off
+
+
 @pytest.mark.parametrize("image", ["nft", "iptables", "neither"])
 def test_training_processes_are_kept_from_the_metadata_before_the_agent_runs(machine: Machine, image: str) -> None:
     """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-limiting-access.html"""
@@ -218,18 +250,22 @@ def test_training_processes_are_kept_from_the_metadata_before_the_agent_runs(mac
     for tool in {"nft": ["nft"], "iptables": ["iptables", "ip6tables"]}.get(image, []):
         machine.command(tool, stand_in)
     machine.command("python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    machine.command("python", '#!/bin/sh\n[ "$4" = --help ] || echo $SHOESTRING_RANK_GROUP > group\n')
+    machine.command("python", RANKS_TOLD)
     for tool in ("sh", "env"):
         (alone / tool).symlink_to(f"/usr/bin/{tool}")
-    machine.metadata = {"PATH": str(alone)}  # of this computer's commands none: its packets aren't to be filtered
+    machine.metadata = {
+        "PATH": str(alone),
+        "SHOESTRING_SHARED_COMPUTER": "1",
+    }  # of this computer's commands none: its packets aren't to be filtered
     machine.boot()
     if image == "neither":
         assert machine.phases[-1] == ("filter", "image")
-        assert not (machine.folder / "group").exists()
+        assert not (machine.folder / "ranks").exists()
     else:
         assert [phase for phase, _ in machine.phases] == ["boot", "driver", "install", "filter", "agent"]
         assert (machine.folder / "filters").read_text().splitlines() == FILTERS[image]
-        assert (machine.folder / "group").read_text() == f"{RANK_GROUP}\n"
+        assert (machine.folder / "ranks").read_text() == f"group {RANK_USER} user\n", "nobody else reaches this folder"
+        assert f"root's here: user {RANK_USER} can't run" in machine.reports[3].message
     assert machine.is_off
 
 

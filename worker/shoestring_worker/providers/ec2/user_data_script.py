@@ -37,8 +37,8 @@ HELLO_S = 60.0
 REPORT_S, CALL_S = 5.0, 5.0
 FOLDER = "/var/lib/shoestring"
 METADATA = (("ip", "iptables", "169.254.169.254"), ("ip6", "ip6tables", "fd00:ec2::254"))
-RANK_GROUP = 64083
-"""Of training processes, which are this user's too: no group of the image's."""
+RANK_USER = 64083
+"""Number of the user that training processes are, and of their group: none of the image's."""
 MODULE = "shoestring_trainer"
 WHEELHOUSE = "shoestring aws wheelhouse"
 
@@ -58,9 +58,10 @@ def main(boot: dict[str, str], python: str, min_driver: int, wheelhouse: str) ->
         else:
             run_driver_phase(boot, min_driver)
             run_phase(boot, "install", lambda: check_environment(python, MODULE))
-        if shields := "AWS_EC2_METADATA_SERVICE_ENDPOINT" not in os.environ:  # else it isn't EC2's
-            run_phase(boot, "filter", shield_metadata)
-        run_phase(boot, "agent", lambda: run_agent(boot, python, folder, RANK_GROUP if shields else None))
+        ranks: dict[str, str] = {}
+        if "AWS_EC2_METADATA_SERVICE_ENDPOINT" not in os.environ:  # else it isn't EC2's
+            run_phase(boot, "filter", lambda: separate_ranks(python, folder, ranks))
+        run_phase(boot, "agent", lambda: run_agent(boot, python, folder, ranks))
     except PhaseFailed as failure:
         print(f"shoestring: {failure}; powering off", file=sys.stderr, flush=True)
     finally:
@@ -134,9 +135,43 @@ def check_driver(min_driver: int, found: dict[str, str]) -> str:
         said = " ".join((asked.stdout + asked.stderr).split())[-500:]
         raise PhaseFailed(f"the driver can't use the GPU: {said} (exit status {asked.returncode})", "hardware")
     found["driver"] = version[:50]
+    if shutil.which("nvidia-modprobe"):  # makes the device files of CUDA, which training processes may not
+        subprocess.run(["nvidia-modprobe", "-u", "-c=0"], timeout=PHASE_S, check=False)
     if int(version.partition(".")[0]) < min_driver:
         raise PhaseFailed(f"the image has NVIDIA's driver {version}; PyTorch needs {min_driver} or later", "image")
     return f"NVIDIA driver {version}, {gpu}"
+
+
+def separate_ranks(python: str, folder: Path, ranks: dict[str, str]) -> str:
+    """Make a user for training processes, who reaches neither the metadata service nor what is the agent's.
+
+    ranks  gets the agent's variables that say so
+
+    Raises PhaseFailed, OSError, SubprocessError.
+    """
+    shielded = shield_metadata()
+    ranks["SHOESTRING_RANK_GROUP"] = str(RANK_USER)
+    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder.chmod(0o711)
+    if hindrance := find_hindrance([python, "-P", "-c", f"import os, {MODULE}; os.chdir({str(folder)!r})"]):
+        if "SHOESTRING_SHARED_COMPUTER" not in os.environ:  # a stand-in's environment may be in somebody's home
+            advice = "let everybody read the environment and its Python (chmod -R o+rX)"
+            raise PhaseFailed(f"user {RANK_USER}, for training, can't run {python}: {hindrance}; {advice}", "image")
+        return f"{shielded}, and are root's here: user {RANK_USER} can't run {python}: {hindrance}"
+    ranks["SHOESTRING_RANK_USER"] = str(RANK_USER)
+    return f"{shielded}, and are user {RANK_USER}'s"
+
+
+def find_hindrance(command: list[str]) -> str:
+    """Why training processes couldn't run this command; "": they could. Raises SubprocessError."""
+    try:
+        tried = subprocess.run(
+            command, capture_output=True, text=True, timeout=PHASE_S, check=False,
+            user=RANK_USER, group=RANK_USER, extra_groups=[],
+        )  # fmt: skip
+    except OSError as error:
+        return str(error)
+    return (tried.stderr.strip()[-300:] or f"exit status {tried.returncode}") if tried.returncode else ""
 
 
 def shield_metadata() -> str:
@@ -155,18 +190,13 @@ def shield_metadata() -> str:
     return "by iptables, training processes can't reach the metadata service"
 
 
-def run_agent(boot: dict[str, str], python: str, folder: Path, rank_group: int | None) -> str:
-    """Run the agent to its end. Raises PhaseFailed for an exit code other than 0.
-
-    rank_group  for training processes; None: the agent's own
-    """
+def run_agent(boot: dict[str, str], python: str, folder: Path, ranks: dict[str, str]) -> str:
+    """Run the agent to its end, with these variables besides. Raises PhaseFailed for an exit code other than 0."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     boot_file = folder / "boot-data.json"
     with open(os.open(boot_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(boot, file)
-    named = {"SHOESTRING_MACHINE_DIR": str(folder), "SHOESTRING_BOOT_FILE": str(boot_file)}
-    if rank_group is not None:
-        named["SHOESTRING_RANK_GROUP"] = str(rank_group)
+    named = {**ranks, "SHOESTRING_MACHINE_DIR": str(folder), "SHOESTRING_BOOT_FILE": str(boot_file)}
     command = [python, "-P", "-m", MODULE, "agent"]
     agent = subprocess.Popen(command, cwd=folder, env={**os.environ, **named, "SHOESTRING_POWEROFF": "poweroff"})
     signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
