@@ -24,7 +24,9 @@ class LaunchDisk:
 class LaunchRequest:
     """Repeated with the same content. The idempotency token launches at most one machine, however often it is sent.
 
-    disk  None: what the provider gives without being asked
+    disk             None: what the provider gives without being asked
+    placement_group  machines with the same are placed close together; None: anywhere
+    efa              with EFA
     """
 
     token: str
@@ -36,6 +38,8 @@ class LaunchRequest:
     price: str
     user_data: wire.BootData
     disk: LaunchDisk | None = None
+    placement_group: str | None = None
+    efa: bool = False
 
     def with_boot_token(self, token: str) -> LaunchRequest:
         """The request as it is sent: the token is derived for each call, so that it is stored nowhere."""

@@ -1044,6 +1044,10 @@ class Offer(Resource):
     memory_mib: int | None
     interruption: str | None
     """How often spot machines of this type were interrupted in a month, such as 5-10%."""
+    cluster: bool = False
+    """Such machines can be placed close together (resources.placement); false also where the provider doesn't say."""
+    efa: bool = False
+    """And then have EFA."""
 
 
 class NotOffered(Resource):

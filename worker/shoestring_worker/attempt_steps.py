@@ -121,6 +121,8 @@ class AttemptSteps:
             wanted = replace(wanted, type=latest.type, zones=zones, spot="only" if on_spot else "never")
         if others := active.living_machines:
             wanted = wanted.beside(rows.offered_hardware(others[0]))
+            if wanted.cluster:  # a placement group is in one zone
+                wanted = replace(wanted, zones=(others[0].zone,))
         if (rate := active.spec.limits.rate) is not None:
             left = rate - sum(billing.hourly_cost(machine) for machine in others)
             wanted = replace(wanted, rate=max(0, left) // len(slots))

@@ -123,7 +123,8 @@ class Reconciler:
         self._swept_at[region] = listed_at
 
     def _delete(self, adapter: RegionalProvider, stray: Leftover, listed_at: int) -> None:
-        self._record_leak(stray.region, stray.id, stray.kind, stray.hourly, stray.created_at or listed_at)
+        if stray.kind != "placement_group":  # it costs nothing, and each attempt leaves its own to the sweep
+            self._record_leak(stray.region, stray.id, stray.kind, stray.hourly, stray.created_at or listed_at)
         around("delete", lambda: adapter.delete(stray))
 
     def _record_leak(self, region: str, id_: str, kind: str, hourly: str, since: int) -> None:

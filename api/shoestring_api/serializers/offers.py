@@ -65,4 +65,6 @@ def serialize_offer(offer: Offer, available: bool) -> rest.Offer:
         vcpus=hardware.vcpus if hardware else None,
         memory_mib=hardware.memory_mib if hardware else None,
         interruption=offer.interruption,
+        cluster=bool(hardware and hardware.cluster),
+        efa=bool(hardware and hardware.efa),
     )

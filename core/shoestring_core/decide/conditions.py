@@ -13,7 +13,7 @@ from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.spec.gpus import GpuChoice
 
-Condition = Literal["provider", "region", "zone", "type", "gpu", "procs", "disk", "rate", "market"]
+Condition = Literal["provider", "region", "zone", "type", "gpu", "procs", "placement", "disk", "rate", "market"]
 """From the most general to the one that may be met later without anybody's doing: prices move."""
 
 
@@ -31,6 +31,8 @@ def unmet_conditions(offer: Offer, requirements: Requirements) -> Iterator[Condi
         yield "gpu"
     if requirements.procs and offer.hardware and 0 < offer.hardware.gpus < requirements.procs:
         yield "procs"
+    if requirements.cluster and not (offer.hardware and offer.hardware.cluster):
+        yield "placement"
     having_disk = offer if requirements.disk is None else with_disk(offer, requirements.disk)
     if having_disk is None:
         yield "disk"

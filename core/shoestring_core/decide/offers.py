@@ -18,7 +18,9 @@ InterruptionBand = Literal["<5%", "5-10%", "10-15%", "15-20%", ">20%"]
 class Hardware:
     """What a machine has.
 
-    network_mbps    its bandwidth in Mbit/s; None: not known
+    network_mbps    bandwidth that it always has, in Mbit/s; None: not known
+    cluster         machines of its type can be placed close together; False also where that isn't known
+    efa             and then have EFA, which passes by the operating system's network
     simulated_gpus  it stands in for one with these GPUs and has none: its ranks train on CPUs
     """
 
@@ -28,6 +30,8 @@ class Hardware:
     gpus: int = 0
     gpu_memory_mib: int = 0
     network_mbps: int | None = None
+    cluster: bool = False
+    efa: bool = False
     simulated_gpus: bool = False
 
     @property

@@ -37,6 +37,7 @@ class Requirements:
     gpus      alternatives, one of which each machine must have; empty: none is needed
     procs     ranks that each machine runs, if the job says so: with GPUs it has one for each
     disk      of each machine; None: any
+    cluster   they are placed close together, in one zone
     rate      micro-dollars an hour that all of them together may cost, disks and addresses included; None: any
     reserved_time  µs for which money is held before a machine starts, so that the job can finish; 0: a lease at a time
     """
@@ -52,6 +53,7 @@ class Requirements:
     procs: int | None = None
     disk: DiskNeed | None = None
     rate: int | None = None
+    cluster: bool = False
 
     @classmethod
     def of(
@@ -70,6 +72,7 @@ class Requirements:
             procs=resources.procs,
             disk=DiskNeed.of(resources.disk) if resources.disk else None,
             rate=rate,
+            cluster=resources.placement == "cluster",
         )
 
     def beside(self, other: Hardware) -> Self:

@@ -25,7 +25,7 @@ class Leftover:
     hourly      what it costs, in dollars per hour as a decimal
     """
 
-    kind: Literal["volume", "spot_request", "address"]
+    kind: Literal["volume", "spot_request", "address", "placement_group"]
     provider: str
     region: str
     id: str
@@ -70,8 +70,13 @@ def stray_leftovers(
                  looks stray until the provider's answers are consistent
     stray_since  as returned by the region's last sweep: nothing is deleted that was not stray then
     """
-    alive = {machine.id for machine in machines if machine.state != "ended"}
-    stray = [one for one in found if carries_our_tags(one.tags, provider, deployment) and one.machine not in alive]
+    alive = {machine.id: _attempt(machine.tags) for machine in machines if machine.state != "ended"}
+
+    def is_used(one: Leftover) -> bool:
+        of_attempt = one.kind == "placement_group" and _attempt(one.tags) in alive.values()
+        return of_attempt or one.machine in alive
+
+    stray = [one for one in found if carries_our_tags(one.tags, provider, deployment) and not is_used(one)]
     since = {one.id: stray_since.get(one.id, listed_at) for one in stray}
     window = timeouts.consistency_window
     due = [
@@ -80,3 +85,8 @@ def stray_leftovers(
         if one.id in stray_since and listed_at >= min(since[one.id], one.created_at or listed_at) + window
     ]
     return due, since
+
+
+def _attempt(tags: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The job and its attempt that something is for."""
+    return tags.get("job"), tags.get("attempt")

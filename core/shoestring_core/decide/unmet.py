@@ -31,11 +31,12 @@ from shoestring_core.wording.waits import NoOffer
 
 FIELDS: Mapping[Condition, str] = {
     "provider": "provider", "region": "regions", "zone": "zones", "type": "instance", "gpu": "gpu",
-    "procs": "procs", "disk": "disk", "market": "spot", "rate": "limits.rate",
+    "procs": "procs", "placement": "placement", "disk": "disk", "market": "spot", "rate": "limits.rate",
 }  # fmt: skip
 """Of `resources` in a job spec, if nothing else is said."""
 _SEVERITY: Mapping[Condition, int] = {
-    "market": 0, "rate": 1, "zone": 2, "region": 3, "provider": 4, "procs": 5, "disk": 6, "type": 7, "gpu": 8,
+    "market": 0, "rate": 1, "zone": 2, "placement": 3, "region": 4, "provider": 5, "procs": 6, "disk": 7, "type": 8,
+    "gpu": 9,
 }  # fmt: skip
 """How far an offer is from what is required that misses this condition: the least severe can be changed at no loss."""
 
@@ -59,7 +60,8 @@ def _required(requirements: Requirements) -> Iterator[Condition]:
     given: Mapping[Condition, object] = {
         "provider": requirements.provider, "region": requirements.regions, "zone": requirements.zones,
         "type": requirements.type, "gpu": requirements.gpus, "procs": requirements.procs,
-        "disk": requirements.disk, "rate": requirements.rate is not None, "market": requirements.spot != "prefer",
+        "placement": requirements.cluster, "disk": requirements.disk, "rate": requirements.rate is not None,
+        "market": requirements.spot != "prefer",
     }  # fmt: skip
     return (condition for condition, value in given.items() if value)
 
@@ -79,6 +81,8 @@ def _written(condition: Condition, requirements: Requirements) -> str:
             value = ", ".join(gpu.text for gpu in requirements.gpus)
         case "procs":
             value = str(requirements.procs)
+        case "placement":
+            value = "cluster"
         case "disk":
             value = _disk_text(requirements.disk or DiskNeed())
         case "rate":
@@ -218,7 +222,7 @@ def _unknown(what: str, given: str, known: Iterable[str]) -> UnknownName | None:
 def _listed(requirements: Requirements, offers: Iterable[Offer]) -> ListedOnly | None:
     """A machine of a price list that would do, if this service offered it."""
     served = {offer.provider for offer in offers}
-    anywhere = replace(requirements, zones=(), disk=None, spot="never")
+    anywhere = replace(requirements, zones=(), disk=None, spot="never", cluster=False)  # which lists don't tell
     for prices in catalog.price_lists():
         listed = prices.offers({prices.on_demand_region: [""]}, None, BillingRules())
         would_do = (offer for offer in listed if not any(unmet_conditions(offer, anywhere)))

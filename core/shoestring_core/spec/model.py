@@ -143,6 +143,9 @@ class Resources(_Section):
     """Machine type, as the provider names it."""
     disk: Disk | None = None
     """Disk of each node."""
+    placement: Literal["cluster"] | None = None
+    """`cluster`: place the nodes close together, in one zone, for the fastest network between them; with EFA on types
+    that have it. Only machines that can be placed so are rented, and replacements come from the same zone."""
 
     _range = model_validator(mode="before")(split_node_range)
 

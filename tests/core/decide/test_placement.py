@@ -43,6 +43,8 @@ def test_the_cheapest_offer_of_any_provider_is_first_and_of_equally_cheap_ones_s
         (Requirements(zones=("east-2",)), SPOT, "zone"),
         (Requirements(type="large"), SPOT, "type"),
         (Requirements(spot="never"), SPOT, "market"),
+        (Requirements(cluster=True), SPOT, "placement"),
+        (Requirements(cluster=True), replace(SPOT, hardware=Hardware(4, 16_384)), "placement"),
         (Requirements(nodes=9), SPOT, "slots"),
         (Requirements(), replace(SPOT, fetched_at=NOW - MAX_OFFER_AGE - 1), "unanswered"),
     ],
@@ -73,6 +75,10 @@ def test_requirements_are_made_from_the_spec_and_the_chosen_type():
     ).resources
     assert Requirements.of(resources, "small") == Requirements(3, "cloud", (), (), "only", "small")
     assert Requirements.of(spec.parse({"recipe": "digits/quickstart"}).resources) == Requirements()
+    close = spec.parse({"recipe": "digits/quickstart", "resources": {"placement": "cluster"}}).resources
+    assert Requirements.of(close) == Requirements(cluster=True)
+    together = replace(SPOT, hardware=Hardware(4, 16_384, cluster=True))
+    assert rank_offers([SPOT, together], Requirements.of(close), NOW).ranked == (together,)
 
 
 def test_a_machine_that_joins_others_has_as_many_gpus_as_they_have():

@@ -63,6 +63,16 @@ def test_what_belongs_to_a_machine_that_lives_stays():
     assert sweeps(REQUEST, 0, 400, machines=(replace(MACHINE, state="ended"),)) == [400]
 
 
+def test_a_placement_group_stays_while_a_machine_of_its_attempt_lives():
+    attempt = OURS | {"job": "j", "attempt": "2"}
+    group = Leftover("placement_group", "cloud", "a", "shoestring-j-2", attempt)
+    member = replace(MACHINE, tags=attempt | {"slot": "0"})
+    assert sweeps(group, 0, 400, machines=(member,)) == []
+    assert sweeps(group, 0, 400, machines=(replace(member, state="ended"),)) == [400]
+    assert sweeps(group, 0, 400, machines=(replace(member, tags=attempt | {"attempt": "1"}),)) == [400]
+    assert sweeps(replace(VOLUME, tags=attempt), 0, 400, machines=(member,)) == [400], "it is attached to none"
+
+
 @pytest.mark.parametrize("tags", [{}, {DEPLOYMENT_TAG: "others"}, OURS | {PROVIDER_TAG: "another"}])
 def test_what_is_not_ours_is_never_deleted(tags):
     assert sweeps(replace(VOLUME, tags=tags), 0, 400, 4_000) == []

@@ -221,6 +221,43 @@ def test_an_unknown_fault_is_refused(aws: FakeAws):
         aws.fault("earthquake")
 
 
+def test_a_placement_group_has_a_name_of_its_own_and_stays_while_an_instance_is_in_it(aws: FakeAws):
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/placement-groups.html, placement-strategies.html and
+    docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html: InvalidPlacementGroup.…
+    """
+    ec2, tags = aws.ec2(), [{"Key": "job", "Value": "j"}]
+    close = {"Placement": {"GroupName": "close"}}
+    with pytest.raises(ClientError) as refused:
+        run(aws, **close)
+    assert code_of(refused) == ("InvalidPlacementGroup.Unknown", 400)
+    made = {"GroupName": "close", "Strategy": "cluster"}
+    ec2.create_placement_group(**made, TagSpecifications=[{"ResourceType": "placement-group", "Tags": tags}])
+    with pytest.raises(ClientError) as refused:
+        ec2.create_placement_group(**made)
+    assert code_of(refused) == ("InvalidPlacementGroup.Duplicate", 400)
+    (described,) = ec2.describe_placement_groups()["PlacementGroups"]
+    expected = {"GroupName": "close", "Strategy": "cluster", "State": "available", "Tags": tags}
+    assert {name: described[name] for name in expected} == expected
+    assert aws.ec2(OTHER_REGION).describe_placement_groups()["PlacementGroups"] == []
+    with pytest.raises(ClientError) as refused:
+        run(aws, InstanceType="t3.medium", **close)
+    assert code_of(refused) == ("InvalidParameterCombination", 400)
+
+    def in_zone(zone: str) -> dict[str, Any]:
+        return {"NetworkInterfaces": [{"DeviceIndex": 0, "SubnetId": aws.subnet(zone)}]}
+
+    instance = run(aws, **close, **in_zone("us-east-1a"))
+    with pytest.raises(ClientError) as refused:
+        run(aws, "another", **close, **in_zone("us-east-1b"))
+    assert code_of(refused)[1] == 400
+    with pytest.raises(ClientError) as refused:
+        ec2.delete_placement_group(GroupName="close")
+    assert code_of(refused) == ("InvalidPlacementGroup.InUse", 400)
+    ec2.terminate_instances(InstanceIds=[instance])
+    ec2.delete_placement_group(GroupName="close")
+    assert ec2.describe_placement_groups()["PlacementGroups"] == []
+
+
 def test_the_enabled_regions_are_three(aws: FakeAws):
     """docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeRegions.html"""
     listed = aws.ec2().describe_regions()["Regions"]

@@ -3246,6 +3246,16 @@ export interface components {
             memory_mib: number | null;
             /** Interruption */
             interruption: string | null;
+            /**
+             * Cluster
+             * @default false
+             */
+            cluster: boolean;
+            /**
+             * Efa
+             * @default false
+             */
+            efa: boolean;
         };
         /** OfferList */
         OfferList: {

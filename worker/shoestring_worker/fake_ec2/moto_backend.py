@@ -62,6 +62,17 @@ def vcpus_of(type_: str) -> int:
     return int(INSTANCE_TYPES[type_]["VCpuInfo"]["DefaultVCpus"])
 
 
+def can_cluster(type_: str) -> bool:
+    """Whether instances of the type can be in a cluster placement group."""
+    return "cluster" in INSTANCE_TYPES.get(type_, {}).get("PlacementGroupInfo", {}).get("SupportedStrategies", ())
+
+
+def zone_of_subnet(region: str, subnet: str) -> str:
+    """An empty text: there is no such subnet."""
+    zones = (zone for zone, subnets in _backend(region).subnets.items() if subnet in subnets)
+    return next(zones, "")
+
+
 def default_subnets(region: str) -> dict[str, str]:
     """Ids by zone."""
     return {zone: subnet.id for zone, subnet in sorted(_backend(region).get_default_subnets().items())}

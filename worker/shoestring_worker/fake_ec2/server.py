@@ -17,6 +17,7 @@ from shoestring_worker.fake_ec2 import moto_backend, parameters, regions, s3
 from shoestring_worker.fake_ec2.faults import Fault, FaultPlan
 from shoestring_worker.fake_ec2.listings import ListingLag
 from shoestring_worker.fake_ec2.machines import Machines
+from shoestring_worker.fake_ec2.placement_groups import PlacementGroups
 from shoestring_worker.fake_ec2.price_list import OnDemandMarket
 from shoestring_worker.fake_ec2.quotas import Quotas
 from shoestring_worker.fake_ec2.spot_prices import SpotMarket
@@ -67,7 +68,7 @@ class FakeEc2:
         self.calls: deque[Call] = deque(maxlen=REMEMBERED_CALLS)
         self.faults, self.throttle, self.tokens, self.listings = FaultPlan(), Throttle(), LaunchTokens(), ListingLag()
         self.spot_market, self.spot_requests, self.quotas = SpotMarket(), SpotRequests(), Quotas()
-        self.on_demand_market = OnDemandMarket()
+        self.on_demand_market, self.placement_groups = OnDemandMarket(), PlacementGroups()
         self._one_at_a_time = threading.RLock()  # moto's memory isn't made for threads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -98,6 +99,7 @@ class FakeEc2:
             self.tokens.clear()
             self.listings.clear()
             self.spot_requests.clear()
+            self.placement_groups.clear()
             self.spot_market.set({})
             self.quotas.set({})
             self.on_demand_market.set({})
@@ -183,6 +185,12 @@ class FakeEc2:
                 return self.spot_requests.cancel(call)
             case "DescribeSpotInstanceRequests":
                 return self.spot_requests.describe(call, has_ended)
+            case "CreatePlacementGroup":
+                return self.placement_groups.create(call)
+            case "DeletePlacementGroup":
+                return self.placement_groups.delete(call, has_ended)
+            case "DescribePlacementGroups":
+                return self.placement_groups.describe(call)
             case "ListServiceQuotas":
                 return self.quotas.describe(call)
             case "GetProducts":
@@ -195,7 +203,9 @@ class FakeEc2:
         return run()
 
     def _launch(self, call: Call, run: Callable[[], Answer]) -> Answer:
-        return self.quotas.refuse(call, moto_backend.alive()) or self._boot(call, run())
+        has_ended = partial(moto_backend.has_ended, call.region)
+        refused = self.placement_groups.refuse(call, has_ended) or self.quotas.refuse(call, moto_backend.alive())
+        return refused or self._boot(call, run())
 
     def _boot(self, call: Call, answer: Answer) -> Answer:
         """The answer to a launch, once its instances boot; without room for one, there are none."""
@@ -251,6 +261,7 @@ class FakeEc2:
 
     def _note_launch(self, call: Call, fault: Fault | None, answer: Answer) -> Answer:
         self.listings.note_launched(instance_ids(answer))
+        self.placement_groups.note_launched(call, instance_ids(answer))
         for instance in instance_ids(answer):
             moto_backend.tag_interfaces(call.region, instance, tags_of(call, "network-interface"))
         for instance, request in self.spot_requests.note_launched(call, instance_ids(answer)).items():

@@ -56,7 +56,7 @@ def record_start(
     )
     _open_attempt(db, start, plan_version)
     machines = [
-        _insert_machine(db, job.id, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment, ca)
+        _insert_machine(db, job, start.attempt, slot, start.offer, start.funded_until, agent_url, deployment, ca)
         for slot in range(start.nodes)
     ]
     account = ledger.job_account(db, job.id).id
@@ -111,7 +111,7 @@ def refill_slot(
     until = funding.funded_until(db.now, timeouts, storable_until)
     if until <= db.now:
         return None
-    machine = _insert_machine(db, job_id, attempt_number, slot, offer, until, agent_url, deployment, ca)
+    machine = _insert_machine(db, job, attempt_number, slot, offer, until, agent_url, deployment, ca)
     ledger.place_hold(
         db,
         machine=machine,
@@ -160,7 +160,7 @@ def _record_planned(db: Write, job: JobRow, attempt: int, machine: UUID, slot: i
 
 def _insert_machine(
     db: Write,
-    job: UUID,
+    job: JobRow,
     attempt: int,
     slot: int,
     offer: Offer,
@@ -172,8 +172,9 @@ def _insert_machine(
     """Insert a machine row: one launch intent, with everything that the call will send but the boot token."""
     machine = uuid7()
     last = db.sql.scalar(
-        select(func.max(MachineRow.ordinal)).where(MachineRow.job == job, MachineRow.attempt == attempt)
+        select(func.max(MachineRow.ordinal)).where(MachineRow.job == job.id, MachineRow.attempt == attempt)
     )
+    group = _placement_group(job, attempt)
     request = LaunchRequest(
         token=str(machine),
         region=offer.region,
@@ -181,7 +182,7 @@ def _insert_machine(
         tags={
             DEPLOYMENT_TAG: deployment,
             PROVIDER_TAG: offer.provider,
-            "job": str(job),
+            "job": str(job.id),
             "attempt": str(attempt),
             "slot": str(slot),
         },
@@ -190,11 +191,13 @@ def _insert_machine(
         price=offer.price,
         user_data=BootData(server_url=agent_url, machine=machine, ca=ca),
         disk=LaunchDisk(offer.disk.gib, offer.disk.iops, offer.disk.mib_per_s) if offer.disk else None,
+        placement_group=group,
+        efa=bool(group and offer.hardware and offer.hardware.efa),
     )
     db.sql.execute(
         insert(MachineRow).values(
             id=machine,
-            job=job,
+            job=job.id,
             attempt=attempt,
             ordinal=0 if last is None else last + 1,
             slot=slot,
@@ -216,3 +219,9 @@ def _insert_machine(
         )
     )
     return machine
+
+
+def _placement_group(job: JobRow, attempt: int) -> str | None:
+    """Of the attempt's machines, if the job wants them close together."""
+    placement = (job.spec.get("resources") or {}).get("placement")
+    return f"shoestring-{job.id}-{attempt}" if placement == "cluster" else None

@@ -221,7 +221,7 @@ def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> N
             "tags": {DEPLOYMENT_TAG: "test", PROVIDER_TAG: "local", "job": str(job), "attempt": "1", "slot": str(slot)},
             "type": "local.cpu", "market": "spot", "price": "0.158",
             "user_data": {"server_url": "http://api", "machine": str(machine.id), "boot_token": "", "ca": ""},
-            "disk": None,
+            "disk": None, "placement_group": None, "efa": False,
         }  # fmt: skip
         hold = fleet.hold_row(machine.id)
         assert (hold.state, hold.rate_cap, hold.consumed, hold.funded_until) == ("open", "0.526", 0, funded_until)
@@ -335,6 +335,27 @@ def test_an_intent_has_the_disk_and_the_hardware_that_were_chosen(fleet: Fleet) 
     assert LaunchRequest.from_json(row.launch_request).disk == LaunchDisk(187, 3_000, 250)
     assert [extra["what"] for extra in row.billing["extras"]] == ["187 GiB of gp3 with 3000 IOPS and 250 MiB/s"]
     assert fleet.hold_row(machine).rate_cap == start.offer.rate_cap > cloud.rate_cap
+
+
+@pytest.mark.parametrize("efa", [False, True])
+def test_the_machines_of_an_attempt_are_in_one_placement_group_if_the_job_wants_them_close(
+    fleet: Fleet, efa: bool
+) -> None:
+    hardware = Hardware(4, 16384, cluster=True, efa=efa)
+    fleet.write(offers.save_offers, "local", [replace(OFFER, hardware=hardware, slots=8)], fleet.timeouts)
+    close = fleet.job(resources={"nodes": 2, "placement": "cluster"}).id
+    anywhere = fleet.job(resources={"nodes": 1}).id
+    requests: dict[UUID, list[LaunchRequest]] = {}
+    for start in schedule_jobs(
+        snapshot(fleet), fleet.read(offers.load_offers), fleet.clock.now, {"local": fleet.timeouts}
+    ).starts:
+        version = snapshot(fleet).plan_version
+        machines = fleet.write(planning.record_start, start, version, agent_url="http://api", deployment="test")
+        rows = [fleet.machine_row(machine).launch_request for machine in machines]
+        requests[start.job] = [LaunchRequest.from_json(row) for row in rows]
+    group = f"shoestring-{close}-1"
+    assert [(one.placement_group, one.efa) for one in requests[close]] == [(group, efa), (group, efa)]
+    assert [(one.placement_group, one.efa) for one in requests[anywhere]] == [(None, False)]
 
 
 def test_a_job_that_nobody_has_machines_for_is_refused_once_it_is_known_what_there_is(fleet: Fleet) -> None:

@@ -144,8 +144,8 @@ def test_killed_after_each_of_its_calls_and_run_again_bootstrap_and_teardown_end
     steps = killed_again_and_again(run_bootstrap, aws.url)
     whole = tables(aws)
     assert changes(aws) - calls == steps, "nothing is made twice"
-    # a group takes its rule with it, a VPC its route, a bucket what was said of it
-    assert killed_again_and_again(run_teardown, aws.url) == steps - 5
+    # a group takes its rules with it, a VPC its route, a bucket what was said of it
+    assert killed_again_and_again(run_teardown, aws.url) == steps - 6
     assert tables(aws) == before
     run_bootstrap(account_of(aws.url))
     assert tables(aws) == whole

@@ -49,6 +49,7 @@ MEANINGS = {
     "VolumeLimitExceeded": ErrorMeaning(_QUOTA),
     "MaxIOPSLimitExceeded": ErrorMeaning(_QUOTA),
     "NetworkInterfaceLimitExceeded": ErrorMeaning(_QUOTA),
+    "PlacementGroupLimitExceeded": ErrorMeaning(_QUOTA),
     # credentials, permissions, payment
     "AuthFailure": ErrorMeaning(_ACCOUNT),
     "AuthFailure.ServiceLinkedRoleCreationNotPermitted": ErrorMeaning(_ACCOUNT, SPOT_ROLE),
@@ -69,6 +70,7 @@ MEANINGS = {
     # not known: a machine may exist, or the same call may succeed in a moment
     "IdempotentParameterMismatch": ErrorMeaning(None, TOKENS),  # this token has launched a machine; the list names it
     "IdempotentInstanceTerminated": ErrorMeaning(None),
+    "InvalidPlacementGroup.Unknown": ErrorMeaning(None),  # not visible yet, or just swept: the next try makes it again
     "RequestLimitExceeded": ErrorMeaning(None, THROTTLING),
     "RequestExpired": ErrorMeaning(None),  # a wrong clock, or temporary credentials that are about to be renewed
     "ExpiredToken": ErrorMeaning(None),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What EC2 says about volumes, addresses and spot requests, as the sweep of a region needs it."""
+"""What EC2 says about volumes, addresses, spot requests and placement groups, as the sweep of a region needs it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ CALLS: Mapping[str, tuple[str, str, list[dict[str, Any]]]] = {
         "SpotInstanceRequests",
         [{"Name": "state", "Values": ["open", "active"]}],
     ),
+    "placement_group": ("describe_placement_groups", "PlacementGroups", [{"Name": "state", "Values": ["available"]}]),
 }
 """By kind: boto3's method, the key of its answer, and filters. A volume that is attached goes with its instance."""
 
@@ -28,10 +29,14 @@ DELETIONS = {
     "volume": ("DeleteVolume", "delete_volume", "VolumeId"),
     "address": ("ReleaseAddress", "release_address", "AllocationId"),
     "spot_request": ("CancelSpotInstanceRequests", "cancel_spot_instance_requests", "SpotInstanceRequestIds"),
+    "placement_group": ("DeletePlacementGroup", "delete_placement_group", "GroupName"),
 }
 """By kind: the action, boto3's method and its argument."""
 
-GONE = {"InvalidVolume.NotFound", "InvalidAllocationID.NotFound", "InvalidSpotInstanceRequestID.NotFound"}
+GONE = {
+    "InvalidVolume.NotFound", "InvalidAllocationID.NotFound", "InvalidSpotInstanceRequestID.NotFound",
+    "InvalidPlacementGroup.Unknown",
+}  # fmt: skip
 
 
 def action_of(kind: str) -> str:
@@ -54,6 +59,8 @@ def read_leftovers(
                 yield Leftover("volume", provider, region, found["VolumeId"], tags, None, created, hourly([disk]))
             case "address":
                 yield Leftover("address", provider, region, found["AllocationId"], tags, hourly=hourly([public_ipv4()]))
+            case "placement_group":
+                yield Leftover("placement_group", provider, region, found["GroupName"], tags)
             case _:
                 since = found.get("CreateTime")
                 yield Leftover(

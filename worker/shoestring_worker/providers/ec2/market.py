@@ -9,12 +9,14 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from shoestring_core import catalog
 from shoestring_core.catalog import LivePrices
 from shoestring_core.decide.billing import PriceChange
 from shoestring_core.decide.offers import Offer
 
 from shoestring_worker.providers.base import OutcomeUnknown
 from shoestring_worker.providers.ec2.calls import Calls
+from shoestring_worker.providers.ec2.instance_types import TypeFacts, read_instance_types, with_types
 from shoestring_worker.providers.ec2.offers import (
     SPOT_SOURCE,
     SpotPrices,
@@ -39,7 +41,7 @@ PAGE_SIZE = 1_000
 
 
 class Market:
-    """Of one provider's configured regions. `threads`: at least three for each region answer in the time of one call.
+    """Of one provider's configured regions. `threads`: at least four for each region answer in the time of one call.
 
     Methods raise OutcomeUnknown where spot prices can't be read. What can't be read else stays as it was read last.
     """
@@ -52,6 +54,8 @@ class Market:
         self._live: LivePrices | None = None
         """On-demand prices as they were last read; None: never."""
         self._price_list_failures = 0
+        self._types: dict[str, dict[str, TypeFacts]] = {}
+        """By region and type, once they were read: they stay."""
         self._quotas: dict[str, dict[str, float]] = {}
         """By region and name, as they were last read."""
         self._spot: SpotPrices = {}
@@ -85,7 +89,9 @@ class Market:
         regions = self._settings.regions
         quotas = self._threads.map(self._read_quotas, regions)  # while spot prices are asked for
         on_demand = self._threads.map(self._read_on_demand_prices, regions)
+        types = self._threads.map(self._read_types, [region for region in regions if region not in self._types])
         self.refresh_spot_prices()
+        self._types |= {region: facts for region, facts in types if facts}
         self._quotas = dict(zip(regions, quotas, strict=True))
         if read := {region: prices for region, prices in zip(regions, on_demand, strict=True) if prices}:
             known = self._live.by_region if self._live else {}
@@ -95,7 +101,8 @@ class Market:
 
     def _priced(self) -> list[Offer]:
         source = _read_at(SPOT_SOURCE, self._spot_until)
-        return with_quotas(with_spot_prices(self._listed, self._latest_spot, source), self._quotas)
+        priced = with_spot_prices(self._listed, self._latest_spot, source)
+        return with_quotas(with_types(priced, self._types), self._quotas)
 
     def _read_quotas(self, region: str) -> dict[str, float]:
         """Those read before where they can't be read: EC2 refuses what exceeds them in any case."""
@@ -104,6 +111,16 @@ class Market:
         except OutcomeUnknown as unknown:
             log.warning("%s: the quotas of %s can't be read: %s", self._name, region, unknown)
             return self._quotas.get(region, {})
+
+    def _read_types(self, region: str) -> tuple[str, dict[str, TypeFacts]]:
+        """The region, and its types; none where they can't be read: then they are asked for again."""
+        types = [machine.type for machine in catalog.price_list_of(self._name).types]
+        try:
+            read = self._calls.read(region, "DescribeInstanceTypes", lambda ec2: read_instance_types(ec2, types))
+        except OutcomeUnknown as unknown:
+            log.warning("%s: the types of %s can't be read: %s", self._name, region, unknown)
+            return region, {}
+        return region, read
 
     def _read_on_demand_prices(self, region: str) -> dict[str, str]:
         """By type; empty where they can't be read: another endpoint is asked the next time."""

@@ -32,7 +32,12 @@ from shoestring_worker.providers.ec2.instances import read_instance
 from shoestring_worker.providers.ec2.leftovers import CALLS, DELETIONS, GONE, action_of, read_leftovers
 from shoestring_worker.providers.ec2.market import Market
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
-from shoestring_worker.providers.ec2.run_instances import RootDisk, disk_of, run_instances
+from shoestring_worker.providers.ec2.run_instances import (
+    RootDisk,
+    create_placement_group,
+    disk_of,
+    run_instances,
+)
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 from shoestring_worker.settings import WorkerSettings
 
@@ -47,7 +52,7 @@ TIMEOUTS = {
     "drain": 180 * S,
     "consistency_window": 300 * S,
     "launch_window": 300 * S,
-    "launch_call": 20 * S,  # the first launch in a region makes two calls
+    "launch_call": 28 * S,  # the first launch in a region makes two calls, in a placement group three
     "notice": 118 * S,  # two minutes, less the second between an agent's looks at it and what it keeps to end by itself
 }
 """Bounds, not yet measured: a machine may take minutes to boot, to be listed and to terminate."""
@@ -86,7 +91,7 @@ class Ec2Provider:
         self._root_disks: dict[str, RootDisk] = {}
         self._unsent_terminations: dict[str, dict[str, None]] = {}
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(min(3 * len(settings.regions), 24), thread_name_prefix=f"list-{name}")
+        self._threads = ThreadPoolExecutor(min(4 * len(settings.regions), 32), thread_name_prefix=f"list-{name}")
         self._market = Market(name, settings, self._calls, self._threads, monotonic)
 
     def offers(self, requirements: Collection[Requirements]) -> builtins.list[Offer]:  # noqa: ARG002 - few enough
@@ -99,9 +104,23 @@ class Ec2Provider:
         if disk.gib < root_disk.gib:
             message = f"the image needs a disk of {root_disk.gib} GiB, and this is one of {disk.gib} GiB; raise it in"
             raise LaunchRefused(RefusalKind.INVALID, f"{message} resources.disk.size, or in SHOESTRING_EC2_DISK_GIB")
+        if request.placement_group is not None:
+            self._ensure_placement_group(request)
         arguments = run_instances(request, self._settings, root_disk.device)
         reply = self._calls.for_launch(request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments))
         return read_instance(self._name, request.region, reply["Instances"][0])
+
+    def _ensure_placement_group(self, request: LaunchRequest) -> None:
+        """Raises LaunchRefused, OutcomeUnknown."""
+
+        def create(ec2: Any) -> None:
+            try:
+                ec2.create_placement_group(**create_placement_group(request))
+            except ClientError as error:
+                if read_error(error.response)[0] != "InvalidPlacementGroup.Duplicate":
+                    raise
+
+        self._calls.for_launch(request.region, "CreatePlacementGroup", create)
 
     @property
     def configured_regions(self) -> Collection[str]:

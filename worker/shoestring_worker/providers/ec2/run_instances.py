@@ -52,9 +52,11 @@ def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: st
         # a hop limit of 1: what runs in a container on the machine can't reach the metadata service
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
         "BlockDeviceMappings": [{"DeviceName": root_device, "Ebs": _root_volume(disk_of(request, settings))}],
-        "NetworkInterfaces": [_network_interface(region, request.zone)],
+        "NetworkInterfaces": [_network_interface(region, request)],
         "TagSpecifications": _tag_specifications(request),
     }
+    if request.placement_group:
+        arguments["Placement"] = {"GroupName": request.placement_group}
     if request.market == "spot":
         # without a maximum price, which is then the on-demand price: that is what was held for it
         options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
@@ -73,14 +75,29 @@ def _root_volume(disk: LaunchDisk) -> dict[str, Any]:
     }
 
 
-def _network_interface(region: Ec2Region, zone: str) -> dict[str, Any]:
-    """A public address, because the machine calls the service and there is no NAT gateway to pay for."""
+def create_placement_group(request: LaunchRequest) -> dict[str, Any]:
+    """Arguments of boto3's `create_placement_group`, of the group that the request names."""
+    tags = [{"Key": key, "Value": value} for key, value in sorted(request.tags.items()) if key != "slot"]
+    return {
+        "GroupName": request.placement_group,
+        "Strategy": "cluster",
+        "TagSpecifications": [{"ResourceType": "placement-group", "Tags": tags}],
+    }
+
+
+def _network_interface(region: Ec2Region, request: LaunchRequest) -> dict[str, Any]:
+    """A public address, because the machine calls the service and there is no NAT gateway to pay for.
+
+    With EFA it stays the only interface: EC2 gives no public address to an instance with several.
+    """
     interface: dict[str, Any] = {
         "DeviceIndex": 0,
-        "SubnetId": region.subnets[zone],
+        "SubnetId": region.subnets[request.zone],
         "AssociatePublicIpAddress": True,
         "DeleteOnTermination": True,
     }
+    if request.efa:
+        interface["InterfaceType"] = "efa"
     if region.security_groups:
         interface["Groups"] = list(region.security_groups)
     return interface

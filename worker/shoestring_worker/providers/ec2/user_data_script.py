@@ -8,8 +8,10 @@ but Python 3.9 and, to install, the Python that the wheels are for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -159,6 +161,8 @@ def separate_ranks(python: str, folder: Path, ranks: dict[str, str]) -> str:
             raise PhaseFailed(f"user {RANK_USER}, for training, can't run {python}: {hindrance}; {advice}", "image")
         return f"{shielded}, and are root's here: user {RANK_USER} can't run {python}: {hindrance}"
     ranks["SHOESTRING_RANK_USER"] = str(RANK_USER)
+    with contextlib.suppress(ValueError, OSError):  # EFA registers more memory than others than root may lock
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return f"{shielded}, and are user {RANK_USER}'s"
 
 

@@ -22,8 +22,11 @@ from shoestring_worker.providers.ec2.account.ownership import (
 )
 
 ALIVE = {"Name": "instance-state-name", "Values": ["pending", "running", "shutting-down", "stopping", "stopped"]}
-PLURALS = {"spot request": "spot requests", "machine": "machines", "volume": "volumes", "address": "addresses"}
-"""What costs money, or makes what does."""
+PLURALS = {
+    "spot request": "spot requests", "machine": "machines", "volume": "volumes", "address": "addresses",
+    "placement group": "placement groups",
+}  # fmt: skip
+"""What machines are made of, and what they leave."""
 BUSY = {("machine", "shutting-down"), ("volume", "creating"), ("volume", "in-use"), ("address", "associated")}
 """Kinds and states in which something can't be removed yet."""
 
@@ -93,6 +96,16 @@ def disks_and_addresses(aws: Aws, region: str) -> list[Thing]:
             if _is_ours(each)
         ),
     ]
+
+
+def placement_groups(aws: Aws, region: str) -> list[Thing]:
+    """Raises AwsError."""
+    groups = aws.read("ec2", region, "describe_placement_groups")["PlacementGroups"]
+    return [_thing(region, "placement group", each["GroupName"], each, "") for each in groups if _is_ours(each)]
+
+
+OF_MACHINES = (machines, disks_and_addresses, placement_groups)
+"""What lists what jobs have in a region, in the order in which it can be removed."""
 
 
 def images(aws: Aws, region: str) -> list[Thing]:

@@ -107,6 +107,12 @@ class _Network:
             group if any(each["IpPermissions"] for each in named) else None,
             lambda: self._create("authorize_security_group_ingress", GroupId=group, IpPermissions=among) and str(group),
         )
+        outward = [rule for each in named for rule in each.get("IpPermissionsEgress", []) if rule["UserIdGroupPairs"]]
+        self._steps.ensure(
+            "a rule for what goes out to the same group, which EFA needs by name",
+            group if outward else None,
+            lambda: self._create("authorize_security_group_egress", GroupId=group, IpPermissions=among) and str(group),
+        )
         return group
 
     def _create(self, method: str, **arguments: Any) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _list(aws: Aws, region: str, deployment: str | None) -> list[Thing]:
 
     Of all deployments also the machine that runs the service, which would launch again; its volume and address stay.
     """
-    listed = [*inventory.machines(aws, region), *inventory.disks_and_addresses(aws, region)]
+    listed = [thing for list_ in inventory.OF_MACHINES for thing in list_(aws, region)]
     if deployment is not None:
         return [thing for thing in listed if thing.deployment == deployment]
     return [thing for thing in listed if thing.deployment or thing.kind == "machine"]

@@ -10,23 +10,29 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_worker.providers.ec2.account.base_image import BASE, UBUNTU
 from shoestring_worker.providers.ec2.account.ownership import SERVICE_PATH, SPOT_ROLE, SPOT_SERVICE
 
-SWEPT = ("instance", "volume", "elastic-ip", "spot-instances-request")
+SWEPT = ("instance", "volume", "elastic-ip", "spot-instances-request", "placement-group")
+USED = ("subnet", "security-group", "key-pair", "placement-group")
+CREATING = ["RunInstances", "CreatePlacementGroup"]
 
 
 def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, Any]:
     """Of API and worker: they launch only in these regions, and change only what carries a deployment's tag."""
     in_regions = {"StringEquals": {"aws:RequestedRegion": regions}}
+    tagged = {"Null": {f"aws:RequestTag/{DEPLOYMENT_TAG}": "false"}}
     ours = {"Null": {f"aws:ResourceTag/{DEPLOYMENT_TAG}": "false"}}
     swept = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in SWEPT]
     created = [*swept, f"arn:aws:ec2:*:{account}:network-interface/*"]
-    used = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in ("subnet", "security-group", "key-pair")]
+    used = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in USED]
     return _policy(
         _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas", "pricing:GetProducts"], ["*"]),
         _allow(["ec2:RunInstances"], [*used, "arn:aws:ec2:*::image/*"], in_regions),
-        _allow(["ec2:RunInstances"], created, {"Null": {f"aws:RequestTag/{DEPLOYMENT_TAG}": "false"}, **in_regions}),
-        _allow(["ec2:CreateTags"], created, {"StringEquals": {"ec2:CreateAction": "RunInstances"}}),
+        _allow(["ec2:RunInstances", "ec2:CreatePlacementGroup"], created, {**tagged, **in_regions}),
+        _allow(["ec2:CreateTags"], created, {"StringEquals": {"ec2:CreateAction": CREATING}}),
         _allow(
-            ["ec2:TerminateInstances", "ec2:DeleteVolume", "ec2:ReleaseAddress", "ec2:CancelSpotInstanceRequests"],
+            [
+                "ec2:TerminateInstances", "ec2:DeleteVolume", "ec2:ReleaseAddress", "ec2:CancelSpotInstanceRequests",
+                "ec2:DeletePlacementGroup",
+            ],
             swept, ours,
         ),
         _allow(["s3:ListBucket"], [f"arn:aws:s3:::{bucket}"]),
@@ -41,6 +47,7 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
     more = [
         "ec2:CreateTags", "ec2:CreateRoute", "ec2:CreateVpcEndpoint", "ec2:DeleteVpcEndpoints",
         "ec2:AttachInternetGateway", "ec2:DetachInternetGateway", "ec2:AuthorizeSecurityGroupIngress",
+        "ec2:AuthorizeSecurityGroupEgress", "ec2:DeletePlacementGroup",
         "ec2:DeregisterImage", "ec2:DeleteSnapshot", "ec2:RunInstances", "ec2:TerminateInstances",
         "ec2:DeleteTags", "ec2:CreateVolume", "ec2:AttachVolume", "ec2:AllocateAddress", "ec2:AssociateAddress",
     ]  # fmt: skip

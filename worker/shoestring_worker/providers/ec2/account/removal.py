@@ -18,6 +18,7 @@ CALLS = {
     "machine": ("terminate_instances", "InstanceIds"),
     "volume": ("delete_volume", "VolumeId"),
     "address": ("release_address", "AllocationId"),
+    "placement group": ("delete_placement_group", "GroupName"),
     "image": ("deregister_image", "ImageId"),
     "snapshot": ("delete_snapshot", "SnapshotId"),
     "endpoint": ("delete_vpc_endpoints", "VpcEndpointIds"),
@@ -26,6 +27,7 @@ CALLS = {
     "VPC": ("delete_vpc", "VpcId"),
 }
 """By kind: boto3's method of EC2 and its argument, a list of ids if it ends in s."""
+GONE = ("NoSuchBucket", "NoSuchEntity", "NotFoundException", "InvalidPlacementGroup.Unknown")
 
 
 def remove_all(aws: Aws, things: Sequence[Thing]) -> dict[Thing, AwsError]:
@@ -105,4 +107,4 @@ def _remove_bucket(aws: Aws, bucket: Thing) -> None:
 
 
 def _is_gone(error: AwsError) -> bool:
-    return error.code.endswith(".NotFound") or error.code in ("NoSuchBucket", "NoSuchEntity", "NotFoundException")
+    return error.code.endswith(".NotFound") or error.code in GONE

@@ -13,7 +13,7 @@ from shoestring_worker.providers.ec2.account.inventory import Thing
 from shoestring_worker.providers.ec2.account.removal import remove_all
 from shoestring_worker.providers.ec2.account.service_role import list_service_role
 
-REGIONAL = (inventory.machines, inventory.disks_and_addresses, inventory.images, inventory.network)
+REGIONAL = (*inventory.OF_MACHINES, inventory.images, inventory.network)
 END_S, PAUSE_S = 300.0, 5.0
 """How long machines may take to end, before what they use is removed, and how often they are asked for."""
 REGIONS_AT_ONCE = 16
