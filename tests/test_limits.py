@@ -96,7 +96,7 @@ INTERNAL = {
     "api/shoestring_api/event_broadcast.py": {"MAX_CACHED_GROUPS", "MAX_CACHED_BYTES"},
     "client/shoestring/cli/login.py": {"MAX_KEY_CHARACTERS"},
     "client/shoestring/cli/terminal.py": {"MAX_WIDTH"},
-    "client/shoestring/client.py": {"MAX_TRIES"},
+    "client/shoestring/client.py": {"MAX_BACKOFF_S", "MAX_OUTAGE_BACKOFF_S", "MAX_STREAM_TRIES", "MAX_TRIES"},
     "client/shoestring/demo.py": {"MAX_RUN_FOLDERS"},
     "client/shoestring/embedded_redis.py": {"MAX_SOCKET_PATH_BYTES"},
     "core/shoestring_core/decide/audit.py": {"MAX_FAULTS"},

@@ -32,7 +32,7 @@ from shoestring_core.wording import (
     waits,
 )
 from shoestring_core.wording.reason import UnknownReason
-from shoestring_core.wording.units import batches_of_steps, dollars, shortage
+from shoestring_core.wording.units import batches_of_steps, dollars, moment, shortage
 
 ONE = sizing.MachineEstimate(1, "local.cpu", "measured", 130.0, 143.0, "0.0058")
 TWO = sizing.MachineEstimate(2, "local.cpu", "estimated", 70.0, 91.0, "0.0062")
@@ -323,6 +323,11 @@ def test_each_code_has_an_example() -> None:
 @given(st.sampled_from(list(Reason.known.values())).flatmap(st.from_type))
 def test_rendering_never_raises_whatever_the_facts_are(reason: Reason) -> None:
     assert isinstance(wording.render(**json.loads(json.dumps(reason.as_json()))), str)
+
+
+@pytest.mark.parametrize("at", [10**25, 10**29, -62_135_596_800_000_001])
+def test_a_time_that_no_calendar_has_is_told_as_it_is_stored(at: int) -> None:
+    assert moment(at) == f"{at} µs UTC"
 
 
 JSON = st.recursive(

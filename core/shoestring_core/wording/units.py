@@ -41,8 +41,11 @@ def disk_text(kind: str, gib: int, iops: int, mib_per_s: int) -> str:
 
 
 def moment(at: int) -> str:
-    """A time (µs UTC), such as "2026-11-28 15:04 UTC"."""
-    return f"{datetime.fromtimestamp(at // 1_000_000, UTC):%Y-%m-%d %H:%M} UTC"
+    """A time (µs UTC), such as "2026-11-28 15:04 UTC"; as it is stored where no calendar has it."""
+    try:
+        return f"{datetime.fromtimestamp(at // 1_000_000, UTC):%Y-%m-%d %H:%M} UTC"
+    except (OSError, OverflowError, ValueError):
+        return f"{at} µs UTC"
 
 
 def batches_of_steps(spans: Sequence[Span]) -> str:
