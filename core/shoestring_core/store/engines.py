@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 PAGES_KEPT_KIB = 512
 """By each connection to SQLite. What it read before another connection wrote it has to read again anyway."""
 
+SQLITE_BYTES = 4 * 2**20
+"""What SQLite may take in a process, whatever number of connections there are: beyond it, each reuses its own pages."""
+
 PING_AFTER_IDLE_S = 1.0
 """A pooled connection that nobody used for so long is tried before it is used again."""
 
@@ -50,6 +53,7 @@ def sqlite_engine(address: URL, busy_timeout_s: float, *, read_only: bool = Fals
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
         cursor.execute(f"PRAGMA cache_size = -{PAGES_KEPT_KIB}")
+        cursor.execute(f"PRAGMA soft_heap_limit = {SQLITE_BYTES}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")

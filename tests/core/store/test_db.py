@@ -143,12 +143,21 @@ def test_sqlite_is_set_up_for_durability_keys_and_little_memory(tmp_path: Path) 
     with store.writer.connect() as connection:
         values = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "query_only", "cache_size")
+            for name in (
+                "journal_mode",
+                "synchronous",
+                "foreign_keys",
+                "busy_timeout",
+                "query_only",
+                "cache_size",
+                "soft_heap_limit",
+            )
         }
     store.close()
     assert values == {
         "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000, "query_only": 0,
         "cache_size": -512,  # KiB
+        "soft_heap_limit": 4 * 2**20,  # of the process
     }  # fmt: skip
 
 
