@@ -29,7 +29,8 @@ from shoestring_core.store.tables import AccountRow, HoldRow, MachineRow, Transf
 from shoestring_core.wire import BootData
 from shoestring_worker import failpoints
 from shoestring_worker.providers.sim import REGION, SimulatedProvider
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
+from sqlalchemy.orm import aliased
 
 from tests.servers import until
 from tests.worker.conftest import World
@@ -273,7 +274,13 @@ class Day:
             assert ledger.find_discrepancies(db) == []
             top = db.sql.scalars(select(AccountRow).where(AccountRow.kind == "org")).one()
             assert db.sql.scalars(select(HoldRow.machine).where(HoldRow.state == "open")).all() == []
-            sums = select(TransferRow.machine, func.sum(TransferRow.amount)).group_by(TransferRow.machine)
+            paid_to = aliased(AccountRow)
+            signed = case((paid_to.kind.in_(("cash", "overrun")), TransferRow.amount), else_=-TransferRow.amount)
+            sums = (
+                select(TransferRow.machine, func.sum(signed))
+                .join(paid_to, paid_to.id == TransferRow.credit_account)
+                .group_by(TransferRow.machine)
+            )
             billed = dict(db.sql.execute(sums).all())
             rows = {str(row.id): row for row in db.sql.scalars(select(MachineRow))}
         assert (top.posted, top.held) == (sum(billed.values()), 0)
