@@ -72,7 +72,7 @@ def run(
     report(f"Starting the service in {folder} …")
     try:
         connection = service.start()
-        report(f"Dashboard: {connection.login_url}")
+        report(f"Dashboard: {connection.login_url}  (this link signs in once, within 10 minutes)")
         with Client(connection.url, connection.key) as client:
             ec2 = FakeEc2.of(folder) if is_ec2 else None
             summary = train(
@@ -84,7 +84,9 @@ def run(
         on_summary(summary)
         if not options.exit_after:
             report(f"The service is running: {connection.url}  (Ctrl-C stops it)")
+            report(f"To sign in again, use the key in {connection.key_file}")
             service.run(until=lambda: interrupts() > 0)
+            report("Stopping …")
         return summary
     finally:
         service.stop(kill=lambda: interrupts() > 1)

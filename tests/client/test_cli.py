@@ -18,6 +18,7 @@ from typing import IO, Any
 import pytest
 import typer
 from shoestring import cli, config, exit_codes, trainer
+from shoestring.cli.service import _print_summary
 from shoestring_core import recipes, rest
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.states import EndReason
@@ -376,3 +377,17 @@ def test_schedules_and_model_summaries_need_no_service(run_command: RunCommand) 
     unknown = run_command("recipes", "show", "cifar10/page-resnet8", "--plot")
     assert unknown.returncode == ExitCode.USAGE
     assert "cifar10/page-resnet9" in unknown.stderr
+
+
+def test_the_demos_figures_have_units_and_no_more_digits_than_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_summary(
+        {
+            "status": "succeeded", "accuracy": 0.9972144846796658, "zones": [], "preempt_step": None,
+            "spent_usd": "0.037959", "resume_s": 6.2345, "left": {"spot_requests": 0}, "steps": 719,
+        }
+    )  # fmt: skip
+    shown = {line[:24].strip(): line[25:] for line in capsys.readouterr().out.splitlines()}
+    assert shown == {
+        "status": "succeeded", "accuracy": "0.9972", "spent": "$0.037959", "resume": "6.2 s",
+        "left": "spot requests 0", "steps": "719",
+    }  # fmt: skip

@@ -196,5 +196,19 @@ def _print_connection(connection: up.ConnectionInfo) -> None:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    """A line for each figure, with its unit; what the run did not measure is left out. `--json` has all of it."""
     for name, value in summary.items():
-        out.print(f"{name.replace('_', ' '):24} {value}", highlight=False)
+        if value in (None, []):
+            continue
+        label, text = name, str(value)
+        if name.endswith("_s"):
+            label, text = name.removesuffix("_s"), f"{value:.1f} s"
+        elif name.endswith("_usd"):
+            label, text = name.removesuffix("_usd"), f"${value}"
+        elif isinstance(value, float):
+            text = f"{value:.4f}"
+        elif isinstance(value, list):
+            text = ", ".join(map(str, value))
+        elif isinstance(value, dict):
+            text = ", ".join(f"{one.replace('_', ' ')} {count}" for one, count in value.items())
+        out.print(f"{label.replace('_', ' '):24} {text}", highlight=False)
