@@ -178,8 +178,9 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
 
 
 def machine(id_: UUID, region: str = "sim", state: MachineState = MachineState.RUNNING) -> TrackedMachine:
+    provider_id = None if state is MachineState.LAUNCHING else f"i-{id_}"
     return TrackedMachine(
-        id=id_, region=region, state=state, provider_id=f"i-{id_}", wanted=True, unwanted_since=0, refused=False,
+        id=id_, region=region, state=state, provider_id=provider_id, wanted=True, unwanted_since=0, refused=False,
         registered=True, call_deadline=0, alive_until=None, funded_until=None,
     )  # fmt: skip
 
@@ -210,6 +211,7 @@ def test_a_machine_is_missing_from_the_first_list_that_lacks_it_and_no_longer_on
     assert written(310) == []
     answers["sim"] = []
     assert [written(after) for after in (320, 619, 620)] == [[], [], ["presume_terminated"]]
+    assert made._not_listed_since == {}  # of years of machines nothing is kept
 
 
 def test_a_machine_stays_missing_whatever_is_listed_in_another_region(rows: Rows):

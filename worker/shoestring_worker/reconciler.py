@@ -158,6 +158,7 @@ class Reconciler:
                 write(self.store, launches.abandon_launch, machine, listed_at, timeouts)
             case PresumeTerminated(machine):
                 write(self.store, observations.presume_terminated, machine)
+                del self._not_listed_since[machine]
             case Terminate(ref, None, reason):
                 found = listed[ref]
                 self._record_leak(found.region, found.id, "machine", found.rate_cap, found.launched_at)
