@@ -203,9 +203,9 @@ def test_everything_about_a_job_is_read_once(deployment: Deployment, open_page: 
     expect(page.get_by_role("list", name="Events, newest first")).to_contain_text("Job running")
     parts = ("attempts", "cost", "events", "logs", "artifacts", "metrics")
     expected = [f"/v1/jobs/{job}", *(f"/v1/jobs/{job}/{part}" for part in parts), "/v1/recipes/digits/quickstart@1"]
-    assert {path: count for path, count in read.items() if path.startswith(("/v1/jobs", "/v1/recipes"))} == dict.fromkeys(
-        expected, 1
-    )
+    assert {
+        path: count for path, count in read.items() if path.startswith(("/v1/jobs", "/v1/recipes"))
+    } == dict.fromkeys(expected, 1)
 
 
 def test_a_zoomed_curve_has_a_button_that_shows_all_of_it_again(deployment: Deployment, open_page: OpenPage) -> None:
@@ -216,11 +216,10 @@ def test_a_zoomed_curve_has_a_button_that_shows_all_of_it_again(deployment: Depl
     expect(loss).to_have_attribute("data-last-step", "29")
     reset = loss.get_by_role("button", name="Reset zoom")
     expect(reset).to_have_count(0)
-    plot = loss.locator(".u-over").bounding_box()
-    assert plot is not None
-    page.mouse.move(plot["x"] + 40, plot["y"] + 40)
+    plot = loss.locator(".u-over")
+    plot.hover(position={"x": 40, "y": 40})  # waits until it stays where it is: it moves while the page fills
     page.mouse.down()
-    page.mouse.move(plot["x"] + 120, plot["y"] + 60, steps=4)
+    plot.hover(position={"x": 120, "y": 60})
     page.mouse.up()
     reset.click()
     expect(reset).to_have_count(0)
@@ -550,7 +549,9 @@ def test_a_soft_line_that_is_reached_shows_without_a_click(deployment: Deploymen
     expect(team.locator("[data-soft-line]")).to_have_count(0)
     expect(page.locator(".connection")).to_have_class(re.compile("live"))
     deployment.launch(deployment.submit())
-    expect(team.locator("[data-soft-line]")).to_contain_text("1 % of this limit was reached. The next soft line is 90 %, at $0.90.")
+    expect(team.locator("[data-soft-line]")).to_contain_text(
+        "1 % of this limit was reached. The next soft line is 90 %, at $0.90."
+    )
 
 
 def test_a_burn_down_shows_what_a_budget_will_have_spent(deployment: Deployment, open_page: OpenPage) -> None:
