@@ -114,7 +114,7 @@ STATES = (
     State("budgets that load", "/budget", hangs="GET /v1/budgets*"),
     State("a limit that is no number", "/budget", "Enter dollars", (LIMIT, fill("New limit, dollars", "much"))),
     State("a limit below what is spent", "/budget", "already spent", (LIMIT, fill("New limit, dollars", "0"))),
-    State("soft lines that are no numbers", "/budget", "Enter whole numbers", (LINES, fill("Percent of the limit", "x"))),
+    State("soft lines without numbers", "/budget", "Enter whole numbers", (LINES, fill("Percent of the limit", "x"))),
     State("a weight that is no number", "/budget", "Enter a whole", (WEIGHT, fill("New weight", "0"))),
     State(
         "a limit that can't be saved", "/budget", BROKEN, (LIMIT, fill("New limit, dollars", "5"), press("Save limit")),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 from playwright.sync_api import Page, expect
-from shoestring_core.decide.offers import Offer
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.tables import JobRow
 from sqlalchemy import select, update

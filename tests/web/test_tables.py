@@ -76,7 +76,7 @@ def _named() -> set[str]:
 
 
 def _jobs(deployment: Deployment) -> tuple[str, str, str]:
-    """One that runs on two machines and has been charged; one that has ended; the first of two that wait for a machine."""
+    """One runs on two machines and has been charged; one has ended; one is the first of two that wait for a machine."""
     offers = [replace(OFFER, slots=5), replace(OFFER, market="on_demand", price="0.526", slots=5)]
     deployment.store.write(lambda db: save_offers(db, "local", offers, deployment.state.timeouts))
     measure(deployment, 1, 0.18)

@@ -60,7 +60,9 @@ def test_a_job_and_its_timeline_follow_the_codes(deployment: Deployment, open_pa
     timeline = page.get_by_role("list", name="Events, newest first")
     expect(timeline.locator("li.main").filter(has_text="Job ended")).to_contain_text("§§ training_failed")
     expect(timeline.locator("li.main").filter(has_text="Training started")).to_contain_text("§§ agent_started")
-    expect(timeline.locator("li.warn").filter(has_text="Gradient overflow at step 2")).to_contain_text("§§ agent_gradient_overflow")
+    expect(timeline.locator("li.warn").filter(has_text="Gradient overflow at step 2")).to_contain_text(
+        "§§ agent_gradient_overflow"
+    )
     expect(timeline).not_to_contain_text("Machine m0 registered")
     page.get_by_label("Show billing and system events").check()
     expect(timeline).to_contain_text("Machine m0 registered")
