@@ -107,8 +107,8 @@ class LocalService:
         if self.options.budget is not None:
             bootstrap += ["--budget", self.options.budget]
         admin = json.loads(run_once(bootstrap, environment, data, READY_TIMEOUT_S).splitlines()[-1])
-        if self.options.budget is not None and (kept := kept_limit(self.options.budget, admin["limit"])):
-            self.report(kept)
+        if self.options.budget is not None and (notice := limit_notice(self.options.budget, admin["limit"])):
+            self.report(notice)
 
         python = [sys.executable, "-m"]
         host = [*python, "shoestring_trainer.machinehost", "--dir", str(data / "cloud")]
@@ -226,11 +226,11 @@ class LocalService:
         return defaults | child_environment(os.environ) | fixed
 
 
-def kept_limit(asked: str, limit: str | None) -> str:
-    """What to say to `--budget` where the team has another limit, or none; "" where it has this one. In dollars."""
+def limit_notice(asked: str, limit: str | None) -> str:
+    """What to say to `--budget` where the team has another limit, or none, or no money; else "". In dollars."""
     dollars = money.from_decimal(asked)
     if limit is not None and money.from_decimal(limit) == dollars:
-        return ""
+        return "" if dollars else "With a limit of $0.00 no job starts. To raise it: shoestring budget set 10"
     holds = "has no limit" if limit is None else f"keeps its limit of ${limit}"
     change = f"shoestring budget set {money.to_decimal(dollars)}"
     return f"The team's budget {holds}: --budget sets the first limit only. To change it now: {change}"

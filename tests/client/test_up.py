@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from shoestring import embedded_redis
 from shoestring.supervisor import StartupError, kill_with_parent
-from shoestring.up import kept_limit, require_apart
+from shoestring.up import limit_notice, require_apart
 
 from tests.servers import PATIENCE_S, until
 
@@ -59,12 +59,13 @@ def test_hooks_lie_apart_from_what_jobs_write(tmp_path: Path, root: str) -> None
 
 
 def test_a_first_limit_that_is_no_longer_the_limit_is_told_with_how_to_set_it() -> None:
-    assert kept_limit("10", "10.00") == ""
-    assert kept_limit("$5", "25.00") == (
+    assert limit_notice("10", "10.00") == ""
+    assert "no job starts" in limit_notice("0", "0.00")
+    assert limit_notice("$5", "25.00") == (
         "The team's budget keeps its limit of $25.00: --budget sets the first limit only. "
         "To change it now: shoestring budget set 5.00"
     )
-    assert "has no limit" in kept_limit("5", None)
+    assert "has no limit" in limit_notice("5", None)
 
 
 @pytest.mark.parametrize("characters", [1, 90, 200])

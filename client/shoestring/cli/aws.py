@@ -14,7 +14,7 @@ from shoestring import aws, aws_job, config
 from shoestring.cli.terminal import Json, Url, check_dollars, err, open_client, out, print_result
 from shoestring.client import Client, ServiceError, is_accepted, redeem_code
 from shoestring.supervisor import StartupError
-from shoestring.up import kept_limit
+from shoestring.up import limit_notice
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the AWS account that machines run in.")
 
@@ -181,8 +181,8 @@ def up(
     if budget is not None:
         with Client(url, key, ca=ca) as client:
             (limit,) = (one.limit for one in client.budgets() if one.kind == "team")
-        if kept := kept_limit(budget, None if limit is None else limit.amount):
-            err.print(kept)
+        if notice := limit_notice(budget, None if limit is None else limit.amount):
+            err.print(notice)
     print_result({"url": url}, as_json, lambda: _print_service(url))
 
 
