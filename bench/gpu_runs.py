@@ -361,7 +361,7 @@ def decoded_images_per_s(images: ImageIndex, size: int, decoder: JpegDecoder | N
     """Decode twice and return the second throughput, with files in the page cache and the GPU warmed up."""
     settings, few = Settings(image_size=size, decode_device="gpu" if decoder else "cpu"), images.subset([0, 1])
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        cache = DecodedCache(images, few, settings, {}, Path(scratch), False, True, lambda: None, decoder)
+        cache = DecodedCache(images, few, settings, {}, Path(scratch), False, True, lambda _: None, decoder)
         cache.load(size, False)
         start = time.perf_counter()
         cache.load(size, False)

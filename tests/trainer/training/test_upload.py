@@ -15,7 +15,7 @@ from shoestring_trainer import training
 from shoestring_trainer.training import upload as module
 from shoestring_trainer.training.data.decode_workers import ImageStream
 from shoestring_trainer.training.data.stalls import InputStalls
-from shoestring_trainer.training.upload import upload
+from shoestring_trainer.training.upload import upload, upload_rows
 from torch.overrides import TorchFunctionMode
 
 GPU = torch.device("cuda", 0)
@@ -49,6 +49,11 @@ class FakeGPU(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         match getattr(func, "__name__", ""):
+            case "empty" if kwargs.pop("pin_memory", False):
+                self.seen.append("pinned")
+            case "index_select":
+                self.seen.append("gathered")
+                assert "out" in kwargs
             case "pin_memory":
                 self.seen.append("pinned")
                 return args[0].clone()
@@ -85,6 +90,12 @@ def test_decoded_images_go_to_the_gpu_by_the_same_way(gpu: FakeGPU):
     taken = [stream.take(count, GPU, stalls) for count in (2, 5)]
     assert torch.equal(torch.cat(taken).permute(0, 2, 3, 1), torch.cat(chunks))
     assert gpu.seen == 3 * UPLOAD
+
+
+def test_a_batch_is_gathered_into_pinned_memory_by_one_call(gpu: FakeGPU):
+    images, rows = torch.arange(24, dtype=torch.uint8).view(4, 3, 2), torch.tensor([2, 0, 2])
+    assert torch.equal(upload_rows(images, rows, GPU), images[rows])
+    assert gpu.seen == ["pinned", "gathered", *UPLOAD]  # what is pinned is not copied again
 
 
 def test_on_a_cpu_nothing_is_copied():

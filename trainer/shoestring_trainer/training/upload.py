@@ -25,6 +25,12 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     return copy
 
 
+def upload_rows(host: Tensor, rows_N: Tensor, device: torch.device) -> Tensor:
+    """Return these rows of a tensor on the device, gathered at once and into the memory that is copied from."""
+    gathered = torch.empty(len(rows_N), *host.shape[1:], dtype=host.dtype, pin_memory=device.type == "cuda")
+    return upload(torch.index_select(host, 0, rows_N, out=gathered), device)
+
+
 @cache
 def upload_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream that makes the copies to a device."""

@@ -45,14 +45,15 @@ def open_source(
     kind: str = "imagefolder",
     data_format: str = "imagefolder",
     scratch: Path | None = None,
+    place: DistributedContext = SINGLE_PROCESS,
     **settings,
 ) -> DatasetSource:
-    """Open `data: {train: path, format: data_format}` as a single rank does; images are decoded beside `path`."""
+    """Open `data: {train: path, format: data_format}` as a rank does; images are decoded beside `path`."""
     task = LocalTask(
         format=1, folder=path.parent, job="job", generation=1, recipe="imagefolder/any", seed=seed, scratch=scratch,
         data=TaskData(train=str(path), format=data_format),
     )  # fmt: skip
-    return open_dataset(kind, task, seed, replace(Settings(image_size=16, batch_size=1), **settings), SINGLE_PROCESS)
+    return open_dataset(kind, task, seed, replace(Settings(image_size=16, batch_size=1), **settings), place)
 
 
 def load(path: Path, seed: int = 1, *, rectangular: bool = False, **options) -> ImageDataset:

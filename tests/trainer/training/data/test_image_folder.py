@@ -14,9 +14,10 @@ from PIL import Image
 from shoestring_trainer.training.data import decoded_cache
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
 from shoestring_trainer.training.data.image_folder import index_image_folder
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
 
-from tests.trainer.training.data.sample_images import COLOURS, load, save_image
+from tests.trainer.training.data.sample_images import COLOURS, load, open_source, save_image
 from tests.trainer.training.gangs import finished, gang
 
 
@@ -283,6 +284,18 @@ def test_two_ranks_train_on_a_folder_and_name_its_validation_files(flat: Path, t
     assert card["metrics"]["val/acc"] == 1.0
     assert all((flat / name).exists() for name in split["val"])
     assert not list(run.first.glob("images-*"))
+
+
+def test_ranks_wait_for_decoded_images_by_the_store_and_in_no_collective(flat: Path, monkeypatch: pytest.MonkeyPatch):
+    """NCCL ends a job whose collective takes ten minutes; decoding a large data set takes longer."""
+    waits: list[str] = []
+    monkeypatch.setattr(DistributedContext, "wait_for_peers", lambda _, what: waits.append(what))
+    monkeypatch.setattr(DistributedContext, "all_reduce", lambda *_: pytest.fail("a collective"))
+    source = open_source(flat, place=DistributedContext(0, 2, 0, torch.device("cpu")))
+    assert source(24, True).size == 24
+    assert source(16, False).size == 16
+    assert waits[:2] == ["48 train images to be decoded, wait 0", "the decoded train images to be opened, wait 1"]
+    assert len(waits) == len(set(waits)) == 10  # a name counts once in the life of a process group
 
 
 def test_a_corrupt_image_ends_the_job_as_a_data_error(flat: Path, tmp_path: Path):

@@ -196,7 +196,7 @@ def opened(mixed: Path, tmp_path: Path) -> Opened:
         train, val = index_image_folder(mixed, 1, 0.25)
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
-        cache = DecodedCache(train, val, settings, {}, scratch, keep, True, lambda: None, decoder)
+        cache = DecodedCache(train, val, settings, {}, scratch, keep, True, lambda _: None, decoder)
         return cache.load(0, rectangular)
 
     return at

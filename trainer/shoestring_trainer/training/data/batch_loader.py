@@ -17,7 +17,7 @@ from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.hyperparam_schedule import ImageFormat, Phase, initial_image_format
 from shoestring_trainer.training.randomness import Samples
 from shoestring_trainer.training.settings import Settings
-from shoestring_trainer.training.upload import upload
+from shoestring_trainer.training.upload import upload, upload_rows
 
 
 class BatchLoader:
@@ -94,9 +94,9 @@ class BatchLoader:
         if self._stream:
             return self._stream.take(len(samples.ids_N), self._device, self.stalls)
         if isinstance(self._images_NCHW, Tensor) and self._images_NCHW.device == self._device:
-            return self._images_NCHW[samples.device_ids_N]
+            return self._images_NCHW.index_select(0, samples.device_ids_N)
         began = monotonic()
-        uploaded_NCHW = upload(self._images_NCHW[samples.ids_N], self._device)
+        uploaded_NCHW = upload_rows(self._images_NCHW, samples.ids_N, self._device)
         self.stalls.upload_s += monotonic() - began
         return uploaded_NCHW
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ class DecodedCache:
     scratch          folder for the decoded images, shared by all ranks of this machine
     keep             leave them there, for a later generation on this machine to reuse
     is_local_rank_0  this rank decodes; the others map what it wrote
-    barrier          returns when every rank has called it
+    wait_for_peers   returns when every rank has called it with the same words, which are new each time
     gpu_decoder      decodes ordinary JPEGs; None: Pillow decodes everything
     files            the packed list of the images' files; None: they have none
     """
@@ -59,9 +60,10 @@ class DecodedCache:
     scratch: Path
     keep: bool
     is_local_rank_0: bool
-    barrier: Callable[[], None]
+    wait_for_peers: Callable[[str], None]
     gpu_decoder: JpegDecoder | None = None
     files: bytes | None = None
+    _waits: Iterator[int] = field(default_factory=itertools.count)
 
     def load(self, size: int, rectangular: bool) -> ImageDataset:
         """Return the images with `size` pixels a side (0: as the settings say). They occupy disk space until released.
@@ -173,10 +175,14 @@ class DecodedCache:
     def _decode(self, file: Path, images: ImageIndex, specs: Sequence[ResizeSpec]) -> MappedImages:
         if self.is_local_rank_0 and not metadata_path(file).exists():
             decode_to_file(file, images, specs, self.gpu_decoder, skip=self.settings.on_corrupt == "skip")
-        self.barrier()
+        self._wait_for_peers(f"{len(images)} {file.name} images to be decoded")
         mapped = map_file(file, specs)
-        self.barrier()  # before rank 0 removes the files
+        self._wait_for_peers(f"the decoded {file.name} images to be opened")  # before rank 0 removes the files
         return mapped
+
+    def _wait_for_peers(self, what: str) -> None:
+        """Not in a collective, which would run into the backend's time limit: decoding may take an hour."""
+        self.wait_for_peers(f"{what}, wait {next(self._waits)}")
 
 
 def group_by_aspect_ratio(aspect_ratios: Sequence[float], size: int, zoom: float) -> list[tuple[list[int], ResizeSpec]]:

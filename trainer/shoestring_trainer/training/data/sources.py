@@ -109,7 +109,7 @@ def open_dataset(
         scratch=task.scratch or task.folder,
         keep=task.scratch is not None,
         is_local_rank_0=is_local_rank_0,
-        barrier=distributed.barrier,
+        wait_for_peers=distributed.wait_for_peers,
         files=files.packed() if files else None,
         gpu_decoder=nvjpeg_decoder(distributed.device) if is_local_rank_0 and settings.decode_device == "gpu" else None,
     )  # fmt: skip
