@@ -93,7 +93,8 @@ class BatchLoader:
     def _load_raw(self, samples: Samples) -> Tensor:
         if self._stream:
             return self._stream.take(len(samples.ids_N), self._device, self.stalls)
-        if isinstance(self._images_NCHW, Tensor) and self._images_NCHW.device == self._device:
+        assert isinstance(self._images_NCHW, Tensor)  # others are streamed
+        if self._images_NCHW.device == self._device:
             return self._images_NCHW.index_select(0, samples.device_ids_N)
         began = monotonic()
         uploaded_NCHW = upload_rows(self._images_NCHW, samples.ids_N, self._device)
