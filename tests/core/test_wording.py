@@ -224,6 +224,7 @@ EXAMPLES: list[Reason] = [
     budget.GrantEffect("member ada", "7.00", "team vision", "20.00", "13.00"),
     # machines
     machines.LaunchRefused("capacity", "no spot machines"),
+    machines.LaunchUnanswered("The clock of the service's computer is 10 minutes behind AWS's: set it."),
     machines.MachinePlanned(0, "g5.xlarge", "spot", "us-east-1a", "0.41"),
     machines.LaunchNotNeeded(),
     machines.TerminationRequested(),

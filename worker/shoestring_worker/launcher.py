@@ -70,7 +70,7 @@ class Launcher:
         except LaunchRefused as refused:
             write(self.store, launches.record_refusal, call, refused.kind, str(refused))
         except OutcomeUnknown as unknown:
-            write(self.store, launches.record_no_answer, call)
+            write(self.store, launches.record_no_answer, call, str(unknown) if unknown.lasts else None)
             self.items.warn(f"the launch of {self.name} machine {machine}", str(unknown))
         else:
             write(self.store, observations.record_observation, machine, launched, timeouts)

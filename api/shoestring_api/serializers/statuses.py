@@ -5,20 +5,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoestring_core.states import EndReason, JobState, StopReason, WaitReason
+from shoestring_core.states import EndReason, JobState, MachineState, StopReason, WaitReason
+from shoestring_core.store.fleet.launches import UNKNOWN
 from shoestring_core.store.queries import JobRows
-from shoestring_core.wording import Reason, jobs
+from shoestring_core.wording import Reason, jobs, machines
 from shoestring_core.wording.waits import InQueue
 
 from shoestring_api.serializers.stored import read_reason, read_spans
 
 
 def status_of(rows: JobRows) -> Reason:
-    """With what will keep it from going on, if it runs and that is known."""
+    """With what will keep it from going on, or keeps its machines from being launched, as far as that is known."""
     status, trouble = _state_of(rows), None
     if rows.job.state in (JobState.LAUNCHING, JobState.RUNNING):
         trouble = read_reason(rows.job.wait_detail)
+    if rows.job.state in (JobState.QUEUED, JobState.LAUNCHING, JobState.RUNNING):
+        trouble = trouble or _launch_problem(rows)
     return jobs.WithTrouble(status, trouble) if trouble else status
+
+
+def _launch_problem(rows: JobRows) -> Reason | None:
+    """What keeps a machine from being launched until somebody acts."""
+    unanswered = (row for row in rows.machines if (row.state, row.refusal) == (MachineState.LAUNCHING, UNKNOWN))
+    return next((machines.LaunchUnanswered(row.refusal_text) for row in unanswered if row.refusal_text), None)
 
 
 def _state_of(rows: JobRows) -> Reason:

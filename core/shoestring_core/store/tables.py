@@ -372,7 +372,7 @@ class MachineRow(Base):
     refusal: Mapped[str | None]
     """decide.refusals.RefusalKind, of launch or interruption; or 'unknown': a launch call ended without an answer."""
     refusal_text: Mapped[str | None]
-    """The provider's message."""
+    """The provider's message; or of an unknown outcome, the problem that somebody has to solve."""
     refused_at: Mapped[int | None]
     billed_at: Mapped[int | None]
     created_at: Mapped[int]

@@ -21,6 +21,17 @@ class LaunchRefused(Reason):
 
 
 @dataclass(frozen=True)
+class LaunchUnanswered(Reason):
+    """`problem`: that somebody has to solve before the provider answers, as a sentence."""
+
+    code = "launch_unanswered"
+    problem: str
+
+    def text(self) -> str:
+        return f"A machine could not be launched yet; it is tried again. {self.problem}"
+
+
+@dataclass(frozen=True)
 class MachinePlanned(Reason):
     """`place`: its zone, or its region where that has none. `price`: dollars per hour."""
 

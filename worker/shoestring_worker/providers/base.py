@@ -29,7 +29,14 @@ class LaunchRefused(Exception):
 
 
 class OutcomeUnknown(Exception):
-    """The provider did not answer, or its answer does not tell what happened."""
+    """The provider did not answer, or its answer does not tell what happened.
+
+    lasts  every call will be answered so until somebody acts, and the message says how: jobs are told
+    """
+
+    def __init__(self, message: str, *, lasts: bool = False) -> None:
+        super().__init__(message)
+        self.lasts = lasts
 
 
 class Provider(Protocol):

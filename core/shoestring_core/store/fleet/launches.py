@@ -18,7 +18,7 @@ from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason
-from shoestring_core.wording.machines import LaunchNotNeeded, LaunchRefused
+from shoestring_core.wording.machines import LaunchNotNeeded, LaunchRefused, LaunchUnanswered
 
 UNKNOWN = "unknown"
 """In place of a refusal: the call ended without an answer, so the machine may exist."""
@@ -79,14 +79,28 @@ def begin_launch(db: Write, machine: UUID, timeouts: Timeouts) -> LaunchCall | N
     return LaunchCall(machine, row.provider, LaunchRequest.from_json(row.launch_request), call_deadline)
 
 
-def record_no_answer(db: Write, launch: LaunchCall) -> None:
-    """The call ended without an answer: the machine may exist. The call is repeated with the same bytes."""
+def record_no_answer(db: Write, launch: LaunchCall, problem: str | None = None) -> None:
+    """The call ended without an answer: the machine may exist. The call is repeated with the same bytes.
+
+    problem  that somebody has to solve before calls are answered, as a sentence: the job is told, once a machine
+    """
+    row = db.sql.get(MachineRow, launch.machine)
+    if row is None:
+        return
     over = update(MachineRow).where(
         MachineRow.id == launch.machine,
         MachineRow.state == "launching",
         MachineRow.call_deadline == launch.call_deadline,
     )
-    rows.try_update(db, over.values(call_deadline=db.now, refusal=UNKNOWN))
+    if problem is None:
+        rows.try_update(db, over.values(call_deadline=db.now, refusal=UNKNOWN))
+        return
+    told = row.refusal_text is not None
+    if rows.try_update(db, over.values(call_deadline=db.now, refusal=UNKNOWN, refusal_text=problem)) and not told:
+        reason = LaunchUnanswered(problem)
+        rows.record_machine_event(
+            db, rows.load_job(db, row.job), row.attempt, row.id, MachineState.LAUNCHING, reason=reason
+        )
 
 
 def record_refusal(db: Write, launch: LaunchCall, kind: RefusalKind, message: str) -> None:

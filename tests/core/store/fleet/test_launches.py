@@ -14,7 +14,7 @@ from shoestring_core.store import jobs
 from shoestring_core.store.fleet import agents, gangs, launches
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.uuid7 import uuid7
-from shoestring_core.wording.machines import LaunchRefused
+from shoestring_core.wording.machines import LaunchRefused, LaunchUnanswered
 from sqlalchemy import update
 
 from tests.core.world import LAUNCHING, NEVER_LAUNCHED, OFFER, PLANNED, RUNNING, Fleet, meanwhile
@@ -135,6 +135,17 @@ def test_the_hold_of_a_refused_machine_is_released_at_once(fleet: Fleet) -> None
     fleet.write(launches.record_refusal, call, RefusalKind.CAPACITY, "no slot is free")
     assert fleet.totals(fleet.job_row(job)) == [(0, held, 0)] * 4
     assert fleet.find_discrepancies() == []
+
+
+def test_a_problem_that_somebody_has_to_solve_is_told_once_and_kept_until_the_machine_is_there(fleet: Fleet) -> None:
+    (machine,) = fleet.ids(fleet.start())
+    begun = len(fleet.told("machine", machine))
+    for problem in (None, "Set the clock.", "Set the clock, please.", None):
+        fleet.write(launches.record_no_answer, fleet.call(machine), problem)
+        fleet.clock.pass_(1)
+    assert fleet.machine_row(machine).refusal_text == "Set the clock, please."
+    assert fleet.told("machine", machine)[begun:] == [(LAUNCHING, LaunchUnanswered("Set the clock.").as_json())]
+    assert launchable(fleet) == [machine]
 
 
 def test_a_refusal_proves_nothing_after_a_call_whose_outcome_is_unknown(fleet: Fleet) -> None:

@@ -7,13 +7,17 @@ import base64
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from uuid import UUID
 
+import boto3
 import pytest
+from shoestring_api.serializers.statuses import status_of
 from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, MachineRef
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchDisk
+from shoestring_core.store import queries
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2 import provider as ec2_provider
 from shoestring_worker.providers.ec2 import user_data
@@ -144,11 +148,42 @@ def test_an_error_that_proves_nothing_leaves_the_outcome_unknown(aws: FakeAws, c
 
 def test_a_clock_that_is_ten_minutes_off_is_named_where_ec2_refuses_the_signature(aws: FakeAws):
     aws.fault("error", code="RequestExpired", status=400)
-    with pytest.raises(OutcomeUnknown, match=r"RequestExpired.* clock, which may be minutes off"):
+    with pytest.raises(OutcomeUnknown, match=r"RequestExpired.* clock of .*, which may be minutes off"):
         aws.provider().launch(launch_request())
     aws.fault("error", "DescribeInstances", code="RequestExpired", status=400)
-    with pytest.raises(OutcomeUnknown, match="clock, which may be minutes off"):
+    with pytest.raises(OutcomeUnknown, match=r"clock of the service's computer, which may be minutes off"):
         aws.provider().list_region("us", REGION)
+
+
+@pytest.mark.parametrize("code", ["AuthFailure", "SignatureDoesNotMatch", "RequestExpired"])
+@pytest.mark.parametrize(
+    ("off_s", "message", "said"),
+    [
+        (600, "x", "is 10 minutes ahead of AWS's: set it"),
+        (-600, "x", "is 10 minutes behind AWS's: set it"),
+        (0, "Signature expired: 20261129T000000Z is now earlier than 20261129T000500Z", "differs from AWS's: set it"),
+    ],
+)
+def test_a_clock_is_told_apart_from_wrong_credentials_by_the_date_of_ec2_s_answer(
+    aws: FakeAws, code: str, off_s: int, message: str, said: str
+):
+    provider = aws.provider(now=lambda: time.time() + off_s)
+    aws.fault("error", code=code, status=403, message=message)
+    with pytest.raises(OutcomeUnknown, match=f"The clock of the service's computer {said}") as unknown:
+        provider.launch(launch_request())
+    assert unknown.value.lasts
+
+
+def test_without_credentials_a_launch_waits_and_says_how_to_set_them(aws: FakeAws, monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", boto3.Session())
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(OutcomeUnknown, match="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and ") as unknown:
+        aws.provider().launch(launch_request())
+    assert unknown.value.lasts
 
 
 def test_an_answer_that_is_late_is_unknown_and_the_next_call_finds_the_machine(aws: FakeAws):
@@ -481,6 +516,31 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
         "attempt": "1",
         "slot": "0",
     }
+
+
+@pytest.mark.any_database
+def test_a_clock_that_is_ten_minutes_off_is_on_the_job_s_page_until_it_is_set(ec2_world: World, aws: FakeAws):
+    off = [600.0]
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=aws.provider(now=lambda: time.time() + off[0]))
+    job = ec2_world.submit(provider="ec2")
+    aws.fault("error", code="AuthFailure", status=401, message="It can't be validated", times=2)
+    until(lambda: ec2_world.tick(1) or len(aws.calls("RunInstances")) >= 2)
+    advice = "The clock of the service's computer is 10 minutes ahead of AWS's: set it"
+    assert advice in status(ec2_world, job)
+    off[0] = 0
+    until(lambda: ec2_world.tick(1) or aws.instances())
+    until(lambda: ec2_world.tick(1) or advice not in status(ec2_world, job))
+    with ec2_world.store.read() as db:
+        events = queries.load_job_events(db, ec2_world.job(job), 0, 100)
+    told = [row.data["state"] for row in events if advice in str(row.reason)]
+    assert told == ["launching"], "once"
+    (machine,) = ec2_world.machines(job)
+    assert machine.state == "running", "nothing was refused"
+
+
+def status(world: World, job: UUID) -> str:
+    with world.store.read() as db:
+        return status_of(queries.load_job_rows(db, queries.load_jobs(db, [job]))[0]).text()
 
 
 @pytest.mark.any_database

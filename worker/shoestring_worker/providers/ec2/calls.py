@@ -4,15 +4,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, OutcomeUnknown
-from shoestring_worker.providers.ec2.errors import described, meaning_of, read_error
+from shoestring_worker.providers.ec2.errors import (
+    ADVICE,
+    NO_CREDENTIALS,
+    clock_advice,
+    described,
+    meaning_of,
+    read_error,
+)
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 2.0, 5.0
@@ -25,8 +33,14 @@ R = TypeVar("R")
 class Calls:
     """Of one provider. Thread-safe."""
 
-    def __init__(self, endpoint_url: str | None, read_timeout_s: float, limits: RateLimits) -> None:
-        self._endpoint_url, self._limits = endpoint_url, limits
+    def __init__(
+        self,
+        endpoint_url: str | None,
+        read_timeout_s: float,
+        limits: RateLimits,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._endpoint_url, self._limits, self._now = endpoint_url, limits, now
         self._config = Config(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=read_timeout_s,
@@ -42,8 +56,7 @@ class Calls:
             self.take_turn(region, action, PATIENCE_S)
             return self.send(region, action, call, service)
         except ClientError as error:
-            code, message, _ = read_error(error.response)
-            raise OutcomeUnknown(f"EC2 in {region} answered {described(code, message)}") from error
+            raise self._unknown(region, error) from error
 
     def for_launch(self, region: str, action: str, call: Callable[[Any], R]) -> R:
         """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown."""
@@ -52,8 +65,8 @@ class Calls:
         except ClientError as error:
             code, message, status = read_error(error.response)
             refusal = meaning_of(code, status).refusal
-            if refusal is None:
-                raise OutcomeUnknown(f"EC2 in {region} answered {described(code, message)}") from error
+            if refusal is None or self._clock_advice(error):
+                raise self._unknown(region, error) from error
             raise LaunchRefused(refusal, described(code, message, refusal)) from error
 
     def call(self, region: str, action: str, call: Callable[[Any], R]) -> R:
@@ -74,8 +87,21 @@ class Calls:
             if read_error(error.response)[0] == "RequestLimitExceeded":
                 self._limits.bucket(region, action).empty()
             raise
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise OutcomeUnknown(f"{action} was not sent to EC2: {NO_CREDENTIALS}", lasts=True) from error
         except BotoCoreError as error:
             raise OutcomeUnknown(f"EC2 in {region} did not answer {action}: {error}") from error
+
+    def _unknown(self, region: str, error: ClientError) -> OutcomeUnknown:
+        code, message, _ = read_error(error.response)
+        if advice := self._clock_advice(error):
+            return OutcomeUnknown(f"EC2 in {region} answered {code}: {message.rstrip('.')}. {advice}", lasts=True)
+        return OutcomeUnknown(f"EC2 in {region} answered {described(code, message)}", lasts=code in ADVICE)
+
+    def _clock_advice(self, error: ClientError) -> str:
+        code, message, _ = read_error(error.response)
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return clock_advice(code, message, headers, self._now())
 
     def _client(self, region: str, service: str) -> Any:
         with self._lock:  # clients may be shared by threads; making them may not

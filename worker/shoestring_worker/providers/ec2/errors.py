@@ -6,10 +6,14 @@ A refusal says that this call launched nothing. What follows from each kind is i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.wording.units import counted
 
 CODES = "docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html"
 SPOT = "docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-request-status.html"
@@ -89,11 +93,59 @@ def meaning_of(code: str, http_status: int) -> ErrorMeaning:
     return MEANINGS.get(code, ErrorMeaning(unlisted))
 
 
+CLOCK_OFF_S = 240
+"""AWS refuses requests that are signed 5 minutes early or late.
+
+source  docs.aws.amazon.com/IAM/latest/UserGuide/signing-elements.html
+"""
+
+_CLOCK_CODES = frozenset({
+    "RequestExpired", "RequestTimeTooSkewed", "AuthFailure", "SignatureDoesNotMatch", "InvalidSignatureException"
+})  # fmt: skip
+"""With which AWS answers a request that is signed at another time than its own; most may mean wrong keys as well."""
+
+
+def clock_advice(code: str, message: str, headers: Mapping[str, str], now: float) -> str:
+    """What to do about the clock, if the error is due to it; else "".
+
+    headers  of the answer: its date is AWS's time
+    now      Unix time of this computer, at the answer
+    """
+    if code not in _CLOCK_CODES:
+        return ""
+    ahead_s = clock_ahead_s(headers, now) or 0.0
+    if abs(ahead_s) >= CLOCK_OFF_S:
+        off = f"is {clock_difference(ahead_s)}"
+    elif "signature expired" in message.lower() or "signature not yet current" in message.lower():
+        off = "differs from AWS's"
+    else:
+        return ""
+    return f"The clock of the service's computer {off}: set it, for example by: timedatectl set-ntp true"
+
+
+def clock_ahead_s(headers: Mapping[str, str], now: float) -> float | None:
+    """How far this computer's clock is ahead of AWS's, by an answer's date; None: it has none that can be read."""
+    try:
+        return now - parsedate_to_datetime(headers["date"]).astimezone(UTC).timestamp()
+    except (KeyError, ValueError):
+        return None
+
+
+def clock_difference(ahead_s: float) -> str:
+    side = "ahead of" if ahead_s > 0 else "behind"
+    return f"{counted(round(abs(ahead_s) / 60), 'minute')} {side} AWS's"
+
+
 ADVICE = {
-    "RequestExpired": "Set this computer's clock, which may be minutes off, or renew its credentials.",
-    "ExpiredToken": "Renew this computer's credentials.",
+    "RequestExpired": "Set the clock of the service's computer, which may be minutes off, or renew its credentials.",
+    "ExpiredToken": "Renew the credentials of the service's computer.",
 }
 """What to do about an error that leaves a call's outcome unknown, and that doesn't pass by itself."""
+
+NO_CREDENTIALS = (
+    "the service has no AWS credentials. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, where it is "
+    "started, and start it again"
+)
 
 REFUSAL_ADVICE = {
     RefusalKind.ACCOUNT: "With the service's credentials, shoestring aws doctor says what this account lacks.",

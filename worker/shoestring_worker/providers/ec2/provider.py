@@ -83,9 +83,10 @@ class Ec2Provider:
         read_timeout_s: float = READ_TIMEOUT_S,
         monotonic: Callable[[], float] = time.monotonic,
         limits: RateLimits | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._name, self._settings, self._monotonic = name, settings, monotonic
-        self._calls = Calls(settings.endpoint_url, read_timeout_s, limits or RateLimits())
+        self._calls = Calls(settings.endpoint_url, read_timeout_s, limits or RateLimits(), now)
         self._priced_ends: dict[str, set[str]] = {}
         """By region: spot instances that have ended, whose last price is known."""
         self._root_disks: dict[str, RootDisk] = {}

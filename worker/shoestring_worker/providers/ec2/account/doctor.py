@@ -10,10 +10,8 @@ import ipaddress
 import math
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -28,18 +26,19 @@ from shoestring_core.wire import BootData
 from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_ROLE_PATH
-from shoestring_worker.providers.ec2.errors import meaning_of, read_error
+from shoestring_worker.providers.ec2.errors import (
+    CLOCK_OFF_S,
+    clock_advice,
+    clock_ahead_s,
+    clock_difference,
+    meaning_of,
+    read_error,
+)
 from shoestring_worker.providers.ec2.offers import make_offers
 from shoestring_worker.providers.ec2.on_demand_prices import ENDPOINT_REGIONS, SOURCE, read_on_demand_prices
 from shoestring_worker.providers.ec2.quotas import quota_of, read_quotas
 from shoestring_worker.providers.ec2.run_instances import RootDisk, run_instances
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
-
-CLOCK_OFF_S = 240
-"""AWS refuses requests that are signed 5 minutes early or late.
-
-source  docs.aws.amazon.com/IAM/latest/UserGuide/signing-elements.html
-"""
 
 TEXT_LENGTH = 300
 """Of an error: a proxy may answer with a whole page."""
@@ -64,17 +63,15 @@ def check_account(open_client: OpenClient, region: str, now: datetime) -> list[F
         answer = open_client("sts", region).get_caller_identity()
     except ClientError as error:
         code, message, _ = read_error(error.response)
-        late = code in ("SignatureDoesNotMatch", "RequestExpired") and "expired" in message.lower()
-        advice = "Set this computer's clock." if late else "Renew them, or set AWS_PROFILE."
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        advice = clock_advice(code, message, headers, now.timestamp()) or "Renew them, or set AWS_PROFILE."
         return [Finding("error", "credentials", f"AWS refuses them: {code}: {message}", advice)]
     except BotoCoreError as error:
         advice = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; and look at the network."
         return [Finding("error", "credentials", f"AWS can't be asked: {error}", advice)]
     found = [Finding("ok", "credentials", f"{answer['Arn']} of account {answer['Account']}")]
-    with suppress(KeyError, ValueError):
-        theirs = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        found.append(_clock((now - theirs.astimezone(UTC)).total_seconds()))
-    return found
+    ahead_s = clock_ahead_s(answer["ResponseMetadata"]["HTTPHeaders"], now.timestamp())
+    return found if ahead_s is None else [*found, _clock(ahead_s)]
 
 
 def check_spot_role(open_client: OpenClient, region: str) -> Finding:
@@ -189,9 +186,7 @@ def _read_prices(open_client: OpenClient, region: str) -> Generator[Finding, Non
 def _clock(ahead_s: float) -> Finding:
     if abs(ahead_s) < CLOCK_OFF_S:
         return Finding("ok", "clock", f"within {max(1, math.ceil(abs(ahead_s)))} s of AWS's")
-    side = "ahead of" if ahead_s > 0 else "behind"
-    ahead = counted(round(abs(ahead_s) / 60), "minute")
-    text = f"This computer's clock is {ahead} {side} AWS's, which refuses such requests."
+    text = f"This computer's clock is {clock_difference(ahead_s)}, which refuses such requests."
     return Finding("error", "clock", text, "Set it, for example by: timedatectl set-ntp true")
 
 
