@@ -16,7 +16,7 @@ from shoestring_core.decide.quotas import below_need, is_above_quota, quota_id, 
 from shoestring_core.decide.refusals import RecentRefusal, RefusalKind
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
-from shoestring_core.decide.unmet import explain
+from shoestring_core.decide.unmet import FIELDS, explain, find_unlisted
 from shoestring_core.errors import InvalidSpec, Problem
 from shoestring_core.wording.offers import UnknownName
 from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, QuotaExhausted, TooFewSlots, WaitDetail
@@ -159,12 +159,22 @@ def require_machines(placement: Placement) -> None:
     _require_enough_slots(placement)
     provider = placement.requirements.provider
     known = [one for one in placement.passed_over if provider in (None, one.offer.provider)]
+    if not placement.ranked and not known:
+        _require_listed_names(placement.requirements)
     if placement.ranked or not known or any(one.reason not in _LASTING for one in known):
         return
     reason = placement.no_offer
     first = next(iter(reason.unmet or (reason.nearest.missed if reason.nearest else ())), "")
     meant = reason.why.nearest if isinstance(reason.why, UnknownName) else None
     raise InvalidSpec([Problem(f"/resources/{first.partition(':')[0]}", reason.text(), "no-such-machine", meant)])
+
+
+def _require_listed_names(requirements: Requirements) -> None:
+    """Raise InvalidSpec for names that nobody has, before any provider that would do has said what there is."""
+    if unlisted := find_unlisted(requirements):
+        condition, why = unlisted
+        meant = why.nearest if isinstance(why, UnknownName) else None
+        raise InvalidSpec([Problem(f"/resources/{FIELDS[condition]}", why.text(), "no-such-machine", meant)])
 
 
 def _require_enough_slots(placement: Placement) -> None:

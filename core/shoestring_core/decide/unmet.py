@@ -56,6 +56,28 @@ def explain(requirements: Requirements, offers: Collection[Offer]) -> NoOffer:
     )
 
 
+def find_unlisted(requirements: Requirements) -> tuple[Condition, Reason] | None:
+    """The GPU or the type of machine that no built-in price list has; None: nothing is known against what is required.
+
+    A provider without such a list may have other names. So without a provider that has one, a name is found only if it
+    looks like one that is listed.
+    """
+    listed = any(prices.provider == requirements.provider for prices in catalog.price_lists())
+    named = [choice for choice in requirements.gpus if choice.model is not None]
+    whys: list[tuple[Condition, Reason | None]] = [
+        ("gpu", _why_no_gpu(named, ()) if named and not _any_listed(requirements.gpus) else None),
+        ("type", _why_no_type(requirements.type, ()) if requirements.type else None),
+    ]
+    for condition, why in whys:
+        if why is not None and (listed or (isinstance(why, UnknownName) and why.nearest)):
+            return condition, why
+    return None
+
+
+def _any_listed(choices: Iterable[GpuChoice]) -> bool:
+    return any(choice.accepts_model(model) for choice in choices for model in catalog.gpu_models())
+
+
 def _required(requirements: Requirements) -> Iterator[Condition]:
     given: Mapping[Condition, object] = {
         "provider": requirements.provider, "region": requirements.regions, "zone": requirements.zones,

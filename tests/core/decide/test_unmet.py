@@ -121,9 +121,37 @@ def test_a_service_that_rents_no_gpus_says_who_has_them():
     assert "have no disk that a job could choose" in problem([LOCAL], disk={"size": "10GB"}).message
 
 
+@pytest.mark.parametrize("offers", [[], [LOCAL]])
+@pytest.mark.parametrize(
+    ("resources", "pointer", "sentence"),
+    [
+        ({"gpu": "A10Q"}, "/resources/gpu", "No GPU called A10Q is known. Did you mean A10G?"),
+        ({"gpu": ["A10Q:4", "H1OO"]}, "/resources/gpu", "No GPU called A10Q is known. Did you mean A10G?"),
+        ({"instance": "g5.xlage"}, "/resources/instance", "Did you mean g5.xlarge?"),
+        (
+            {"provider": "ec2", "gpu": "MI300X"},
+            "/resources/gpu",
+            "No GPU called MI300X is known; there are A100, A10G,",
+        ),
+        ({"provider": "ec2", "gpu": "V100"}, "/resources/gpu", "V100 is left out. Its GPU has compute capability 7.0"),
+        ({"provider": "ec2", "instance": "p3.2xlarge"}, "/resources/instance", "p3.2xlarge is left out. Its GPU has"),
+    ],
+)
+def test_a_name_that_nobody_has_is_refused_before_its_provider_has_said_what_there_is(
+    offers: list[Offer], resources: dict[str, Any], pointer: str, sentence: str
+):
+    found = problem(offers, **resources)
+    assert (found.pointer, found.code) == (pointer, "no-such-machine")
+    assert sentence in found.message
+
+
 def test_a_job_waits_for_what_may_change_by_itself():
     for offers, resources in (
-        ([], {"gpu": "A10"}),  # nobody has said yet what there is
+        ([], {"gpu": "A10G"}),  # nobody has said yet what there is
+        ([], {"gpu": "24GB.."}),
+        ([], {"gpu": ["A10Q", "A10G"]}),
+        ([], {"gpu": "MI300X"}),  # a provider without a built-in list may have it
+        ([], {"provider": "other", "instance": "big.gpu"}),
         ([LOCAL], {"provider": "ec2", "gpu": "A10G"}),
         ([replace(LOCAL, market="on_demand")], {"spot": "only"}),
         ([one for one in EC2 if one.market == "on_demand"], {"gpu": "A10G", "spot": "only"}),
