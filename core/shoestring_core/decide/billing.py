@@ -18,6 +18,9 @@ from shoestring_core.wording.budget import ExtraUsage, FreeInterruption, NeverRa
 CLOCK_STEP = 1_000_000
 """µs: a computer's clock that differs from its machine's by less was not set, but corrected as all clocks are."""
 
+INTERRUPTION_GRACE = 60_000_000
+"""µs: how much later than its notice says a provider may interrupt a machine."""
+
 MONTH = 30 * 24 * 3_600_000_000
 """µs: what is priced by the month is priced by 30 days."""
 
@@ -118,6 +121,18 @@ def bill(evidence: Evidence, now: int) -> list[Line]:
         used, evidence.type, evidence.market, prices[0], shift, highest=prices[-1] if len(prices) > 1 else None
     )
     return [Line("machine", money.total_cost(priced), usage), *extras]
+
+
+def free_if_left_until(evidence: Evidence, notice_at: int) -> int | None:
+    """Until when (µs UTC) a machine with a notice is left to its provider: interrupted it costs nothing, and ended by
+    us all that it ran. None: that makes no difference.
+
+    notice_at  when the provider will interrupt it
+    """
+    if evidence.launched_at is None or evidence.market != "spot":
+        return None
+    free = notice_at - evidence.launched_at < evidence.rules.free_if_interrupted_within
+    return notice_at + INTERRUPTION_GRACE if free else None
 
 
 def hourly(extras: Iterable[Extra], besides: str = "0") -> str:

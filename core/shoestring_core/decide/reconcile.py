@@ -69,6 +69,7 @@ class TrackedMachine:
     refused           the provider refused to launch it, but the outcome of an earlier call is unknown
     clock_shift       the last that we recorded of ProviderMachine.clock_shift
     priced_until      the time of the last that we recorded of ProviderMachine.price_changes
+    left_until        decide.billing.free_if_left_until; None: it has no notice, or is wanted
     not_listed_since  the provider has omitted it since then, though it listed it before (µs UTC)
     """
 
@@ -85,6 +86,7 @@ class TrackedMachine:
     funded_until: int | None
     clock_shift: int = 0
     priced_until: int = 0
+    left_until: int | None = None
     not_listed_since: int | None = None
 
 
@@ -208,6 +210,8 @@ def _clock_was_set(row: TrackedMachine, machine: ProviderMachine) -> bool:
 def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, timeouts: Timeouts) -> Reason | None:
     if row.state is MachineState.TERMINATING:
         return machines.TerminationRequested()
+    if not row.wanted and row.left_until is not None and now < min(row.left_until, row.unwanted_since + timeouts.drain):
+        return machines.FundingExpired() if row.funded_until is not None and now >= row.funded_until else None
     if not row.wanted and (not row.registered or now >= row.unwanted_since + timeouts.self_exit_window):
         return machines.NotNeeded()
     if row.funded_until is not None and now >= row.funded_until:

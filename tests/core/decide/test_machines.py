@@ -16,6 +16,7 @@ from shoestring_core.decide.billing import (
     Evidence,
     Extra,
     bill,
+    free_if_left_until,
     hourly,
 )
 from shoestring_core.decide.funding import (
@@ -246,6 +247,13 @@ def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
         (unwanted(UP), SEEN, NOW + 7 * S, []),
         (unwanted(UP), SEEN, NOW + 8 * S, [Terminate]),
         (unwanted(replace(UP, registered=False)), SEEN, NOW, [Terminate]),
+        (replace(unwanted(UP), left_until=NOW + 10 * S), SEEN, NOW + 10 * S - 1, []),
+        (replace(unwanted(UP), left_until=NOW + 10 * S), SEEN, NOW + 10 * S, [Terminate]),
+        (replace(unwanted(UP), left_until=NOW + 99 * S), SEEN, NOW + 15 * S - 1, []),
+        (replace(unwanted(UP), left_until=NOW + 99 * S), SEEN, NOW + 15 * S, [Terminate]),
+        (replace(unwanted(UP), left_until=NOW + 99 * S, alive_until=NOW), SEEN, NOW + 14 * S, []),
+        (replace(unwanted(UP), left_until=NOW + 99 * S, funded_until=NOW + 2 * S), SEEN, NOW + 2 * S, [Terminate]),
+        (replace(UP, left_until=NOW + 99 * S), SEEN, NOW + 31 * S, [Terminate]),
         (replace(UP, state=MachineState.TERMINATING), SEEN, NOW, [Terminate]),
         (replace(UP, state=MachineState.TERMINATING), replace(SEEN, state="stopping"), NOW, [Terminate]),
         (replace(UP, state=MachineState.TERMINATING), replace(SEEN, state="ended"), NOW, [RecordObservation]),
@@ -280,6 +288,31 @@ def test_missed_reports_count_only_while_the_service_could_receive_them():
     (end,) = actions(UP, SEEN, late)
     assert end.lease_expired
     assert actions(UP, SEEN, late, leases=False) == []
+
+
+FREE_HOUR = BillingRules(free_if_interrupted_within=3600 * S)
+
+
+@pytest.mark.parametrize(
+    ("notice_at", "market", "rules", "expected"),
+    [
+        (NOW + 3600 * S - 1, "spot", FREE_HOUR, NOW + 3660 * S - 1),
+        (NOW + 3600 * S, "spot", FREE_HOUR, None),
+        (NOW + 60 * S, "on_demand", FREE_HOUR, None),
+        (NOW + 60 * S, "spot", BillingRules(), None),
+    ],
+)
+def test_a_machine_with_a_notice_is_left_to_its_provider_only_where_that_makes_it_free(
+    notice_at: int, market: str, rules: BillingRules, expected: int | None
+):
+    evidence = Evidence("ec2", "t", market, "0.41", NOW, None, rules=rules)
+    until = free_if_left_until(evidence, notice_at)
+    assert until == expected
+    interrupted, ended = (
+        bill(replace(evidence, ended_at=notice_at, end_cause=cause), notice_at)[0].amount
+        for cause in ("preempted", "requested")
+    )
+    assert (interrupted < ended) == (until is not None)
 
 
 def test_a_bill_at_two_spot_prices_names_the_lowest_and_the_highest():

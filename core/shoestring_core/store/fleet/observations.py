@@ -10,13 +10,14 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import defer, load_only
 
 from shoestring_core.decide import reconcile
-from shoestring_core.decide.billing import CLOCK_STEP
+from shoestring_core.decide.billing import CLOCK_STEP, free_if_left_until
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.states import MachineState
 from shoestring_core.store import transitions
 from shoestring_core.store.fleet import launches, rows
+from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason, machines
@@ -115,12 +116,15 @@ def load_tracked_machines(db: Read, provider: str, region: str | None = None) ->
 
 
 def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> reconcile.TrackedMachine:
+    wanted, left_until = rows.is_wanted(job, attempt), None
+    if not wanted and machine.notice_at is not None:  # few: only of these the rules are read
+        left_until = free_if_left_until(evidence(machine), machine.notice_at)
     return reconcile.TrackedMachine(
         id=machine.id,
         region=machine.region,
         state=MachineState(machine.state),
         provider_id=machine.provider_id,
-        wanted=rows.is_wanted(job, attempt),
+        wanted=wanted,
         unwanted_since=attempt.closed_at or _NEVER,
         refused=machine.refusal not in (None, launches.UNKNOWN),
         registered=machine.registered_at is not None,
@@ -129,6 +133,7 @@ def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> r
         funded_until=machine.funded_until,
         clock_shift=machine.clock_shift,
         priced_until=machine.price_changes[-1][0] if machine.price_changes else 0,
+        left_until=left_until,
     )
 
 
