@@ -110,6 +110,23 @@ def test_a_refusal_after_an_unknown_outcome_voids_the_row_only_after_the_consist
     assert [machine.state for machine in world.machines(job)] == ["never_launched", "running"]
 
 
+def test_a_launch_that_is_never_answered_and_never_listed_is_given_up_and_the_job_goes_on(world: World):
+    """As one whose token has launched by other parameters a machine that ended long ago."""
+    job = world.submit()
+    first: list[str] = []
+
+    def fault(token: str) -> Fault | None:
+        first[:] = first or [token]
+        return "lost_request" if token == first[0] else None
+
+    world.provider.fault = fault
+    for _ in range(90):
+        world.tick(1)
+    assert [machine.state for machine in world.machines(job)] == ["never_launched", "running"]
+    assert str(world.machines(job)[0].id) == first[0]
+    assert launches(world) == 1
+
+
 @pytest.mark.any_database
 def test_an_attempt_that_launched_nothing_closes_and_reopens_under_its_number(world: World):
     world.provider.fault = lambda _: RefusalKind.CAPACITY

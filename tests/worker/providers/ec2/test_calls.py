@@ -519,6 +519,34 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
 
 
 @pytest.mark.any_database
+@pytest.mark.parametrize("changed", ["image", "python"])
+def test_a_launch_that_is_repeated_with_other_parameters_gets_the_machine_that_its_first_call_made(
+    ec2_world: World, aws: FakeAws, changed: str
+):
+    """The row's id is the token, so that EC2 answers a mismatch, as after `aws bootstrap` with another image."""
+    aws.control("listing-lag", listings=3)
+    aws.fault("lost_reply")
+    job = ec2_world.submit(provider="ec2")
+    until(lambda: ec2_world.tick(1) or aws.calls("RunInstances"), every_s=0)
+    settings = aws.settings(python="/opt/new/bin/python") if changed == "python" else aws.settings()
+    if changed == "image":
+        other = next(one["ImageId"] for one in aws.ec2().describe_images()["Images"] if one["ImageId"] != IMAGE)
+        region = settings.regions[REGION].model_copy(update={"image": other})
+        settings = settings.model_copy(update={"regions": {REGION: region}})
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
+    for _ in range(6):
+        ec2_world.tick(1)
+    sent = [call["parameters"] for call in aws.calls("RunInstances")]
+    assert len(sent) > 1
+    assert sent[0] != sent[1]
+    assert sent[0]["ClientToken"] == sent[1]["ClientToken"]
+    (row,), (instance,) = ec2_world.machines(job), aws.instances()
+    assert (row.state, row.provider_id, row.image) == ("running", instance["InstanceId"], IMAGE)
+    ec2_world.tick(1)
+    assert len(aws.calls("RunInstances")) == len(sent), "it isn't asked for again"
+
+
+@pytest.mark.any_database
 def test_a_clock_that_is_ten_minutes_off_is_on_the_job_s_page_until_it_is_set(ec2_world: World, aws: FakeAws):
     off = [600.0]
     ec2_world.control_loop = ec2_world.another_control_loop(ec2=aws.provider(now=lambda: time.time() + off[0]))
