@@ -53,6 +53,17 @@ def test_a_gang_that_is_lost_as_a_whole_is_launched_again_once_it_is_silent(worl
     assert seconds_until_another_attempt(world, job) <= SILENT // S + 2
 
 
+def test_a_machine_that_dies_while_it_boots_is_replaced_before_its_region_is_swept(world: World):
+    job = world.submit()
+    world.tick()
+    world.tick(2)
+    world.tick(2 * SILENT / S)
+    for machine in world.provider.alive():
+        world.provider.end(machine.id, "crashed")
+    world.tick(1)
+    assert [machine.state for machine in world.machines(job)] == ["terminated"]
+
+
 def test_a_lost_machine_is_seen_at_once_by_its_peers_exit(world: World):
     job = training(world)
     lost, other = world.alive(job)

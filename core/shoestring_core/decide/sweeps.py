@@ -13,7 +13,7 @@ from shoestring_core.decide.timeouts import S, Timeouts
 LIVING, CONFIGURED, ENABLED = 30 * S, 300 * S, 3_600 * S
 """How often a region is swept (µs): with machines of ours, one where they may be launched, any other of the account."""
 SILENT = 8 * S
-"""A machine that has not reported for this long may have ended; it reports at least every 5 s."""
+"""A machine that has not reported for this long may have ended; it reports at least every 5 s, once it has booted."""
 
 
 @dataclass(frozen=True)

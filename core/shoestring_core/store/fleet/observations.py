@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import defer, load_only
 
 from shoestring_core.decide import reconcile
@@ -96,8 +96,8 @@ def begin_termination(db: Write, machine: UUID, reason: Reason, *, lease: bool) 
 def load_living_regions(db: Read, provider: str, silent_since: int) -> dict[str, bool]:
     """The regions in which a provider has machines that are alive.
 
-    True: one of them begins or ends, or may have ended: it has been silent since `silent_since` (µs UTC), or the ranks
-    of a machine have exited, as those do whose peers are lost.
+    True: one of them begins or ends, or may have ended: it has been silent since `silent_since` (µs UTC), as those are
+    that boot, or the ranks of a machine have exited, as those do whose peers are lost.
     """
     regions: dict[str, bool] = {}
     asked = {"provider": provider, "silent_since": silent_since}
@@ -156,7 +156,7 @@ _REGIONS = (
         AttemptRow.state,
         JobRow.state,
         JobRow.desired_state,
-        MachineRow.last_report_at <= bindparam("silent_since"),
+        func.coalesce(MachineRow.last_report_at, MachineRow.launched_at) <= bindparam("silent_since"),
         MemberRow.exited_at.is_not(None),
     )
     .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))

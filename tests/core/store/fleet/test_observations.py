@@ -197,7 +197,8 @@ def test_a_region_is_listed_at_once_where_a_machine_may_have_ended(fleet: Fleet)
     def living(silent_since: int = 0) -> dict[str, bool]:
         return fleet.read(observations.load_living_regions, provider, silent_since)
 
-    assert living(fleet.clock.now) == {region: False}, "those that still boot report nothing"
+    assert living(fleet.clock.now - 1) == {region: False}
+    assert living(fleet.clock.now) == {region: True}, "those that boot have said nothing yet"
     fleet.form(job)
     assert living(fleet.clock.now - 1) == {region: False}
     assert living(fleet.clock.now) == {region: True}, "they were silent"
