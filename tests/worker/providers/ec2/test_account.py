@@ -16,6 +16,7 @@ from shoestring_worker.providers.ec2.account.bootstrap import Made, Wanted, boot
 from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws
 
 WANTED = Wanted((REGION,), "me@example.org", image=IMAGE)
+FOREIGN_BUCKET = "shoestring-website"
 
 
 def silent(_message: str) -> None:
@@ -32,6 +33,15 @@ class StoppedAfter(Aws):
     def write(self, *where: str, **arguments: Any) -> dict[str, Any]:
         super().write(*where, **arguments)
         raise Killed
+
+
+class WithoutRightsThere(Aws):
+    """As with the printed policies, which allow nothing of somebody else's bucket."""
+
+    def read(self, *where: str, **arguments: Any) -> dict[str, Any]:
+        if arguments.get("Bucket") == FOREIGN_BUCKET:
+            raise AwsError("s3 refused it", "AccessDenied")
+        return super().read(*where, **arguments)
 
 
 @functools.cache
@@ -191,3 +201,11 @@ def test_teardown_lists_images_snapshots_and_addresses_and_leaves_foreign_ones(a
     run_teardown(account)
     assert [tables(aws)[REGION][kind] for kind in ("volumes", "addresses")] == [1, 1]
     assert inventory.images(account, REGION) == []
+
+
+def test_a_bucket_whose_name_begins_like_ours_keeps_nothing_from_being_removed(aws: FakeAws):
+    aws.s3().create_bucket(Bucket=FOREIGN_BUCKET)
+    account = WithoutRightsThere(aws.url)
+    run_bootstrap(account)
+    run_teardown(account)
+    assert tables(aws)["buckets"] == {FOREIGN_BUCKET: 0}

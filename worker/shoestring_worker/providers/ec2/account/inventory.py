@@ -14,10 +14,10 @@ from shoestring_worker.providers.ec2.account.aws import GLOBAL_REGION, Aws, AwsE
 from shoestring_worker.providers.ec2.account.ownership import (
     ANY_OF_OURS,
     BUDGET,
-    NAME,
     OURS,
     ROLE_DESCRIPTION,
     SPOT_ROLE_PATH,
+    bucket_name,
     has_account_tag,
 )
 
@@ -170,10 +170,11 @@ def counted(kind: str, number: int) -> str:
 
 
 def _buckets(aws: Aws) -> Iterator[Thing]:
+    of_ours = bucket_name(aws.account(), "")
     for bucket in aws.read("s3", GLOBAL_REGION, "list_buckets")["Buckets"]:
         name = bucket["Name"]
-        if not name.startswith(f"{NAME}-"):
-            continue
+        if not name.startswith(of_ours):
+            continue  # nor may these credentials read the tags of others
         region = aws.read("s3", GLOBAL_REGION, "get_bucket_location", Bucket=name)["LocationConstraint"]
         region = region or GLOBAL_REGION
         try:

@@ -8,10 +8,11 @@ from typing import Any
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 
 from shoestring_worker.providers.ec2.account.base_image import BASE, UBUNTU
-from shoestring_worker.providers.ec2.account.ownership import SERVICE_PATH, SPOT_ROLE, SPOT_SERVICE
+from shoestring_worker.providers.ec2.account.ownership import ACCOUNT_TAG, NAME, SERVICE_PATH, SPOT_ROLE, SPOT_SERVICE
 
 SWEPT = ("instance", "volume", "elastic-ip", "spot-instances-request", "placement-group")
 USED = ("subnet", "security-group", "key-pair", "placement-group")
+NETWORK = ("Vpc", "Subnet", "InternetGateway", "SecurityGroup")
 CREATING = ["RunInstances", "CreatePlacementGroup"]
 
 
@@ -19,7 +20,6 @@ def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, An
     """Of API and worker: they launch only in these regions, and change only what carries a deployment's tag."""
     in_regions = {"StringEquals": {"aws:RequestedRegion": regions}}
     tagged = {"Null": {f"aws:RequestTag/{DEPLOYMENT_TAG}": "false"}}
-    ours = {"Null": {f"aws:ResourceTag/{DEPLOYMENT_TAG}": "false"}}
     swept = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in SWEPT]
     created = [*swept, f"arn:aws:ec2:*:{account}:network-interface/*"]
     used = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in USED]
@@ -33,7 +33,7 @@ def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, An
                 "ec2:TerminateInstances", "ec2:DeleteVolume", "ec2:ReleaseAddress", "ec2:CancelSpotInstanceRequests",
                 "ec2:DeletePlacementGroup",
             ],
-            swept, ours,
+            swept, _tagged(DEPLOYMENT_TAG),
         ),
         _allow(["s3:ListBucket"], [f"arn:aws:s3:::{bucket}"]),
         _allow(["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"], [f"arn:aws:s3:::{bucket}/*"]),
@@ -41,15 +41,20 @@ def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, An
 
 
 def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, Any]:
-    """Of whoever runs `shoestring aws`, besides the worker's: it makes, checks and removes what bootstrap makes."""
-    network = ("Vpc", "Subnet", "InternetGateway", "SecurityGroup")
-    made = [f"ec2:{verb}{kind}" for kind in network for verb in ("Create", "Delete")]
-    more = [
-        "ec2:CreateTags", "ec2:CreateRoute", "ec2:CreateVpcEndpoint", "ec2:DeleteVpcEndpoints",
-        "ec2:AttachInternetGateway", "ec2:DetachInternetGateway", "ec2:AuthorizeSecurityGroupIngress",
-        "ec2:AuthorizeSecurityGroupEgress", "ec2:DeletePlacementGroup",
-        "ec2:DeregisterImage", "ec2:DeleteSnapshot", "ec2:RunInstances", "ec2:TerminateInstances",
-        "ec2:DeleteTags", "ec2:CreateVolume", "ec2:AttachVolume", "ec2:AllocateAddress", "ec2:AssociateAddress",
+    """Of whoever runs `shoestring aws`, besides the worker's: it makes, checks and removes what bootstrap makes.
+
+    It removes only what has a tag of ours, in any region. Whose bucket another one of ours is, teardown asks as well.
+    """
+    in_regions = {"StringEquals": {"aws:RequestedRegion": regions}}
+    makes = [
+        *(f"ec2:Create{kind}" for kind in (*NETWORK, "Route", "VpcEndpoint", "Volume", "Tags")), "ec2:DeleteTags",
+        "ec2:AttachInternetGateway", "ec2:AuthorizeSecurityGroupIngress", "ec2:AuthorizeSecurityGroupEgress",
+        "ec2:RunInstances", "ec2:AttachVolume", "ec2:AllocateAddress", "ec2:AssociateAddress",
+    ]  # fmt: skip
+    copies = ["ec2:DeregisterImage", "ec2:DeleteSnapshot"]
+    removes = [
+        *(f"ec2:Delete{kind}" for kind in (*NETWORK, "VpcEndpoints", "Volume")), *copies,
+        "ec2:DetachInternetGateway", "ec2:TerminateInstances", "ec2:ReleaseAddress",
     ]  # fmt: skip
     role = f"arn:aws:iam::{account}:role/aws-service-role/{SPOT_SERVICE}/{SPOT_ROLE}"
     service = [f"arn:aws:iam::{account}:{kind}{SERVICE_PATH}*" for kind in ("role", "instance-profile")]
@@ -60,34 +65,36 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
         "iam:AddRoleToInstanceProfile", "iam:RemoveRoleFromInstanceProfile",
     ]  # fmt: skip
     buckets = [
-        "s3:GetObject", "s3:CreateBucket", "s3:GetBucketLocation", "s3:DeleteBucket",
-        "s3:ListBucket", "s3:ListBucketVersions", "s3:DeleteObject",
-        "s3:DeleteObjectVersion", "s3:GetBucketTagging", "s3:PutBucketTagging", "s3:GetBucketPublicAccessBlock",
+        "s3:GetObject", "s3:CreateBucket", "s3:DeleteBucket", "s3:ListBucketVersions", "s3:DeleteObject",
+        "s3:DeleteObjectVersion", "s3:PutBucketTagging", "s3:GetBucketPublicAccessBlock",
         "s3:PutBucketPublicAccessBlock", "s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration",
         "s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload",
     ]  # fmt: skip
     return _policy(
-        _allow([*made, *more], ["*"], {"StringEquals": {"aws:RequestedRegion": regions}}),
-        _allow(
-            [
-                "ec2:Describe*",
-                "servicequotas:ListServiceQuotas",
-                "servicequotas:GetServiceQuota",
-                "pricing:GetProducts",
-            ],
-            ["*"],
-        ),
+        _allow(makes, ["*"], in_regions),
+        _allow(removes, ["*"], _tagged(ACCOUNT_TAG)),
+        _allow(copies, ["*"], _tagged(DEPLOYMENT_TAG)),
+        _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas", "pricing:GetProducts"], ["*"]),
         _allow(["ssm:GetParameter"], [f"arn:aws:ssm:*::parameter{image.parameter}" for image in (BASE, UBUNTU)]),
         _allow(["iam:ListRoles", "iam:ListInstanceProfiles", "s3:ListAllMyBuckets"], ["*"]),
         _allow(roles, service),
         _allow(["iam:CreateServiceLinkedRole", "iam:DeleteServiceLinkedRole"], [role]),
+        _allow(["s3:GetBucketLocation", "s3:GetBucketTagging", "s3:ListBucket"], [f"arn:aws:s3:::{NAME}-{account}-*"]),
         _allow(buckets, [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]),
-        _allow(["budgets:ViewBudget", "budgets:ModifyBudget"], [f"arn:aws:budgets::{account}:budget/*"]),
+        _allow(
+            ["budgets:ViewBudget", "budgets:ModifyBudget", "budgets:TagResource"],
+            [f"arn:aws:budgets::{account}:budget/*"],
+        ),
     )
 
 
 def _policy(*statements: dict[str, Any]) -> dict[str, Any]:
     return {"Version": "2012-10-17", "Statement": list(statements)}
+
+
+def _tagged(tag: str) -> dict[str, Any]:
+    """A condition: the thing has this tag, with any value."""
+    return {"Null": {f"aws:ResourceTag/{tag}": "false"}}
 
 
 def _allow(actions: list[str], resources: list[str], condition: dict[str, Any] | None = None) -> dict[str, Any]:
