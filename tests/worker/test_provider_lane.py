@@ -13,7 +13,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_worker.provider_lane import POLL_INTERVAL_S, ProviderLane, wait_for_answers
-from shoestring_worker.providers.base import ManagedProvider
+from shoestring_worker.providers.base import ManagedProvider, OutcomeUnknown
 from shoestring_worker.steps import ItemRunner
 
 from tests.servers import PATIENCE_S
@@ -26,6 +26,7 @@ class Lane:
     def __init__(self, world: World) -> None:
         self.world, self.answers, self.asked, self.handed_over = world, Event(), 0, list[UUID]()
         self.answers.set()
+        self.failure: OutcomeUnknown | None = None
         self.offers = world.provider.offers
         world.provider.offers = self._offers
         managed = ManagedProvider(world.provider, world.timeouts)
@@ -37,6 +38,8 @@ class Lane:
     def _offers(self, requirements: Collection[Any]) -> list[Offer]:
         self.asked += 1
         assert self.answers.wait(PATIENCE_S)
+        if self.failure:
+            raise self.failure
         return self.offers(requirements)
 
     def poll(self) -> None:
@@ -79,6 +82,17 @@ def test_a_slow_provider_is_not_waited_for_and_its_launches_are_left_to_the_next
     assert lane.handed_over == [UUID(int=1)]
     assert lane.lane.begin_poll((), lane.world.clock.now) == []
     assert lane.lane.begin_launches([UUID(int=3)]) == []
+
+
+def test_a_problem_that_lasts_is_kept_as_it_was_first_told_until_the_provider_answers(lane: Lane):
+    """A silence that passes by itself says nothing about it, and the provider's words may change each time."""
+    said = []
+    for failure in (OutcomeUnknown("late"), *(OutcomeUnknown(f"at {n}: set the clock", lasts=True) for n in (1, 2)),
+                    OutcomeUnknown("late"), None):  # fmt: skip
+        lane.failure = failure
+        lane.poll()
+        said.append(lane.lane.problem)
+    assert said == ["", *["at 1: set the clock"] * 3, ""]
 
 
 def test_offers_are_stored_when_they_change_and_every_ten_seconds(lane: Lane, world: World):

@@ -109,7 +109,8 @@ class ControlLoop:
         }
         self._scheduler = JobScheduler(
             self.store, self.providers, self.objects, self.timeouts, self.agent_url, self.ca, self.deployment,
-            self._items, schedule_again=self._more_work.set, monotonic=self.monotonic,
+            self._items, schedule_again=self._more_work.set, find_problems=self._find_problems,
+            monotonic=self.monotonic,
         )  # fmt: skip
         self._deadlines = DeadlineStep(self.store, self.providers, self._items)
         self._attempts = AttemptSteps(
@@ -271,6 +272,10 @@ class ControlLoop:
         due = [lane for name, lane in self._lanes.items() if lane.is_due or demand.jobs_queued or name in demand.in_use]
         polls = [call for lane in due for call in lane.begin_poll(self._scheduler.requirements, demand.now)]
         wait_for_answers(polls, self.answer_wait_s)
+
+    def _find_problems(self) -> dict[str, str]:
+        """Of providers that can't be asked until somebody acts."""
+        return {name: lane.problem for name, lane in self._lanes.items() if lane.problem}
 
     def _launch_machines(self, planned: Sequence[PlannedMachine]) -> None:
         by_provider = {name: [machine.id for machine in planned if machine.provider == name] for name in self._lanes}

@@ -21,7 +21,7 @@ from shoestring_core.store.fleet.offers import save_offers
 
 from shoestring_worker.failpoints import around
 from shoestring_worker.launcher import Launcher
-from shoestring_worker.providers.base import ManagedProvider
+from shoestring_worker.providers.base import ManagedProvider, OutcomeUnknown
 from shoestring_worker.reconciler import Reconciler
 from shoestring_worker.steps import ItemRunner, write
 
@@ -43,6 +43,8 @@ class ProviderLane:
     monotonic: Callable[[], float]
     answer_wait_s: float
 
+    problem: str = ""
+    """Why it can't say what it offers until somebody acts, as a sentence."""
     _poll: Future[None] | None = None
     _polled_at: float = float("-inf")
     _prompt: bool = True
@@ -94,7 +96,13 @@ class ProviderLane:
 
     def _refresh_offers(self, requirements: Collection[Requirements]) -> None:
         """Store the offers if they have changed, and every POLL_INTERVAL_S that the provider has answered."""
-        offers = around("offers", lambda: self.provider.adapter.offers(requirements))
+        try:
+            offers = around("offers", lambda: self.provider.adapter.offers(requirements))
+        except OutcomeUnknown as unknown:
+            if unknown.lasts and not self.problem:  # the provider's words may differ each time
+                self.problem = str(unknown)
+            raise
+        self.problem = ""
         if offers == self._saved_offers and self.monotonic() < self._saved_at + POLL_INTERVAL_S:
             return
         write(self.store, save_offers, self.name, offers, self.provider.timeouts)

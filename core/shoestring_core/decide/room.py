@@ -15,6 +15,7 @@ from shoestring_core.decide.queue import AccountBalance, QueuedJob, RunningJob
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, WaitDetail
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Room:
     storage: funding.Storage
     slots_blocked_by: dict[str, Blocker] = field(default_factory=dict)
     quotas_blocked: tuple[str, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
     _placements: dict[Requirements, Placement] = field(default_factory=dict)
     _openings: dict[tuple[Requirements, int | None, int | None], Opening | None] = field(default_factory=dict)
 
@@ -93,6 +95,18 @@ class Room:
             found = rank_offers(self.offers, requirements, self.now, self.refusals)
             self._placements[requirements] = found
         return found
+
+    def why_none(self, requirements: Requirements) -> WaitDetail:
+        """Why no offer suits a job; where a provider that might have one can't be asked, what to do about that."""
+        why = self.placement(requirements).why_none
+        if isinstance(why, ProviderUnanswered):
+            return replace(why, problem=self.problems.get(why.provider, ""))
+        if isinstance(why, NoOffer):
+            known = {offer.provider for offer in self.offers}
+            for provider, problem in self.problems.items():
+                if provider not in known and requirements.provider in (None, provider):
+                    return ProviderUnanswered(provider, problem)
+        return why
 
     def lowest_rate(self, queued: QueuedJob) -> int:
         """Micro-dollars an hour of the job's machines on the best offer; 0 if none suits it."""

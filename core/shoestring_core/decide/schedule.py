@@ -138,6 +138,7 @@ def schedule_jobs(
     now: int,
     timeouts: Mapping[str, Timeouts],
     storage: funding.Storage = funding.STORABLE,
+    problems: Mapping[str, str] | None = None,
 ) -> SchedulingDecision:
     """Decide for each job, in the order of service; each start reduces what is left for the jobs behind it.
 
@@ -145,14 +146,16 @@ def schedule_jobs(
 
     offers    of providers that are served now
     timeouts  by provider
+    problems  by provider: why it can't be asked until somebody acts, as a sentence
     """
     available = tuple(offers)
     with_quota = quotas.offers_with_quota(available)
     running = [replace(job, vcpus=quotas.vcpus_in_use(dict(job.machines), with_quota)) for job in snapshot.running]
     vcpus_in_use = quotas.vcpus_in_use(snapshot.products, with_quota)
     room = Room(
-        available, dict(snapshot.machines_in_use), vcpus_in_use, now, snapshot.refusals, dict(timeouts), storage
-    )
+        available, dict(snapshot.machines_in_use), vcpus_in_use, now, snapshot.refusals, dict(timeouts), storage,
+        problems=problems or {},
+    )  # fmt: skip
     about_to_be_free = RoomAboutToBeFree(room, running)
     time_limits = TimeLimits(running, about_to_be_free.slots)
     starts: list[Start] = []
@@ -332,7 +335,7 @@ def _decide(turn: _Turn, room: Room, precedence: _Precedence) -> Start | Wait:
         return Wait(queued.job, _for_spot(queued.deadline))
     opening = room.opening(queued, most_gpus)
     if opening is None and room.placement(requirements).best is None:
-        return Wait(queued.job, room.placement(requirements).why_none)
+        return Wait(queued.job, room.why_none(requirements))
     if queued.terminating_machines or queued.closing:
         detail = waits.EarlierMachinesTerminating(max(1, queued.terminating_machines))
         suitable = tuple(room.placement(requirements).best_by_provider)

@@ -53,12 +53,16 @@ class NoOffer(WaitDetail):
 
 @dataclass(frozen=True)
 class ProviderUnanswered(WaitDetail):
+    """`problem`: that somebody has to solve before it answers, as a sentence; "": none is known."""
+
     code = "provider_unanswered"
     waits_for = WaitReason.CAPACITY
     provider: str
+    problem: str = ""
 
     def text(self) -> str:
-        return f"{self.provider} does not answer. The job starts once it does."
+        problem = f" {self.problem.rstrip('.')}." if self.problem else ""
+        return f"{self.provider} does not answer.{problem} The job starts once it does."
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapsho
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.schedule import Start, StartInputs, Wait, decide_start, find_shortage, schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
+from shoestring_core.spec.gpus import GpuChoice
 from shoestring_core.wording import waits
 
 NOW = 1_800_000_000 * S
@@ -111,6 +112,22 @@ def test_no_job_starts_at_a_provider_that_has_not_answered_for_long():
     assert [wait.detail for wait in decided.waits] == [waits.ProviderUnanswered("sim")]
     fresh = replace(old, fetched_at=NOW - MAX_OFFER_AGE)
     assert len(schedule_jobs(snapshot(queued(1, provider="sim")), [fresh], NOW, TIMEOUTS).starts) == 1
+
+
+def test_a_job_is_told_why_a_provider_that_might_suit_it_cannot_be_asked():
+    silent, problems = replace(sim(), fetched_at=NOW - MAX_OFFER_AGE - 1), {"sim": "Set the clock."}
+    needs_gpu = replace(queued(2), requirements=Requirements(gpus=(GpuChoice("A10G"),)))
+
+    def wait(job: QueuedJob, known: list[Offer]) -> waits.WaitDetail:
+        (one,) = schedule_jobs(snapshot(job), known, NOW, TIMEOUTS, problems=problems).waits
+        return one.detail
+
+    told = waits.ProviderUnanswered("sim", "Set the clock.")
+    assert wait(queued(1, provider="sim"), [silent]) == told
+    assert wait(queued(1, provider="sim"), []) == told
+    assert wait(needs_gpu, offers()) == told
+    for job, known in ((queued(1, provider="far"), []), (needs_gpu, [sim()])):
+        assert isinstance(wait(job, known), waits.NoOffer)
 
 
 def test_jobs_start_in_order_while_there_are_slots():

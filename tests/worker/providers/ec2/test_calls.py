@@ -566,6 +566,24 @@ def test_a_clock_that_is_ten_minutes_off_is_on_the_job_s_page_until_it_is_set(ec
     assert machine.state == "running", "nothing was refused"
 
 
+@pytest.mark.any_database
+def test_a_clock_that_is_off_from_the_start_is_why_jobs_wait_and_they_start_once_it_is_set(
+    ec2_world: World, aws: FakeAws
+):
+    provider = aws.provider(now=lambda: time.time() - 600)
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=provider)
+    asked = len(aws.calls("DescribeSpotPriceHistory"))
+    aws.fault("error", "DescribeSpotPriceHistory", code="RequestExpired", status=400, message="Too old", times=2)
+    job = ec2_world.submit(resources={"provider": "ec2", "gpu": "A10G"})
+    ec2_world.tick(1)
+    ec2_world.tick(1)
+    said = status(ec2_world, job)
+    assert "ec2 does not answer" in said
+    assert "The clock of the service's computer is 10 minutes behind AWS's: set it" in said
+    until(lambda: ec2_world.tick(1) or aws.instances())
+    assert len(aws.calls("DescribeSpotPriceHistory")) >= asked + 3
+
+
 def status(world: World, job: UUID) -> str:
     with world.store.read() as db:
         return status_of(queries.load_job_rows(db, queries.load_jobs(db, [job]))[0]).text()
