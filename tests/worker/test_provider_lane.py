@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.timeouts import S
-from shoestring_core.store.fleet.offers import load_offers
+from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 from shoestring_worker.provider_lane import POLL_INTERVAL_S, ProviderLane, wait_for_answers
 from shoestring_worker.providers.base import ManagedProvider, OutcomeUnknown
 from shoestring_worker.steps import ItemRunner
@@ -82,6 +82,17 @@ def test_a_slow_provider_is_not_waited_for_and_its_launches_are_left_to_the_next
     assert lane.handed_over == [UUID(int=1)]
     assert lane.lane.begin_poll((), lane.world.clock.now) == []
     assert lane.lane.begin_launches([UUID(int=3)]) == []
+
+
+def test_a_provider_is_known_before_it_has_answered(lane: Lane, world: World):
+    lane.failure = OutcomeUnknown("late")
+    for _ in range(2):
+        lane.poll()
+    with world.store.read() as db:
+        assert (load_timeouts(db), load_offers(db)) == ({"sim": world.timeouts}, [])
+    lane.failure = None
+    lane.poll()
+    assert lane.stored() == ("0.158", 0)
 
 
 def test_a_problem_that_lasts_is_kept_as_it_was_first_told_until_the_provider_answers(lane: Lane):

@@ -17,7 +17,7 @@ from uuid import UUID
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.store.db import Store
-from shoestring_core.store.fleet.offers import save_offers
+from shoestring_core.store.fleet.offers import register_provider, save_offers
 
 from shoestring_worker.failpoints import around
 from shoestring_worker.launcher import Launcher
@@ -47,6 +47,7 @@ class ProviderLane:
     """Why it can't say what it offers until somebody acts, as a sentence."""
     _poll: Future[None] | None = None
     _polled_at: float = float("-inf")
+    _registered: bool = False
     _prompt: bool = True
     """The last poll was answered in time; ticks don't wait for a provider that is slow."""
     _saved_offers: list[Offer] = field(default_factory=list)
@@ -85,10 +86,16 @@ class ProviderLane:
     def _poll_once(self, requirements: Collection[Requirements], now: int) -> None:
         begun = time.monotonic()
         try:
+            self.items.run(f"provider {self.name}", self._register)
             self.items.run(f"the list of {self.name} machines", self._reconciler.reconcile, now)
             self.items.run(f"the offers of {self.name}", self._refresh_offers, requirements)
         finally:
             self._prompt = time.monotonic() - begun < self.answer_wait_s
+
+    def _register(self) -> None:
+        if not self._registered:
+            write(self.store, register_provider, self.name, self.provider.timeouts)
+            self._registered = True
 
     def _offload_launch(self, machine: UUID) -> None:
         if self._prompt:  # other workers' threads would wait for it as well

@@ -749,7 +749,7 @@ class ProviderRow(Base):
     timeouts: Mapped[dict[str, Any]]
     """decide.timeouts.Timeouts, as JSON."""
     answered_at: Mapped[int]
-    """When it last said what it offers."""
+    """When it last said what it offers; 0: never."""
     offers_version: Mapped[int]
     """Counts its answers: whoever has read its offers at this version needn't read them again."""
 

@@ -19,6 +19,12 @@ from shoestring_core.store.transactions import Read, Write
 log = logging.getLogger(__name__)
 
 
+def register_provider(db: Write, provider: str, timeouts: Timeouts) -> None:
+    """A worker serves it, and it hasn't said yet what it offers. Changes nothing if it is known."""
+    described = {"timeouts": _TIMEOUTS.dump_python(timeouts, mode="json"), "answered_at": 0, "offers_version": 0}
+    db.insert_new(ProviderRow, name=provider, **described)
+
+
 def save_offers(db: Write, provider: str, current: Iterable[Offer], timeouts: Timeouts) -> None:
     """Replace the stored offers of one provider, which has just answered; those of others stay as they are.
 
