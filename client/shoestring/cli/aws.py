@@ -52,8 +52,9 @@ def panic(
 ) -> None:
     """End all machines, spot requests, volumes and addresses with our tag, in all regions.
 
-    It needs AWS credentials as boto3 finds them, and neither the service nor its database. Things without the tag
-    `shoestring` are never touched. Stop the service first, or it starts new machines. Repeating it is safe.
+    It needs AWS credentials as boto3 finds them, and neither the service nor its database. Things without our tags
+    are never touched. Stop a service elsewhere first, or it starts new machines: that of `aws up` is ended too, unless
+    --deployment names one; its volume and its address stay. Repeating it is safe.
     Exit code 1: something is left, or a region could not be asked.
 
     \b

@@ -121,6 +121,21 @@ def test_from_bootstrap_to_a_job_s_machine_and_a_service_that_is_stopped_and_goe
     assert tables(aws) == before
 
 
+WITHOUT_T3 = "us-east-1e"
+"""A real one, in the table of types and zones that moto has from EC2."""
+
+
+def test_the_service_is_in_a_zone_that_has_its_type_of_machine(aws: FakeAws, operator: Operator):
+    subnets = operator.made.settings[REGION]["subnets"]
+    operator.made.settings[REGION]["subnets"] = {WITHOUT_T3: aws.subnet(WITHOUT_T3)}
+    with pytest.raises(AwsError, match=r"has t3\.small, on .* Add a subnet in one of: us-east-1a, us-east-1b"):
+        operator.up(account_of(aws.url))
+    assert operator.volumes() == []
+    operator.made.settings[REGION]["subnets"] |= subnets
+    operator.up(account_of(aws.url))
+    assert [volume["AvailabilityZone"] for volume in operator.volumes()] == [ZONE]
+
+
 def test_run_twice_neither_up_nor_down_changes_anything(aws: FakeAws, operator: Operator):
     account = account_of(aws.url)
     for verb in (operator.up, operator.down):

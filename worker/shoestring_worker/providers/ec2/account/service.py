@@ -21,7 +21,7 @@ from shoestring_worker.providers.ec2.account.ownership import (
     service_tags,
     tag_specifications,
 )
-from shoestring_worker.providers.ec2.account.service_environment import describe_image, make_wheelhouse
+from shoestring_worker.providers.ec2.account.service_environment import choose_zone, describe_image, make_wheelhouse
 from shoestring_worker.providers.ec2.account.service_launch import (
     TYPE,
     VOLUME_GIB,
@@ -121,12 +121,13 @@ class ServiceInAccount:
         def find() -> dict[str, Any] | None:
             return min(self._volumes(), key=lambda volume: str(volume["VolumeId"]), default=None)
 
-        found, zone = find(), next(iter(self._chosen.subnets))
+        found = find()
         self._steps.ensure(
             f"volume of {VOLUME_GIB} GiB, encrypted, for the service's data",
             found["VolumeId"] if found else None,
             lambda: self._write(
-                "create_volume", AvailabilityZone=zone, Size=VOLUME_GIB, VolumeType="gp3", Encrypted=True,
+                "create_volume", AvailabilityZone=choose_zone(self._aws, self._region, self._chosen.subnets),
+                Size=VOLUME_GIB, VolumeType="gp3", Encrypted=True,
                 TagSpecifications=service_tags("volume"),
             )["VolumeId"],
         )  # fmt: skip
