@@ -65,6 +65,8 @@ TESTS = (
     "tests/worker/test_item_failures.py", "tests/worker/test_leaks.py", "tests/worker/test_providers.py",
     "tests/worker/test_query_plans.py", "tests/worker/test_queue.py", "tests/worker/test_recovery.py",
     "tests/worker/test_refusals.py", "tests/worker/test_stale_arguments.py",
+    "tests/core/store/test_commitments.py", "tests/api/test_leaks.py", "tests/api/test_deadlines.py",
+    "tests/api/test_preempt.py", "tests/api/test_queue.py",
 )  # fmt: skip
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--db", "sqlite", "--seed", "1", "--hypothesis-seed", "1")
 
