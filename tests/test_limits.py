@@ -25,6 +25,7 @@ DOCUMENTED = {
         "MAX_BYTES": "256 KiB", "MAX_VALUES": "4,000", "MAX_DEPTH": "12", "MAX_KEY_CHARACTERS": "200 characters",
         "MAX_NUMBER_DIGITS": "30",
     },
+    "core/shoestring_core/rest.py": {"MAX_SENTENCE": "500; 100; 1,000 characters"},
     "core/shoestring_core/money.py": {"MAX_MICRO": "a billion dollars"},
     "core/shoestring_core/spec/model.py": {"MAX_PARAMS": "200; 64"},
     "core/shoestring_core/spec/field_types.py": {

@@ -47,6 +47,13 @@ class Resource(BaseModel):
     )
 
 
+MAX_SENTENCE = 500
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
+"""Of a person, about what they change."""
+Dollars = Annotated[str, Field(max_length=100)]
+"""Decimal, as a client sends them."""
+
+
 class RequestBody(Resource):
     """What a client sends: unknown fields are refused, and nothing is converted, such as true to 1."""
 
@@ -360,7 +367,7 @@ class BudgetWhatIf(RequestBody):
     """Another limit or weight of a budget; what isn't named stays as it is."""
 
     budget: UUID = Field(strict=False)
-    limit: str | None = None
+    limit: Dollars | None = None
     """Dollars of its period, such as 25.00; "none": no limit."""
     weight: int | None = Field(default=None, ge=MIN_WEIGHT, le=MAX_WEIGHT)
 
@@ -373,7 +380,7 @@ class JobWhatIf(RequestBody):
     """Before its owner's other jobs."""
     any_machine: bool = False
     """On machines of any provider, place, type and market."""
-    gpu: str | None = None
+    gpu: str | None = Field(default=None, max_length=1_000)
     """On machines with these GPUs, as `resources.gpu` has them."""
     deadline: AwareDatetime | None = Field(default=None, strict=False)
     """Another one, of a job that has limits.deadline."""
@@ -875,23 +882,23 @@ class BudgetList(Resource):
 
 
 class SetBudgetRequest(RequestBody):
-    limit: str
+    limit: Dollars
     """Decimal dollars."""
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class GrantRequest(RequestBody):
-    amount: str
+    amount: Dollars
     """Decimal dollars to add to the limit."""
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class TransferRequest(RequestBody):
     to: UUID = Field(strict=False)
     """The budget that gets them; below the same budget as the one that gives."""
-    amount: str
+    amount: Dollars
     """Decimal dollars."""
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class BudgetRequest(Resource):
@@ -921,26 +928,26 @@ class BudgetRequestList(Resource):
 
 
 class AskForBudgetRequest(RequestBody):
-    amount: str
+    amount: Dollars
     """Decimal dollars to add to the limit."""
-    why: str = Field(min_length=1, max_length=500)
+    why: Sentence = Field(min_length=1)
     budget: UUID | None = Field(default=None, strict=False)
     """Your own budget or your team's; None: your own if it has a limit, else the team's."""
 
 
 class DecideBudgetRequest(RequestBody):
-    note: str = Field(default="", max_length=500)
+    note: Sentence = ""
 
 
 class SetWeightRequest(RequestBody):
     weight: int = Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class SetGuaranteedRateRequest(RequestBody):
-    rate: str
+    rate: Dollars
     """Decimal dollars an hour; 0: all that the team uses is borrowed."""
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class SetConcurrencyRequest(RequestBody):
@@ -948,7 +955,7 @@ class SetConcurrencyRequest(RequestBody):
 
     max_jobs: int | None = Field(ge=0, le=MAX_CAP)
     max_gpus: int | None = Field(ge=0, le=MAX_CAP)
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class SetPeriodRequest(RequestBody):
@@ -960,15 +967,15 @@ class SetPeriodRequest(RequestBody):
     starts: date | None = Field(default=None, strict=False)
     """The first day, in the future; None: it begins now."""
     rollover: Literal["none", "unspent"] = "none"
-    rollover_cap: str | None = Field(default=None, max_length=100)
+    rollover_cap: Dollars | None = None
     """Decimal dollars that carry over at most; None: all that is unspent."""
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class SetSoftLinesRequest(RequestBody):
     percents: list[int] = Field(max_length=MAX_LINES)
     """Whole numbers from 1 to 100; none: nobody is told."""
-    reason: str = ""
+    reason: Sentence = ""
 
 
 class RecipeParameter(Resource):

@@ -130,6 +130,51 @@ def test_nothing_in_a_report_is_converted(fuzzed: tuple[Deployment, Agent], batc
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request"), answer.text
 
 
+@pytest.mark.parametrize("reason", ["x" * 501, "\ud800"])
+def test_a_reason_that_is_too_long_or_no_text_is_refused_and_changes_nothing(
+    fuzzed: tuple[Deployment, Agent], reason: str
+) -> None:
+    deployment, _ = fuzzed
+    budgets = {one["id"]: one for one in deployment.admin.get("/v1/budgets").json()["budgets"]}
+    for path, body in (
+        ("", {"limit": "7.00"}), (":grant", {"amount": "1.00"}), ("/weight", {"weight": 2}),
+        ("/guaranteed-rate", {"rate": "1.00"}), ("/concurrency", {"max_jobs": 1, "max_gpus": 1}),
+        ("/period", {"kind": "month"}), ("/soft-lines", {"percents": [50]}),
+    ):  # fmt: skip
+        answer = deployment.admin.request(
+            "POST" if path.startswith(":") else "PUT", f"/v1/budgets/{next(iter(budgets))}{path}",
+            content=json.dumps(body | {"reason": reason}), headers={"content-type": "application/json"},
+        )  # fmt: skip
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request"), answer.text
+        assert [one["pointer"] for one in answer.json()["errors"]] == ["/reason"]
+    assert {one["id"]: one for one in deployment.admin.get("/v1/budgets").json()["budgets"]} == budgets
+
+
+def test_each_text_and_list_of_a_body_has_a_bound() -> None:
+    document = json.loads(DOCUMENT.read_text())
+
+    def unbounded(schema: dict[str, Any], at: str) -> Iterator[str]:
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        if schema.get("type") == "string" and not {"maxLength", "enum", "const", "format", "pattern"} & set(schema):
+            yield at
+        if schema.get("type") == "array" and "maxItems" not in schema:
+            yield at
+        inner = {str(number): one for number, one in enumerate(schema.get("anyOf", []))} | schema.get("properties", {})
+        for name, one in (inner | ({"items": schema["items"]} if "items" in schema else {})).items():
+            yield from unbounded(one, at if name.isdigit() else f"{at}/{name}")
+
+    found = {
+        at
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if not path.startswith("/agent/")  # whose bodies have a bound of their own
+        for content in operation.get("requestBody", {}).get("content", {}).values()
+        for at in unbounded(content.get("schema", {}), path)
+    }
+    assert found == {"/v1/jobs/spec", "/v1/quotes/spec"}  # as a document of 256 KiB
+
+
 def test_a_method_that_a_path_lacks_is_answered_with_those_that_it_has(fuzzed: tuple[Deployment, Agent]) -> None:
     deployment, _ = fuzzed
     methods: dict[str, set[str]] = {}

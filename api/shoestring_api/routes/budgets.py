@@ -73,7 +73,7 @@ def set_limit(
         if limit is None or (before is not None and limit > before):
             gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
         after = ledger.set_limit(
-            db, account.id, limit, actor=caller.actor, reason=body.reason[:500], if_version=version
+            db, account.id, limit, actor=caller.actor, reason=body.reason, if_version=version
         )
         _record(db, caller, "set_limit", after, limit=body.limit, reason=body.reason)
         return _serialize(db, after)
@@ -95,7 +95,7 @@ def grant(
         account = _changeable(db, caller, budget_id)
         _require_others(caller, account)
         gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
-        after = ledger.grant(db, account.id, amount, actor=caller.actor, reason=body.reason[:500])
+        after = ledger.grant(db, account.id, amount, actor=caller.actor, reason=body.reason)
         _record(db, caller, "grant", after, amount=body.amount, reason=body.reason)
         return _serialize(db, after)
 
@@ -120,7 +120,7 @@ def transfer(
         source, target = _changeable(db, caller, budget_id), _changeable(db, caller, body.to)
         _require_others(caller, target)
         gangs.resume_jobs_paused_by_budget(db, target.id, caller.actor)
-        reason = body.reason[:500]
+        reason = body.reason
         given, _ = ledger.transfer(db, source.id, target.id, amount, actor=caller.actor, reason=reason)
         _record(db, caller, "transfer", given, amount=body.amount, to=str(target.id), reason=body.reason)
         return _serialize(db, given)
@@ -140,7 +140,7 @@ def set_weight(budget_id: UUID, body: rest.SetWeightRequest, state: StateDep, ca
         account = _own(db, caller, budget_id)
         if account.kind not in ledger.SHARING:
             raise InvalidRequest("Only teams and members have a weight.", hint="Set that of a team or of a member.")
-        after = ledger.set_weight(db, account.id, body.weight, actor=caller.actor, reason=body.reason[:500])
+        after = ledger.set_weight(db, account.id, body.weight, actor=caller.actor, reason=body.reason)
         _record(db, caller, "set_weight", after, weight=body.weight, reason=body.reason)
         return _serialize(db, after)
 
@@ -162,7 +162,7 @@ def set_guaranteed_rate(
         account = _own(db, caller, budget_id)
         if account.kind != "team":
             raise InvalidRequest("Only teams have a guaranteed rate.", hint="Set that of your team.")
-        after = ledger.set_guaranteed_rate(db, account.id, rate, actor=caller.actor, reason=body.reason[:500])
+        after = ledger.set_guaranteed_rate(db, account.id, rate, actor=caller.actor, reason=body.reason)
         _record(db, caller, "set_guaranteed_rate", after, rate=body.rate, reason=body.reason)
         return _serialize(db, after)
 
@@ -181,7 +181,7 @@ def set_concurrency(budget_id: UUID, body: rest.SetConcurrencyRequest, state: St
         if account.kind not in ledger.SHARING:
             raise InvalidRequest("Only teams and members have a concurrency cap.", hint="Set that of one of these.")
         caps = body.max_jobs, body.max_gpus
-        after = ledger.set_concurrency(db, account.id, *caps, actor=caller.actor, reason=body.reason[:500])
+        after = ledger.set_concurrency(db, account.id, *caps, actor=caller.actor, reason=body.reason)
         _record(db, caller, "set_concurrency", after, max_jobs=caps[0], max_gpus=caps[1], reason=body.reason)
         return _serialize(db, after)
 
@@ -204,7 +204,7 @@ def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, ca
             raise InvalidRequest("The budget of a job has no periods.", hint="Set that of your team or a member.")
         _require_others(caller, account)
         plan = _parse_period(body, db.now)
-        after = ledger.set_period(db, account.id, plan, actor=caller.actor, reason=body.reason[:500])
+        after = ledger.set_period(db, account.id, plan, actor=caller.actor, reason=body.reason)
         _record(db, caller, "set_period", after, **body.model_dump(mode="json"))
         return _serialize(db, after)
 
@@ -226,7 +226,7 @@ def set_soft_lines(budget_id: UUID, body: rest.SetSoftLinesRequest, state: State
         account = _changeable(db, caller, budget_id)
         if account.kind not in ledger.BUDGETS:
             raise InvalidRequest("The budget of a job has no soft lines.", hint="Set those of your team or a member.")
-        after = ledger.set_soft_lines(db, account.id, lines, actor=caller.actor, reason=body.reason[:500])
+        after = ledger.set_soft_lines(db, account.id, lines, actor=caller.actor, reason=body.reason)
         _record(db, caller, "set_soft_lines", after, percents=lines, reason=body.reason)
         return _serialize(db, after)
 
