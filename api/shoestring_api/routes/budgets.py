@@ -72,9 +72,7 @@ def set_limit(
             _require_others(caller, account)
         if limit is None or (before is not None and limit > before):
             gangs.resume_jobs_paused_by_budget(db, account.id, caller.actor)
-        after = ledger.set_limit(
-            db, account.id, limit, actor=caller.actor, reason=body.reason, if_version=version
-        )
+        after = ledger.set_limit(db, account.id, limit, actor=caller.actor, reason=body.reason, if_version=version)
         _record(db, caller, "set_limit", after, limit=body.limit, reason=body.reason)
         return _serialize(db, after)
 

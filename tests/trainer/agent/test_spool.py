@@ -85,6 +85,7 @@ def test_a_successor_goes_on_with_the_next_number_and_the_reader_state_of_the_la
         {"event": "x" * 99, "t": 1},
         {"event": "x", "t": -1},
         {"event": "x", "t": 1e300},
+        {"event": "x", "t": 10**400},
         {"event": "x", "t": 1, "loss": float("nan"), "\udfff": 1},
         *({"event": "x", "t": 1, "nested": json.loads("[" * levels + "]" * levels)} for levels in (150, 190, 230, 300)),
     ],

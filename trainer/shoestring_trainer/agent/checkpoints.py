@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from awscrt.checksums import crc64nvme
-from shoestring_core.wire import MAX_MANIFEST_BYTES, CheckpointCommit, CheckpointDownload, UploadUrls
+from shoestring_core.wire import (
+    MAX_CHECKPOINT_BYTES,
+    MAX_MANIFEST_BYTES,
+    CheckpointCommit,
+    CheckpointDownload,
+    UploadUrls,
+)
 
 from shoestring_trainer.agent.rank_files import open_file, open_folder, read_file
 from shoestring_trainer.agent.service_client import (
@@ -33,6 +41,8 @@ from shoestring_trainer.run_files import CheckpointReason
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
+CHECKPOINT_FILE = re.compile(r"step-\d+\.(data|json)(\.tmp)?")
+"""What the trainer writes into the folder of checkpoints; a hook may keep files of its own there."""
 FETCH_TRIES = 5
 URL_EXPIRED = {401, 403}  # an object store's responses to an upload URL
 CURED_BY_A_REPORT = {"batches-missing", "batch-gap"}  # refusals of a commit that the next report cures
@@ -82,8 +92,9 @@ class CheckpointCache:
             checkpoint.manifest.chmod(0o640)
             checkpoint.manifest.replace(manifest)
             for older in os.listdir(folder):
-                if Path(older).stem <= checkpoint.data.stem:
-                    os.unlink(older, dir_fd=folder)
+                if CHECKPOINT_FILE.fullmatch(older) and Path(older).stem <= checkpoint.data.stem:
+                    with suppress(OSError):  # such as of a folder that a hook made
+                        os.unlink(older, dir_fd=folder)
         finally:
             os.close(folder)
         self._remove_all_but(manifest_sha256, self._in_use)
@@ -117,7 +128,7 @@ class CheckpointCache:
                 log.warning("checkpoint of step %d not fetched yet: %s", resume.step, error)
                 await asyncio.sleep(pause)
                 continue
-            except (RequestRejected, ValueError, KeyError, TypeError) as error:
+            except (RequestRejected, ValueError, KeyError, TypeError, RecursionError) as error:
                 problem = str(error)
             wrong += 1
             log.warning("checkpoint of step %d is wrong (try %d of %d): %s", resume.step, wrong, FETCH_TRIES, problem)
@@ -302,6 +313,9 @@ def _with_store_checksum(checkpoint: LocalCheckpoint) -> tuple[bytes, int]:
     checksum = size = 0
     with os.fdopen(open_file(checkpoint.data), "rb") as data:
         while block := data.read(BLOCK_BYTES):
+            # whatever is left to read: a hook may leave a sparse file, or append for ever
+            if max(size + len(block), os.fstat(data.fileno()).st_size) > MAX_CHECKPOINT_BYTES:
+                raise OSError(errno.EFBIG, f"larger than {MAX_CHECKPOINT_BYTES:,} bytes", str(checkpoint.data))
             checksum, size = crc64nvme(block, checksum), size + len(block)
     manifest = json.loads(read_file(checkpoint.manifest, MAX_MANIFEST_BYTES))
     if not isinstance(manifest, dict):

@@ -103,7 +103,7 @@ class RankOutputCollector:
             if not 0 <= at <= LATEST_TIME:
                 raise ValueError("t must be a time")
             return RankEvent(name, at, data)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._warn("events.jsonl", line, error)
             return None
 
