@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -151,17 +151,22 @@ def gpus_of(offer: Offer, nodes: int) -> int:
     return nodes * offer.hardware.gpus if offer.hardware else 0
 
 
-def require_machines(placement: Placement) -> None:
+def require_machines(placement: Placement, unanswered: Collection[str] = ()) -> None:
     """Raise InvalidSpec for a job that could only wait for ever: there are no such machines, or never as many.
 
     One that a price, a quota or a provider's silence keeps from starting may wait: that may change by itself.
+
+    unanswered  providers that have never said yet what they offer
     """
-    _require_enough_slots(placement)
+    if placement.ranked:
+        return
     provider = placement.requirements.provider
     known = [one for one in placement.passed_over if provider in (None, one.offer.provider)]
-    if not placement.ranked and not known:
+    if not known or any(provider in (None, name) for name in unanswered):
         _require_listed_names(placement.requirements)
-    if placement.ranked or not known or any(one.reason not in _LASTING for one in known):
+        return
+    _require_enough_slots(placement)
+    if any(one.reason not in _LASTING for one in known):
         return
     reason = placement.no_offer
     first = next(iter(reason.unmet or (reason.nearest.missed if reason.nearest else ())), "")
@@ -179,7 +184,7 @@ def _require_listed_names(requirements: Requirements) -> None:
 
 def _require_enough_slots(placement: Placement) -> None:
     too_small = [one.offer for one in placement.passed_over if one.reason == "slots"]
-    if placement.ranked or not too_small:
+    if not too_small:
         return
     largest = max(too_small, key=lambda offer: offer.slots or 0)
     reason = TooFewSlots(placement.requirements.nodes, largest.provider, largest.slots or 0)

@@ -162,6 +162,14 @@ def test_a_job_waits_for_what_may_change_by_itself():
         assert found.no_offer.text()
 
 
+def test_a_job_waits_for_a_provider_that_has_not_said_yet_what_it_offers_unless_nobody_has_its_machines():
+    require_machines(placement([LOCAL], gpu="A10G"), {"ec2"})
+    for resources, unanswered in (({"gpu": "A10Q"}, {"ec2"}), ({"gpu": "A10G"}, set()),
+                                  ({"gpu": "A10G", "provider": "local"}, {"ec2"})):  # fmt: skip
+        with pytest.raises(InvalidSpec):
+            require_machines(placement([LOCAL], **resources), unanswered)
+
+
 def test_an_offer_that_misses_least_is_the_nearest():
     near = placement(ALL, gpu="A10G", zones="us-east-1a", spot="only", disk={"size": "20TB"}).no_offer.nearest
     assert near is not None

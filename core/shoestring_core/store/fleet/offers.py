@@ -67,10 +67,14 @@ def load_offers(db: Read) -> list[Offer]:
 
 @dataclass(frozen=True)
 class KnownOffers:
-    """Offers and timeouts of one moment. There is no offer without the timeouts of its provider."""
+    """Offers and timeouts of one moment. There is no offer without the timeouts of its provider.
+
+    unanswered  providers that have never said yet what they offer
+    """
 
     offers: tuple[Offer, ...]
     timeouts: dict[str, Timeouts]
+    unanswered: frozenset[str] = frozenset()
 
 
 def load_known(db: Read) -> KnownOffers:
@@ -79,7 +83,9 @@ def load_known(db: Read) -> KnownOffers:
     last, known = _KNOWN.get(connections, (None, None))
     if known is None or last != answers:
         timeouts = load_timeouts(db)
-        known = KnownOffers(tuple(offer for offer in load_offers(db) if offer.provider in timeouts), timeouts)
+        unanswered = frozenset(name for name, version, _ in answers if version == 0)
+        offers = tuple(offer for offer in load_offers(db) if offer.provider in timeouts)
+        known = KnownOffers(offers, timeouts, unanswered)
         _KNOWN[connections] = (answers, known)
     return known
 

@@ -132,7 +132,7 @@ def min_hold(db: Read, spec: JobSpec) -> int:
     needed = Requirements.of(spec.resources, reserved_time=spec.reserved_time, rate=spec.limits.rate)
     known = db.once(load_known)
     placement = rank_offers(known.offers, needed)
-    require_machines(placement)
+    require_machines(placement, known.unanswered)
     return min((funding.hold_for(offer, needed, known.timeouts) for offer in placement.ranked), default=0)
 
 

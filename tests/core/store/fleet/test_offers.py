@@ -48,6 +48,16 @@ def test_the_version_of_a_providers_offers_rises_with_each_answer_of_its_own(fle
     assert fleet.read(offers.load_versions) == {"local": before["local"] + 1, "other": 1}
 
 
+def test_a_provider_that_is_registered_is_unanswered_until_it_says_what_it_offers(fleet: Fleet) -> None:
+    for _ in range(2):
+        fleet.write(offers.register_provider, "local", fleet.timeouts)
+        known = fleet.read(offers.load_known)
+        assert (known.offers, known.timeouts, known.unanswered) == ((), {"local": fleet.timeouts}, {"local"})
+    fleet.write(offers.save_offers, "local", [], fleet.timeouts)
+    fleet.write(offers.register_provider, "local", fleet.timeouts)
+    assert fleet.read(offers.load_known).unanswered == frozenset()
+
+
 def test_known_offers_are_read_again_when_a_provider_answers_and_only_then(fleet: Fleet) -> None:
     fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
     known = fleet.read(offers.load_known)

@@ -359,10 +359,16 @@ def test_the_machines_of_an_attempt_are_in_one_placement_group_if_the_job_wants_
 
 
 def test_a_job_that_nobody_has_machines_for_is_refused_once_it_is_known_what_there_is(fleet: Fleet) -> None:
-    wanted = spec.parse({"recipe": "digits/quickstart", "resources": {"gpu": "A10"}})
-    assert fleet.read(planning.min_hold, wanted) == 0
+    wanted, misspelt = (
+        spec.parse({"recipe": "digits/quickstart", "resources": {"gpu": gpu}}) for gpu in ("A10G", "A10")
+    )
+    fleet.write(offers.register_provider, "ec2", fleet.timeouts)
     fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
+    assert fleet.read(planning.min_hold, wanted) == 0, "ec2 has not said yet what it offers"
     with pytest.raises(InvalidSpec, match="Did you mean A10G"):
+        fleet.read(planning.min_hold, misspelt)
+    fleet.write(offers.save_offers, "ec2", [], fleet.timeouts)
+    with pytest.raises(InvalidSpec, match="no worker of this service serves ec2"):
         fleet.read(planning.min_hold, wanted)
 
 
