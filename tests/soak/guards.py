@@ -53,11 +53,9 @@ MODULES = (
 )  # fmt: skip
 TESTS = (
     "tests/core/store/fleet", "tests/core/store/test_checkpoints.py", "tests/core/store/test_jobs.py",
-    "tests/core/store/test_commitments.py", "tests/core/store/test_ledger.py", "tests/core/store/test_limits.py",
-    "tests/core/store/test_periods.py", "tests/core/store/test_reports.py", "tests/core/store/test_shares.py",
-    "tests/core/store/test_soft_lines.py", "tests/core/store/test_transitions.py",
+    "tests/core/store/test_ledger.py", "tests/core/store/test_limits.py", "tests/core/store/test_periods.py",
+    "tests/core/store/test_reports.py", "tests/core/store/test_soft_lines.py", "tests/core/store/test_transitions.py",
     "tests/core/decide/test_machines.py", "tests/core/decide/test_sweeps.py", "tests/api/test_agents.py",
-    "tests/api/test_leaks.py", "tests/api/test_queue.py",
     "tests/worker/test_attempt_steps.py", "tests/worker/test_job_scheduler.py", "tests/worker/test_launcher.py",
     "tests/worker/test_provider_lane.py", "tests/worker/test_reconciler.py", "tests/worker/test_steps.py",
     "tests/worker/test_control_loop_ticks.py",

@@ -226,8 +226,8 @@ def _should_admit_waiting(
 
 
 def _record_ready(db: Write, job: JobRow, member: MemberRow, port: int | None) -> bool:
-    generation = db.sql.get(GenerationRow, (job.id, member.generation))
-    if generation is None or generation.state != GenerationState.FORMING:
+    generation = db.sql.get_one(GenerationRow, (job.id, member.generation))
+    if generation.state != GenerationState.FORMING:
         return False
     others = [row for row in rows.load_members(db, job.id, generation.number) if row.node_rank != member.node_rank]
     complete = all(row.ready_at is not None for row in others)

@@ -96,13 +96,13 @@ def overdrawn_jobs(db: Read, job_ids: Collection[UUID]) -> dict[UUID, str]:
     of_these = (AccountRow.kind == "job") & AccountRow.owner.in_([str(job) for job in job_ids])
     shared = AccountRow.kind.in_(("org", "team", "member"))
     accounts = {row.id: row for row in db.sql.scalars(select(AccountRow).where(or_(shared, of_these)))}
-    leaves = {row.owner: row for row in accounts.values() if row.kind == "job"}
+    by_owner = {row.owner: row for row in accounts.values()}
     names: dict[UUID, str] = {}
     for job in job_ids:
-        if leaf := leaves.get(str(job)):
-            short = next((red[account] for account in rows.ancestor_ids(leaf, accounts) if account in red), None)
-            if short is not None:
-                names[job] = ledger.title(db, short)
+        chain = rows.ancestor_ids(by_owner[str(job)], accounts)
+        short = next((red[account] for account in chain if account in red), None)
+        if short is not None:
+            names[job] = ledger.title(db, short)
     return names
 
 

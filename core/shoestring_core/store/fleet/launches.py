@@ -131,7 +131,7 @@ def abandon_launch(db: Write, machine: UUID, listed_at: int, timeouts: Timeouts)
         (MachineRow.state == "planned") & unwanted,
         (MachineRow.state == "launching")
         & (MachineRow.call_deadline <= listed_at - timeouts.consistency_window)
-        & or_(unwanted, MachineRow.refusal.is_not(None) & (MachineRow.refusal != UNKNOWN)),
+        & or_(unwanted, MachineRow.refusal != UNKNOWN),  # NULL, not refused, is not unequal either
     )
     refused = row.refused_at is not None
     reason = LaunchRefused(row.refusal or "", row.refusal_text or "") if refused else LaunchNotNeeded()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -15,11 +16,22 @@ from shoestring_core.events import GenerationChange
 from shoestring_core.states import JobState
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import agents, gangs, observations
-from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow
+from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts, machines
+from sqlalchemy import update
 
-from tests.core.world import LAUNCHING, NEVER_LAUNCHED, PLANNED, RUNNING, TERMINATED, TERMINATING, Fleet, about
+from tests.core.world import (
+    LAUNCHING,
+    NEVER_LAUNCHED,
+    PLANNED,
+    RUNNING,
+    TERMINATED,
+    TERMINATING,
+    Fleet,
+    about,
+    meanwhile,
+)
 
 
 def order(fleet: Fleet, machine: UUID, base: str = "http://objects") -> tuple[wire.Order, str]:
@@ -96,6 +108,26 @@ def test_a_machine_that_boots_tells_how_far_it_is_until_its_agent_registers(flee
     assert len(fleet.events("agent")) == 1
 
 
+def test_what_a_boot_report_does_not_say_stays_as_it_was(fleet: Fleet) -> None:
+    machine, other = fleet.ids(fleet.start(nodes=2))
+
+    def boot(**told: Any) -> None:
+        fleet.write(agents.record_boot, wire.BootReport(machine=machine, boot_token="", **told))
+
+    for one in (machine, other):
+        fleet.call(one)
+    boot(phase="driver", driver="580.95.05")
+    assert not fleet.requests_tick(lambda: boot(phase="install"))
+    row = fleet.machine_row(machine)
+    assert (row.driver, row.boot_failure) == ("580.95.05", None)
+    assert fleet.requests_tick(lambda: boot(phase="agent", message="no space", failure="boot"))
+    row = fleet.machine_row(machine)
+    assert (row.driver, row.hello_at) == ("580.95.05", fleet.clock.now)
+    assert row.boot_failure == {"failure": "boot", "phase": "agent", "message": "no space"}
+    untold = fleet.machine_row(other)
+    assert (untold.hello_at, untold.driver, untold.boot_failure) == (None, None, None)
+
+
 # Registration
 
 
@@ -138,6 +170,16 @@ def test_a_machine_that_is_to_end_does_not_register(fleet: Fleet) -> None:
         fleet.alter(MachineRow, MachineRow.id == machine, state=state, ended_at=1)
         assert fleet.register(machine) is None
         assert fleet.machine_row(machine).session_hash is None
+
+
+@pytest.mark.one_case_on_postgresql
+@pytest.mark.parametrize("theirs", [{"state": TERMINATING}, {"session_hash": "another's"}])
+def test_a_machine_that_ends_or_is_bound_meanwhile_gets_no_session(fleet: Fleet, theirs: dict[str, str]) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    with meanwhile(fleet.store, "machines", update(MachineRow).where(MachineRow.id == machine).values(**theirs)):
+        fleet.register(machine)
+    row = fleet.machine_row(machine)
+    assert (row.session_hash, row.registered_at) == (theirs.get("session_hash"), None)
 
 
 def test_a_machine_that_does_not_exist_is_refused(fleet: Fleet) -> None:
@@ -285,6 +327,30 @@ def test_ready_for_an_older_generation_is_no_news(fleet: Fleet) -> None:
     assert fleet.generation_row(job, 2).state == "formed"
 
 
+def test_what_a_member_says_is_recorded_of_its_own_job_alone(fleet: Fleet) -> None:
+    (bystander, _), (job, (machine,)) = fleet.running(), fleet.running()
+    ready_at = fleet.member_rows(bystander)[0].ready_at
+    fleet.clock.pass_(1)
+    fleet.restart(job)
+    fleet.exits(machine, 1, "signal")
+    (untouched,) = fleet.member_rows(bystander)
+    assert (untouched.ready_at, untouched.exited_at, untouched.exits) == (ready_at, None, None)
+
+
+@pytest.mark.one_case_on_postgresql
+@pytest.mark.parametrize("said", ["ready", "exited"])
+def test_what_a_member_said_meanwhile_stands(fleet: Fleet, said: str) -> None:
+    job = fleet.start(nodes=2)
+    fleet.launch(job)
+    for machine in fleet.ids(job):
+        fleet.register(machine)
+    first = {"ready": {"ready_at": 1, "port": 1}, "exited": {"exited_at": 1, "exits": []}}[said]
+    with meanwhile(fleet.store, "members", update(MemberRow).where(MemberRow.machine == machine).values(**first)):
+        fleet.say(machine, said, 1, **({"port": 2} if said == "ready" else {}))
+    member = fleet.member_rows(job)[-1]
+    assert {name: getattr(member, name) for name in first} == first
+
+
 def test_ready_for_a_generation_that_is_over_is_no_news(fleet: Fleet) -> None:
     job = fleet.start()
     (machine,) = fleet.launch(job)
@@ -343,7 +409,8 @@ def test_an_order_has_a_tag_that_changes_with_it_alone(fleet: Fleet) -> None:
     assert order(fleet, other)[1] != tag
     fleet.write(jobs.stop, job, "ann")
     assert order(fleet, machine)[1] != tag
-    assert order(fleet, machine)[0].reason == "user"
+    drain = order(fleet, machine)[0]
+    assert (drain.kind, drain.reason, drain.run) == ("drain", "user", None)
 
 
 def test_ranks_run_as_their_generation_was_formed(fleet: Fleet) -> None:

@@ -314,8 +314,10 @@ def test_a_job_is_settled_once(fleet: Fleet) -> None:
     running, _ = fleet.running()
     fleet.clock.pass_(10)
     job, _ = ended_job(fleet)
+    assert (fleet.read(billing.load_unbilled), fleet.read(billing.load_unsettled)) == ([], [job])
     assert fleet.write(billing.settle_job, job)
     settled_at = fleet.clock.now
+    assert fleet.read(billing.load_unsettled) == []
     fleet.clock.pass_(10)
     assert not fleet.write(billing.settle_job, job)
     assert fleet.job_row(job).settled_at == settled_at
@@ -358,6 +360,14 @@ def test_jobs_on_an_overdrawn_account_are_named_with_the_nearest_one(fleet: Flee
     theirs = stranger.job()
     stranger.hold(theirs, 10)
     assert fleet.read(billing.overdrawn_jobs, [theirs.id]) == {}
+
+
+def test_without_machines_or_jobs_nothing_is_read(fleet: Fleet) -> None:
+    with fleet.store.read() as db:
+        statements: list[str] = []
+        event.listen(db.sql, "do_orm_execute", lambda state: statements.append(str(state.statement)))
+        assert (billing.load_fundings(db, []), billing.overdrawn_jobs(db, [])) == ({}, {})
+    assert statements == []
 
 
 @pytest.mark.any_database

@@ -14,7 +14,7 @@ from shoestring_core.decide.offers import Hardware
 from shoestring_core.decide.timeouts import S
 from shoestring_core.states import EndReason
 from shoestring_core.store import jobs
-from shoestring_core.store.fleet import gangs
+from shoestring_core.store.fleet import agents, gangs
 from shoestring_core.store.tables import AttemptRow, GenerationRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Write
 from shoestring_core.wording import attempts
@@ -87,6 +87,13 @@ def test_ranks_restart_in_the_next_generation_on_the_same_machines(fleet: Fleet)
     told = [(one.generation, one.attempt, one.data["state"], one.reason) for one in fleet.events("generation")]
     assert told[-1] == (2, 1, "forming", RESTART.reason.as_json())
     assert fleet.generation_row(bystander).state == "formed"
+
+
+def test_a_gang_of_fixed_size_restarts_with_a_machine_that_is_about_to_be_preempted(fleet: Fleet) -> None:
+    job, machines = fleet.running(nodes=2)
+    fleet.write(agents.record_notice, machines[1], fleet.clock.now + 120 * S)
+    assert fleet.write(gangs.apply_action, job, 1, 1, RESTART)
+    assert [one.machine for one in fleet.member_rows(job, 2)] == machines
 
 
 @pytest.mark.parametrize(
@@ -232,6 +239,28 @@ def test_a_jobs_failed_attempts_are_counted_without_those_of_other_jobs(fleet: F
         assert lose(fleet, job) == "queued"
     assert another_attempt(fleet, job, launches=False) == 8
     assert lose(fleet, job, CAPACITY) == "queued", "it launched nothing"
+
+
+def test_reasons_of_other_jobs_attempts_do_not_count(fleet: Fleet) -> None:
+    other = fleet.job(retry={"max": 0}, resources={"nodes": 1}).id
+    job = fleet.job(retry={"max": 1}, resources={"nodes": 1}).id
+    another_attempt(fleet, job, step=5)
+    assert lose(fleet, job) == "queued"
+    another_attempt(fleet, other, step=5)
+    assert fleet.write(gangs.close_attempt, other, 1, "stop")
+    another_attempt(fleet, job, step=6)
+    assert lose(fleet, job) == "ended"
+
+
+def test_three_machines_in_a_row_that_do_not_boot_end_a_job_and_three_of_many_do_not(fleet: Fleet) -> None:
+    job = fleet.job(retry={"max": 100}, resources={"nodes": 1}).id
+    boot = failures.EndAttempt("boot", attempts.MachineLost(0, None))
+    for action, launched in ((boot, True), (LOST, True), (boot, True), (CAPACITY, False), (boot, True)):
+        another_attempt(fleet, job, launches=launched)
+        assert lose(fleet, job, action) == "queued", "two in a row: a launch that was refused is none"
+    another_attempt(fleet, job)
+    assert lose(fleet, job, boot) == "ended"
+    assert fleet.job_row(job).end_detail == attempts.NeverTrained(3, boot.detail).as_json()
 
 
 def test_a_job_that_wants_no_retry_ends_with_its_attempt(fleet: Fleet) -> None:
@@ -398,6 +427,9 @@ def test_a_raised_budget_resumes_the_jobs_that_it_paused_and_no_others(fleet: Fl
         fleet.write(gangs.begin_stopping, job)
     for job in (paused, by_user):
         fleet.finish_attempt(job)
+    ended, _ = fleet.running()
+    over = {"state": "ended", "desired_state": "pause", "stop_reason": "budget", "end_reason": "user_code"}
+    fleet.alter(JobRow, JobRow.id == ended, **over)
     stranger = World(fleet.store)
     foreign = stranger.account("team").id
     assert fleet.write(gangs.resume_jobs_paused_by_budget, foreign, "ann") == []

@@ -59,6 +59,12 @@ def test_a_call_in_progress_is_made_again_only_after_its_deadline(fleet: Fleet) 
     assert call_facts(fleet, machine) == (LAUNCHING, deadline, launches.UNKNOWN, "open")
 
 
+def test_a_machine_that_runs_is_not_called_for_again(fleet: Fleet) -> None:
+    fleet.running()
+    fleet.clock.pass_(600)
+    assert launchable(fleet) == []
+
+
 def test_a_call_without_an_answer_is_made_again_at_once(fleet: Fleet) -> None:
     machine, other = fleet.ids(fleet.start(nodes=2))
     call, others = fleet.call(machine), fleet.call(other)

@@ -9,7 +9,7 @@ from shoestring_core.decide.billing import CLOCK_STEP
 from shoestring_core.decide.reconcile import TrackedMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
-from shoestring_core.store.fleet import billing, gangs, launches, observations
+from shoestring_core.store.fleet import agents, billing, gangs, launches, observations
 from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.machines import LeaseExpired, NoLongerListed, NotNeeded
@@ -133,6 +133,18 @@ def test_what_a_bill_is_made_from_is_recorded_when_the_provider_says_it(fleet: F
     assert evidence.price_changes == ((begun - 60 * S, "0.40"), (begun + 7 * S, "0.41"), (begun + 12 * S, "0.42"))
 
 
+def test_what_the_provider_does_not_say_again_stays_as_it_was(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    fleet.observe(machine, image="ami-1")
+    fleet.write(agents.record_notice, machine, fleet.clock.now + 120 * S)
+    noticed = fleet.clock.now
+    fleet.clock.pass_(60)
+    fleet.observe(machine, "stopping", end_cause="preempted")
+    row = fleet.machine_row(machine)
+    assert (row.image, row.price_changes) == ("ami-1", None)
+    assert (row.end_cause, row.refusal, row.refused_at) == ("preempted", RefusalKind.INTERRUPTED, noticed)
+
+
 def test_a_machine_that_was_never_launched_stays_so(fleet: Fleet) -> None:
     (machine,) = fleet.ids(fleet.start())
     fleet.write(launches.record_refusal, fleet.call(machine), RefusalKind.CAPACITY, "full")
@@ -207,6 +219,30 @@ def test_a_region_is_listed_at_once_where_a_machine_may_have_ended(fleet: Fleet)
     assert living() == {region: True}, "ranks exit whose peers are lost"
     fleet.alter(MemberRow, *of_one, exited_at=None)
     assert living() == {region: False}
+
+
+def test_a_region_is_listed_by_what_happens_to_its_own_machines_alone(fleet: Fleet) -> None:
+    job, (first, second) = fleet.running(nodes=2)
+    provider, region = fleet.machine_row(first).provider, fleet.machine_row(first).region
+    elsewhere, (foreign,) = fleet.running()
+    fleet.alter(MachineRow, MachineRow.id == second, region="b")
+    fleet.alter(MachineRow, MachineRow.id == foreign, provider="other", region="c")
+
+    def living() -> dict[str, bool]:
+        return fleet.read(observations.load_living_regions, provider, 0)
+
+    assert living() == {region: False, "b": False}
+    fleet.exits(foreign, 1, "signal")
+    fleet.alter(AttemptRow, AttemptRow.job == elsewhere, state="closing")
+    assert living() == {region: False, "b": False}, "of another job and another provider"
+    fleet.exits(second, 1, "signal")
+    assert living() == {region: False, "b": True}
+    fleet.alter(MachineRow, MachineRow.id == second, region=region)
+    assert living() == {region: True}, "one of the two"
+    fleet.restart(job)
+    assert living() == {region: False}, "ranks of a generation before"
+    fleet.alter(JobRow, JobRow.id == job, attempt=2)
+    assert living() == {region: True}, "machines of an attempt before"
 
 
 def test_an_observation_of_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
