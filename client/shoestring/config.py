@@ -108,8 +108,10 @@ def write_private(path: Path, content: str) -> None:
 
 
 def _saved_login() -> dict[str, str]:
+    """What is there of the saved login; nothing if the file is damaged."""
     try:
         content = json.loads(config_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    is_login = isinstance(content, dict) and all(isinstance(value, str) for value in content.values())
+    return content if is_login else {}

@@ -5,6 +5,7 @@ DAWNBench entry.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -92,11 +93,16 @@ def from_job(client: Client, job: rest.Job, metric: str | None) -> LoadedRun:
 def from_folder(folder: Path, metric: str | None) -> LoadedRun:
     """Load the run in a folder that `python -m shoestring_trainer train` wrote. Raises RunError."""
     try:
-        task = RecipeTask.model_validate_json((folder / "task.json").read_bytes())
-        points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
-        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if line]
+        return _from_files(folder, metric)
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is not the folder of a run ({error}); give one that the trainer wrote") from error
+    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:  # other JSON than its own
+        raise RunError(f"{folder} holds a damaged run ({error!r}); give one that the trainer wrote") from error
+
+
+def _from_files(folder: Path, metric: str | None) -> LoadedRun:
+    task = RecipeTask.model_validate_json((folder / "task.json").read_bytes())
+    points, events = _lines(folder / "metrics.jsonl"), _lines(folder / "events.jsonl")
     name = task.recipe.partition("@")[0]
     chosen = metric or _recipe_metric(name)
     result: dict[str, Any] = next((event["result"] for event in reversed(events) if event.get("final")), {})
@@ -148,6 +154,18 @@ def write_dawnbench_entry(loaded: LoadedRun, folder: Path, author: str, email: s
     except OSError as error:
         raise RunError(f"can't write to {folder}: {error.strerror}; choose another folder") from error
     return folder / f"{entry.stem}.json"
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in a file, without a last line that was cut off when its writer was killed.
+
+    Raises OSError, and ValueError or RecursionError for another line that is not JSON.
+    """
+    *whole, last = file.read_bytes().split(b"\n")
+    with contextlib.suppress(ValueError):
+        json.loads(last)
+        whole.append(last)
+    return [json.loads(line) for line in whole if line.strip()]
 
 
 def _recipe_metric(name: str) -> str:

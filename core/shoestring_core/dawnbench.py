@@ -82,7 +82,7 @@ def read(metadata: bytes, table: bytes) -> Entry:
     """Parse an entry from its JSON and TSV file. Raises InvalidEntry."""
     try:
         tree = json.loads(metadata.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidEntry(f"the JSON file can't be read: {error}") from error
     if not isinstance(tree, dict):
         raise InvalidEntry("the JSON file holds no object")
@@ -93,7 +93,7 @@ def read(metadata: bytes, table: bytes) -> Entry:
     try:
         submitted = date.fromisoformat(str(tree["timestamp"]))
         price = None if tree.get("costPerHour") is None else float(tree["costPerHour"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidEntry(f"timestamp or costPerHour in the JSON file can't be read: {error}") from error
     return Entry(
         author=str(tree["author"]), email=str(tree["authorEmail"]), framework=str(tree["framework"]),
@@ -146,6 +146,13 @@ def run_from_entry(entry: Entry) -> RunResult:
 
 
 def _rows(table: bytes) -> tuple[EpochRow, ...]:
+    try:
+        return _parse_rows(table)
+    except csv.Error as error:  # such as of a field without an end
+        raise InvalidEntry(f"the TSV file can't be read: {error}") from error
+
+
+def _parse_rows(table: bytes) -> tuple[EpochRow, ...]:
     try:
         text = table.decode("utf-8-sig")
     except UnicodeDecodeError as error:

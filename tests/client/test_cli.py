@@ -311,10 +311,17 @@ def test_without_a_terminal_the_key_is_read_from_standard_input_and_nothing_is_w
     )
 
 
-def test_a_corrupt_login_file_counts_as_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        '["not", "a", "login"]', '{"url": 5, "key": "k"}', '{"url": ["u"]}', '{"url": "http://a", "key": 7}',
+        '{"url": "http://a", "key": "k", "ca": 1}', "[" * 100_000, "",
+    ],
+)  # fmt: skip
+def test_a_corrupt_login_file_counts_as_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
     monkeypatch.delenv("SHOESTRING_URL", raising=False)
-    (tmp_path / "login.json").write_text(json.dumps(["not", "a", "login"]))
+    (tmp_path / "login.json").write_text(content)
     with pytest.raises(config.NotLoggedIn):
         config.find_login()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,30 @@ def test_what_cannot_be_read_or_written_is_named(
     assert done.returncode == ExitCode.USAGE
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("metrics.jsonl", "[" * 100_000), ("metrics.jsonl", "5"), ("metrics.jsonl", "null"), ("metrics.jsonl", "[1]"),
+        ("metrics.jsonl", "{}"), ("metrics.jsonl", '{"step": 1, "t": 1, "epoch": 1, "v": []}'),
+        ("events.jsonl", '{"t": 1}'), ("events.jsonl", '{"event": "x", "t": 1, "final": true}'),
+        ("events.jsonl", '{"event": "started", "t": 1}'), ("events.jsonl", "[" * 100_000),
+    ],
+)  # fmt: skip
+def test_a_run_with_a_damaged_line_is_refused_by_its_name(folder: Path, file: str, line: str) -> None:
+    with (folder / file).open("a") as lines:
+        lines.write(f"{line}\n")
+    with pytest.raises(runs.RunError, match=re.escape(str(folder))):
+        runs.from_folder(folder, None)
+
+
+def test_of_a_run_that_was_killed_the_line_that_was_cut_off_is_left_out(folder: Path) -> None:
+    whole = runs.from_folder(folder, None)
+    for file in ("metrics.jsonl", "events.jsonl"):
+        with (folder / file).open("a") as lines:
+            lines.write('{"t": 1795920414.2, "st')
+    assert runs.from_folder(folder, None) == whole
 
 
 def test_a_jobs_figures_come_from_the_service(tmp_path: Path) -> None:

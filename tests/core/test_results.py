@@ -135,12 +135,14 @@ def test_files_from_other_systems_are_read_with_their_habits():
     [
         (b"[]", b"", "no object"),
         (b"{", b"", "can't be read"),
+        (b"[" * 100_000, b"", "can't be read"),
         (b"{}", b"", "lacks version, author"),
         (None, b"epoch\thours\n", "needs epoch, hours, top1Accuracy"),
         (None, b"epoch\thours\ttop1Accuracy\n", "no rows"),
         (None, b"epoch\thours\ttop1Accuracy\n1\tsoon\t94\n", "line 2"),
         (None, b"epoch\thours\ttop1Accuracy\n1\tnan\t94\n", "line 2"),
         (None, b"\xff\xfe", "isn't text"),
+        (None, b"epoch\thours\ttop1Accuracy\n" + b"1" * 200_000 + b"\t1\t94\n", "can't be read"),
     ],
 )
 def test_files_that_are_no_entry_say_why(document: bytes | None, table: bytes, words: str):

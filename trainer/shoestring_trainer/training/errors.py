@@ -46,6 +46,11 @@ class NonFiniteError(TrainerError):
         self.since = since
 
 
+def explain_os_error(error: OSError) -> str:
+    """The file, if one is named, and what the system says."""
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; its type where it has none, or can't say it."""
     try:

@@ -21,7 +21,13 @@ from shoestring_core.errors import InvalidSpec
 
 from shoestring_trainer.run_files import ExitFile, Outcome, RankError, printable
 from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
-from shoestring_trainer.training.errors import NonFiniteError, TrainerError, classify_error, error_message
+from shoestring_trainer.training.errors import (
+    NonFiniteError,
+    TrainerError,
+    classify_error,
+    error_message,
+    explain_os_error,
+)
 from shoestring_trainer.training.stop_listener import STOP_SIGNALS, StopListener
 from shoestring_trainer.training.task import LocalTask, StepCounter, read_task
 
@@ -37,6 +43,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
         sys.exit(USAGE)
     except TrainerError as error:
         sys.stderr.write(f"{error}\n")
+        sys.exit(USAGE)
+    except OSError as error:
+        sys.stderr.write(f"{explain_os_error(error)}\n")
         sys.exit(USAGE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -60,7 +60,7 @@ def read_task(path: Path) -> LocalTask:
         content = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the task file {path}: {error.strerror}; give the path of a task.json") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != 1:
         raise UserError(f"{path} is not a task of format 1; install the same version of trainer and service")

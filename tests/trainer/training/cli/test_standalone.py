@@ -15,7 +15,8 @@ import psutil
 import pytest
 from shoestring_core.errors import InvalidSpec
 from shoestring_trainer.data_sync.shard_requests import ShardRequests
-from shoestring_trainer.training.cli import standalone
+from shoestring_trainer.training import rank
+from shoestring_trainer.training.cli import commands, standalone
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.results import progress
 from shoestring_trainer.training.task import read_task
@@ -218,13 +219,41 @@ def test_the_bar_fits_a_narrow_terminal_without_colour():
     ("name", "remedy"),
     [("task.json", "start a new run"), ("ckpt/step-000000009.json", "from the previous checkpoint")],
 )
-def test_a_damaged_run_is_named_with_what_to_do(tmp_path: Path, name: str, remedy: str):
+@pytest.mark.parametrize(
+    "content", [b'{"format": 1, "st', b"[" * 100_000, b"\xff", b'{"step": NaN}', b'{"step": null}']
+)
+def test_a_damaged_run_is_named_with_what_to_do(tmp_path: Path, name: str, remedy: str, content: bytes):
     for file in ("task.json", "ckpt/step-000000003.json", "ckpt/step-000000009.json"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text('{"step": 3}')
     task = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart"}
     (tmp_path / "task.json").write_text(json.dumps(task))
-    (tmp_path / name).write_bytes(b'{"format": 1, "st')
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=remedy) as refused:
         standalone.prepare_task([str(tmp_path)])
     assert str(tmp_path / name) in str(refused.value)
+
+
+def test_a_line_of_metrics_that_cannot_be_read_is_left_out(tmp_path: Path):
+    task = {"format": 1, "job": "job", "generation": 1, "recipe": "digits/quickstart"}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    kept = [b'{"step": 0, "name": "a\xe2\x80\xa8b"}\n', b'{"step": 0}\r\n']
+    wrong = [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"null\n", b'{"step": "0"}\n', b'{"step": 1}\n', b'{"step": 0}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join([*kept, *wrong]))
+    standalone.prepare_task([str(tmp_path)])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(kept)
+
+
+def test_a_folder_that_is_gone_or_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        rank.main(["digits/quickstart", "--output-dir", str(tmp_path / "file/run")])
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert (ended.value.code, commands.main(["prepare", "photos", "shards"])) == (rank.USAGE, commands.FAILED)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{tmp_path / 'file/run'}: Not a directory", "No such file or directory"]

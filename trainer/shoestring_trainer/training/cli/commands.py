@@ -16,7 +16,7 @@ from shoestring_core.errors import InvalidSpec
 from shoestring_core.terminal_text import printable
 from shoestring_core.wording.units import counted
 
-from shoestring_trainer.training.errors import TrainerError, UserError
+from shoestring_trainer.training.errors import TrainerError, UserError, explain_os_error
 
 TRACE_POINTS = 1001
 UNCOUNTED = 100_000
@@ -64,6 +64,9 @@ def main(arguments: list[str]) -> int:
         code: int = options.run(options)
     except TrainerError as error:
         sys.stderr.write(f"{printable(str(error))}\n")
+        return FAILED
+    except OSError as error:  # a folder that can't be written, or that is gone
+        sys.stderr.write(f"{printable(explain_os_error(error))}\n")
         return FAILED
     except InvalidSpec as invalid:
         sys.stderr.write("".join(f"{printable(problem.message)}\n" for problem in invalid.problems))

@@ -116,7 +116,7 @@ def _require_no_other_arguments(options: argparse.Namespace, what: str) -> None:
 def _is_task(file: Path) -> bool:
     try:
         text = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(text, dict) and "format" in text
 
@@ -249,19 +249,23 @@ def _from_newest(folder: Path, task: RecipeTask) -> RecipeTask:
     step = _step(resume.manifest) if resume else 0
     points = folder / "metrics.jsonl"
     if points.exists():
-        lines = points.read_text().splitlines(keepends=True)
-        _replace(points, "".join(line for line in lines if _is_kept(line, step)))
+        lines = points.read_bytes().splitlines(keepends=True)
+        _replace(points, b"".join(line for line in lines if _is_kept(line, step)))
     return task.model_copy(update={"resume": resume})
 
 
 def _step(manifest: Path) -> int:
-    return int(_json_object(manifest, "remove it to resume from the previous checkpoint").get("step", 0))
+    remedy = "remove it to resume from the previous checkpoint"
+    step = _json_object(manifest, remedy).get("step", 0)
+    if not isinstance(step, int):
+        raise UserError(f"{manifest} is damaged: its step is {step!r}; {remedy}")
+    return step
 
 
-def _is_kept(line: str, step: int) -> bool:
+def _is_kept(line: bytes, step: int) -> bool:
     try:
-        return line.endswith("\n") and bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):  # cut off by a power failure
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a power failure
         return False
 
 
@@ -275,7 +279,7 @@ def _stored_task(file: Path) -> RecipeTask:
 def _json_object(file: Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged; {remedy}")
@@ -285,13 +289,13 @@ def _json_object(file: Path, remedy: str) -> dict[str, Any]:
 def _write_task(folder: Path, task: RecipeTask) -> Path:
     for old in ("order", *(path.name for path in folder.glob("exit-*.json"))):
         (folder / old).unlink(missing_ok=True)
-    return _replace(folder / TASK_FILE, task.model_dump_json(indent=1))
+    return _replace(folder / TASK_FILE, task.model_dump_json(indent=1).encode())
 
 
-def _replace(file: Path, content: str) -> Path:
+def _replace(file: Path, content: bytes) -> Path:
     """Write a file that other ranks may read, and write alike, at the same time."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(content)
+    temporary.write_bytes(content)
     return temporary.replace(file)
 
 

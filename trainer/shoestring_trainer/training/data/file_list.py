@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def read_file_list(checkpoint: CheckpointFiles) -> FileList | None:
     try:
         tree: dict[str, Any] = json.loads(gzip.decompress(packed))
         return FileList(tree["classes"], Part(**tree["train"]), Part(**tree["val"]), tree["unused"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{FILE_LIST_PART} in the checkpoint {checkpoint.data} is damaged; start from another one"
         ) from error

@@ -234,7 +234,7 @@ def _read_card(text: str | bytes | None, source: Path) -> dict[str, Any]:
         _, channels, height, width = card["input"]["shape"]
         if not card["classes"] or not all(isinstance(number, int) for number in (channels, height, width)):
             raise ValueError("classes or input shape are missing")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{source} lacks a description of its classes and input, so it wasn't written by this trainer; "
             f"put the {CARD} of its job beside it ({_first_line(error)})"
