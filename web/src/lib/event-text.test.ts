@@ -10,6 +10,7 @@ function describe(kind: string, sentence: string, data: Record<string, unknown> 
 test.each([
   ["job", "§", { from: "queued", to: "launching" }, "Job launching", "§"],
   ["machine", "§", { state: "terminated", cause: "preempted", machine: "id-0" }, "Machine m0 terminated", "§"],
+  ["machine", "§", { state: "launching", machine: "id-0" }, "Machine m0: not launched yet", "§"],
   ["machine", "§", { state: "notice", machine: "id-0" }, "Machine m0: preemption notice", "§"],
   ["cost", "", { action: "held", machine: "id-0", amount: "0.010959" }, "Held $0.0110", "for m0"],
   ["cost", "§", { action: "billed", machine: "id-0" }, "Billed", "for m0: §"],
@@ -27,6 +28,7 @@ test.each([
 test("the tone and whether an event is routine never depend on its sentence", () => {
   expect(describe("agent", "§", { event: "gradient_overflow" }).tone).toBe("warn");
   expect(describe("machine", "§", { state: "registered" }).routine).toBe(true);
+  expect(describe("machine", "§", { state: "launching" })).toMatchObject({ routine: false, tone: "warn" });
   expect(describe("alarm", "§").tone).toBe("warn");
 });
 

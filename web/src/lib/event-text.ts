@@ -21,7 +21,7 @@ interface Event {
   data: object;
 }
 
-const ROUTINE_MACHINE_STATES = new Set(["planned", "launching", "registered"]);
+const ROUTINE_MACHINE_STATES = new Set(["planned", "registered"]);
 
 export function describeEvent({ kind, reason, ...event }: Event, machineLabels: ReadonlyMap<string, string>): EventText {
   const data = event.data as Record<string, unknown>;
@@ -38,6 +38,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
       return eventText("Machines chosen", sentence);
     case "machine": {
       const [subject, state] = [machine ? `Machine ${machine}` : "Machine", text("state")];
+      if (state === "launching") return eventText(`${subject}: not launched yet`, sentence, "warn");
       if (state === "notice") return eventText(`${subject}: preemption notice`, sentence, "warn");
       return eventText(`${subject} ${machineStateLabel(state) || "changed"}`, sentence, "", ROUTINE_MACHINE_STATES.has(state));
     }
