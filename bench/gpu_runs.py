@@ -212,7 +212,8 @@ def profile_steps(recipe: str, batch: int) -> dict[str, Any]:
 def shards(jpegs: Path, _seeds: list[int]) -> list[dict[str, Any]]:
     """Return the results of whole runs from shards of `jpegs`, each of which is there often enough."""
     from shoestring_trainer.training.cli.prepare import index_source
-    from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prepare_shards
+    from shoestring_trainer.training.data.prepare_shards import prepare_shards
+    from shoestring_trainer.training.data.shard_plan import PrepareOptions
     from shoestring_trainer.training.loop import train
     from shoestring_trainer.training.stop_listener import StopListener
     from shoestring_trainer.training.task import StepCounter, read_task

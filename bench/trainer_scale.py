@@ -36,8 +36,9 @@ from shoestring_trainer.training.cli.prepare import index_source
 from shoestring_trainer.training.data.augment import RandomResizedCrop, crop_boxes
 from shoestring_trainer.training.data.decoding import decode_crop
 from shoestring_trainer.training.data.image_files import open_image_file
-from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prepare_shards
+from shoestring_trainer.training.data.prepare_shards import prepare_shards
 from shoestring_trainer.training.data.shard_list import SHUFFLED_TOGETHER
+from shoestring_trainer.training.data.shard_plan import PrepareOptions
 
 from bench.scale_loaders import (
     BATCH,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from shoestring_core.data_splits import (
-    FolderView,
     LayoutError,
+    ShardView,
     Splits,
     find_splits,
     find_twin,
@@ -22,6 +22,7 @@ from shoestring_core.data_splits import (
     require_distinct,
     spellings,
 )
+from shoestring_core.shard_checks import SHARD_INDEX
 from shoestring_core.wording.units import counted
 
 CIFAR10_FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
@@ -31,7 +32,7 @@ CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batc
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 
 
-class ImageView(FolderView, Protocol):
+class ImageView(ShardView, Protocol):
     def count_images(self, folder: Path, at_most: int) -> int:
         """Images in a folder or below it, by their extensions; no more than `at_most` are counted.
 
@@ -91,9 +92,14 @@ def _has_image(folder: Path, view: ImageView) -> bool:
     return view.count_images(folder, 1) > 0
 
 
-def list_classes(folder: Path, view: FolderView) -> list[str]:
+def list_classes(folder: Path, view: ShardView) -> list[str]:
     """Return the names of the class folders: two at least."""
     classes = [path.name for path in view.below(folder)]
+    if len(classes) < 2 and (shards := view.shards(folder)):
+        raise LayoutError(
+            f"{folder} holds shards, such as {shards[0].name}, and no {SHARD_INDEX}: if `shoestring data prepare` "
+            "makes them, let the same command end; others need format: webdataset"
+        )
     if len(classes) < 2:
         raise LayoutError(
             f"{folder} holds {counted(len(classes), 'class folder')}; a classifier needs two: {folder}/CLASS/image.jpg"
@@ -125,7 +131,7 @@ def leads_out(path: Path) -> LayoutError:
     )
 
 
-def _is_unlabelled_test(folder: Path, classes: Sequence[str], view: FolderView) -> bool:
+def _is_unlabelled_test(folder: Path, classes: Sequence[str], view: ShardView) -> bool:
     """Return whether a test folder has no class folders: at most one sub-folder, which is none of the classes."""
     below = [path.name for path in view.below(folder)]
     return folder_role(folder) == "test" and len(below) < 2 and not set(below) & set(classes)

@@ -60,6 +60,7 @@ def problem_on_the_machine(folder: Path, data_format: str = "imagefolder") -> st
     [
         (["1.jpg", "2.jpg"], "holds 0 class folders; a classifier needs two"),
         (["cat/1.jpg", "2.jpg"], "holds 1 class folder; a classifier needs two"),
+        (["train-000000.tar", "classes.txt"], "holds shards, such as train-000000.tar, and no shards.json: if"),
         ([*classes("cat", "dog"), "fox/notes.txt"], "fox holds no image; add some"),
         ([*classes("cat", "dog"), ".hidden/a", "fox/.hidden.jpg"], "fox holds no image; add some"),
         ([*classes("cat", "dog"), "fox/1.jpg"], 'class "fox" in .* has too few valid images'),

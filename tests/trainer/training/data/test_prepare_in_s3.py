@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shoestring_trainer.data_sync import buckets
 from shoestring_trainer.training.cli.prepare import print_preparation
-from shoestring_trainer.training.data.prepare_shards import PrepareOptions
+from shoestring_trainer.training.data.shard_plan import PrepareOptions
 from shoestring_trainer.training.errors import UserError
 
 from tests.trainer.data_sync.bucket_server import BUCKET, Bucket, serving

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from shoestring_trainer.training.cli.prepare import index_source, print_preparation
 from shoestring_trainer.training.data import shard_folder
-from shoestring_trainer.training.data.prepare_shards import PrepareOptions, Progress, prepare_shards
+from shoestring_trainer.training.data.prepare_shards import Progress, prepare_shards
 from shoestring_trainer.training.data.shard_index import map_samples, verify_shard
 from shoestring_trainer.training.data.shard_list import ShardIndex
+from shoestring_trainer.training.data.shard_plan import PrepareOptions
 from shoestring_trainer.training.errors import DataError, TrainerError
 
 from tests.trainer.training.data.sample_images import COLOURS, load, save_image
@@ -134,7 +135,7 @@ def hash_of(image_CHW: torch.Tensor) -> int:
 def test_a_damaged_image_is_named_and_left_out_only_on_request(source: Path, tmp_path: Path, capsys):
     whole = (source / "blue" / "00.png").read_bytes()
     (source / "blue" / "00.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"blue/00\.png cannot be read"):
+    with pytest.raises(DataError, match=r"blue/00\.png cannot be read.*or leave it out with --on-corrupt skip"):
         prepare(source, tmp_path / "shards")
     skipping = PrepareOptions(32, 90, 4, skip_damaged=True)
     print_preparation(str(source), str(tmp_path / "other"), skipping, processes=1, as_json=False)
@@ -228,6 +229,65 @@ def test_other_options_and_a_source_without_classes_are_refused(source: Path, tm
         prepare(tmp_path / "nothing", tmp_path / "none")
 
 
+def test_images_that_have_changed_since_are_other_images(source: Path, tmp_path: Path):
+    prepare(source, tmp_path / "shards")
+    save_image(source / "red" / "01.png", (0, 0, 0), 99)
+    with pytest.raises(TrainerError, match="holds shards of other images"):
+        prepare(source, tmp_path / "shards")
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"?")])
+def test_a_sample_list_that_is_lost_is_made_anew_by_the_same_command(source: Path, tmp_path: Path, damage: Callable):
+    prepare(source, tmp_path / "shards")
+    before = contents(tmp_path / "shards")
+    damage(tmp_path / "shards" / "shards.npy")
+    with pytest.raises(DataError, match=r"shards\.npy is missing or damaged.*running the same command"):
+        prepare(source, tmp_path / "shards")
+    (tmp_path / "shards" / "classes.txt").write_text("others")
+    prepare(source, tmp_path / "shards")
+    assert contents(tmp_path / "shards") == before
+
+
+def test_what_is_known_of_a_shard_and_damaged_is_found_out_again(source: Path, tmp_path: Path):
+    prepare(source, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        prepare_shards(index_source(source, skip=False), tmp_path / "shards", OPTIONS, 1, interrupt_when_packed)
+    (tmp_path / "shards" / ".preparing" / "train-000001.tar.json").write_text("{")
+    prepare(source, tmp_path / "shards")
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+def interrupt_when_packed(progress: Progress) -> None:
+    if progress.shards == progress.total_shards:
+        raise KeyboardInterrupt
+
+
+def test_a_name_with_tabs_and_line_breaks_is_one_field_of_a_line(source: Path, tmp_path: Path):
+    save_image(source / "red" / "a\tb\nc\\d.png", (9, 9, 9), 1)
+    prepare(source, tmp_path / "shards")
+    lines = (tmp_path / "shards" / "sources.tsv").read_text().splitlines()
+    assert len(lines) == 32
+    assert r"red/a\tb\nc\\d.png" in [line.split("\t")[1] for line in lines]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "  "])
+def test_a_class_that_is_no_line_of_text_is_refused(source: Path, tmp_path: Path, name: str):
+    save_image(source / name / "1.png", (9, 9, 9), 1)
+    with pytest.raises(TrainerError, match="can't be named in a line of text; rename it"):
+        prepare(source, tmp_path / "shards")
+
+
+def test_a_class_of_which_nothing_is_left_is_named_with_an_image(source: Path, tmp_path: Path):
+    (source / "pink").mkdir()
+    (source / "pink" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r'all train images of the class "pink" are damaged, as is .*pink/1\.png'):
+        prepare(source, tmp_path / "shards", PrepareOptions(32, 90, 4, skip_damaged=True))
+
+
+def test_no_more_processes_are_started_than_there_are_shards(source: Path, tmp_path: Path):
+    prepare_shards(index_source(source, skip=False), tmp_path / "shards", PrepareOptions(32, 90, 31, False), 10**6, id)
+
+
 def test_an_index_that_is_damaged_or_of_another_version_is_refused_by_name(source: Path, tmp_path: Path):
     index = prepare(source, tmp_path / "shards")
     samples, file = tmp_path / "shards" / "shards.npy", tmp_path / "shards" / "shards.json"
@@ -238,6 +298,6 @@ def test_an_index_that_is_damaged_or_of_another_version_is_refused_by_name(sourc
     with pytest.raises(DataError, match=r"format shoestring-shards 2, this trainer reads shoestring-shards 1"):
         prepare(source, tmp_path / "shards")
     file.write_text("{}")
-    with pytest.raises(DataError, match=r"shards\.json is damaged"):
+    with pytest.raises(DataError, match=r"shards\.json is damaged.*give another folder, or remove"):
         prepare(source, tmp_path / "shards")
     assert np.load(samples).dtype.itemsize == 28

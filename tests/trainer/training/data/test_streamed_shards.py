@@ -27,9 +27,10 @@ from shoestring_trainer.data_sync.shard_streamer import ShardStream, ShardStream
 from shoestring_trainer.training.cli.prepare import index_source
 from shoestring_trainer.training.cli.sample_audit import audit_samples
 from shoestring_trainer.training.data.batch_loader import BatchLoader
-from shoestring_trainer.training.data.prepare_shards import PrepareOptions, prepare_shards
+from shoestring_trainer.training.data.prepare_shards import prepare_shards
 from shoestring_trainer.training.data.shard_list import least_streaming_bytes, read_shard_index
 from shoestring_trainer.training.data.shard_order import ShardOrder
+from shoestring_trainer.training.data.shard_plan import PrepareOptions
 from shoestring_trainer.training.data.sources import open_dataset, open_shards
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule

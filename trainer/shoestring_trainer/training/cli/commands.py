@@ -210,7 +210,7 @@ def _model(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> int:
     from shoestring_trainer.training.cli.prepare import print_preparation
-    from shoestring_trainer.training.data.prepare_shards import PrepareOptions
+    from shoestring_trainer.training.data.shard_plan import PrepareOptions
 
     what = PrepareOptions(options.side, options.quality, options.per_shard, options.on_corrupt == "skip")
     processes = options.processes or len(os.sched_getaffinity(0))

@@ -23,9 +23,10 @@ from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
 from shoestring_trainer.data_sync.errors import DataUnavailable
 from shoestring_trainer.training.data.image_folder import index_folders, list_folders
 from shoestring_trainer.training.data.image_index import ImageIndex
-from shoestring_trainer.training.data.prepare_shards import PrepareOptions, Progress, prepare_shards
+from shoestring_trainer.training.data.prepare_shards import Progress, prepare_shards
 from shoestring_trainer.training.data.shard_folder import require_apart
 from shoestring_trainer.training.data.shard_list import ShardIndex, Split
+from shoestring_trainer.training.data.shard_plan import PrepareOptions
 from shoestring_trainer.training.data.webdataset import index_shards
 from shoestring_trainer.training.errors import UserError
 
@@ -90,7 +91,7 @@ def index_source(source: Path, *, skip: bool) -> dict[Split, ImageIndex]:
         raise UserError(f"{source} does not exist; give a folder of class folders, or of tar files")
     folders = [source, *list_folders(source)] if source.is_dir() else []
     shards = not folders or any(path.suffix == ".tar" for folder in folders for path in folder.iterdir())
-    train, val = index_shards(source, skip=skip) if shards else index_folders(source)
+    train, val = index_shards(source, skip=skip, report=_report) if shards else index_folders(source)
     return {"train": train, "val": val} if val else {"train": train}
 
 

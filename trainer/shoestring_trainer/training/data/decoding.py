@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from shoestring_trainer.training.data.image_files import (
+    REPAIR,
     TRANSPOSED_ORIENTATIONS,
     open_image_file,
     read_exif_orientation,
     require_decodable,
     turns,
+    unreadable,
 )
-from shoestring_trainer.training.errors import DataError, first_line
+from shoestring_trainer.training.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,7 +52,9 @@ class ResizeSpec:
         return 3 * self.height * self.width
 
 
-def decode_crop(opener: Callable[[], Image.Image], path: Path, box: Sequence[float], size: int) -> Tensor:
+def decode_crop(
+    opener: Callable[[], Image.Image], path: Path, box: Sequence[float], size: int, remedy: str = REPAIR
+) -> Tensor:  # fmt: skip
     """Return a crop of an image as RGB uint8, HWC, resized to a square of `size` pixels a side with antialiasing.
 
     A JPEG is decoded at the smallest of the sizes that its DCT offers at which the crop has no fewer pixels than the
@@ -60,17 +64,17 @@ def decode_crop(opener: Callable[[], Image.Image], path: Path, box: Sequence[flo
     """
     try:
         with opener() as opened:
-            return _decode_crop(opened, path, box, size)
+            return _decode_crop(opened, path, box, size, remedy)
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an image ({first_line(error)}); repair or remove it") from error
+        raise unreadable(path, error, remedy) from error
 
 
-def _decode_crop(opened: Image.Image, path: Path, box: Sequence[float], size: int) -> Tensor:
+def _decode_crop(opened: Image.Image, path: Path, box: Sequence[float], size: int, remedy: str) -> Tensor:
     from PIL import Image
 
-    require_decodable(opened, path)
+    require_decodable(opened, path, remedy)
     orientation = read_exif_orientation(opened)
     left, top, width, height = box
     draft_size = (math.ceil(size / width), math.ceil(size / height))
@@ -83,27 +87,27 @@ def _decode_crop(opened: Image.Image, path: Path, box: Sequence[float], size: in
     return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=pixels)))
 
 
-def decode_image(opener: Callable[[], Image.Image], path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:
+def decode_image(
+    opener: Callable[[], Image.Image], path: Path, resize: ResizeSpec, remedy: str = REPAIR
+) -> tuple[Tensor, float]:  # fmt: skip
     """Return an image as RGB uint8, CHW, at the size of `resize`, and its original width / height.
 
     Applies the EXIF orientation, converts grayscale and CMYK, drops transparency, and takes the first frame of an
-    animation. Raises DataError, naming `path`, if the image can't be read.
+    animation. Raises DataError, naming `path`, and with this remedy, if the image can't be read.
     """
     try:
         with opener() as opened:
-            return _decode(opened, path, resize)
+            return _decode(opened, path, resize, remedy)
     except DataError:
         raise
     except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as an image ({first_line(error)}); repair or remove it, or set on_corrupt: skip"
-        ) from error
+        raise unreadable(path, error, remedy) from error
 
 
-def _decode(opened: Image.Image, path: Path, resize: ResizeSpec) -> tuple[Tensor, float]:
+def _decode(opened: Image.Image, path: Path, resize: ResizeSpec, remedy: str) -> tuple[Tensor, float]:
     from PIL import Image, ImageOps
 
-    require_decodable(opened, path)
+    require_decodable(opened, path, remedy)
     orientation = read_exif_orientation(opened)
     transposed = orientation in TRANSPOSED_ORIENTATIONS
     aspect_ratio = opened.height / opened.width if transposed else opened.width / opened.height

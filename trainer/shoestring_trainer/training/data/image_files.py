@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.file_signatures import describe_signature
-from shoestring_trainer.training.errors import DataError
+from shoestring_trainer.training.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 """An image that claims more pixels is treated as a decompression bomb."""
 MAX_FILE_BYTES = 1 << 29
+REPAIR = "repair or remove it"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "DDS", "AVIF")
 """Formats that are decoded, whatever a file is called. Not EPS: for that, Pillow runs Ghostscript on the content."""
 _EXIF_ORIENTATION = 0x0112
@@ -45,12 +46,17 @@ def open_image_bytes(content: bytes) -> Image.Image:
         raise ValueError(describe_signature(content)) from None
 
 
-def require_decodable(opened: Image.Image, path: Path) -> None:
-    """Raise DataError for an image with too many pixels, or with more than 8 bits a channel."""
+def require_decodable(opened: Image.Image, path: Path, remedy: str) -> None:
+    """Raise DataError for an image with too many pixels, or with more than 8 bits of gray."""
     if opened.width * opened.height > MAX_PIXELS:
-        raise DataError(f"{path} claims {opened.width} x {opened.height} pixels; scale it down or remove it")
+        raise DataError(f"{path} claims {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}; {remedy}")
     if opened.mode[0] in "IF":
-        raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits, or set on_corrupt: skip")
+        raise DataError(f"{path} has more than 8 bits a channel, which must be converted to 8; {remedy}")
+
+
+def unreadable(path: Path, error: Exception, remedy: str) -> DataError:
+    """Return the error of an image that can't be decoded."""
+    return DataError(f"{path} cannot be read as an image ({first_line(error)}); {remedy}")
 
 
 def file_content(opened: Image.Image) -> bytes:

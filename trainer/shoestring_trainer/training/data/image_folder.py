@@ -20,7 +20,7 @@ from shoestring_trainer.training.errors import DataError
 
 
 class Folders:
-    """Folders as this machine has them, as shoestring_core.image_folders views them."""
+    """Folders as this machine has them, as shoestring_core's image_folders and data_splits view them."""
 
     def below(self, folder: Path) -> list[Path]:
         return list_folders(folder)
@@ -30,6 +30,14 @@ class Folders:
             return [path for path in list_folders(folder.parent) if path.name != folder.name]
         except DataError:  # the data lie right below what jobs may read
             return []
+
+    def shards(self, folder: Path) -> list[Path]:
+        """Return the shards in a folder; a broken link too, as opening it raises an error that names it."""
+        try:
+            tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
+            return [path for path in tars if path.is_file() or not path.exists()]
+        except OSError as error:
+            raise DataError(f"cannot read {folder}: {error.strerror}; give the folder of the shards") from error
 
     def count_images(self, folder: Path, at_most: int) -> int:
         return sum(1 for _ in islice(filter(_is_image, walk_files(folder, os.path.realpath(folder.parent))), at_most))

@@ -27,6 +27,7 @@ class ImageIndex:
     skipped  number of samples left out because they are invalid, for example without a label
     source   what users call the place of the images; empty: the root
     unused   parts of the data set that are neither trained nor validated on
+    sizes    bytes of each image's file; empty: they are files of their own
     """
 
     root: Path
@@ -38,6 +39,7 @@ class ImageIndex:
     skipped: int = 0
     source: str = ""
     unused: Sequence[Path] = ()
+    sizes: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,6 +55,7 @@ class ImageIndex:
             names=[self.names[index] for index in indices],
             labels=[self.labels[index] for index in indices],
             open=lambda index: self.open(indices[index]),
+            sizes=[self.sizes[index] for index in indices] if self.sizes else (),
         )
 
 

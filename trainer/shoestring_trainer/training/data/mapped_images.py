@@ -18,7 +18,7 @@ from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
-from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
+from shoestring_trainer.training.data.image_files import REPAIR, ignored_pillow_warnings
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.nvjpeg import JpegDecoder, decode_jpegs
 from shoestring_trainer.training.errors import DataError
@@ -26,6 +26,7 @@ from shoestring_trainer.training.errors import DataError
 DECODE_CHUNK_SIZE = 64
 """Images that a thread decodes at a time."""
 GIB = 1 << 30
+_REMEDY = f"{REPAIR}, or set on_corrupt: skip"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def decode_to_file(
     def write_image(index: int, decoded: tuple[Tensor, float] | None) -> DataError | float:
         try:
             image_CHW, aspect_ratio = decoded or decode_image(
-                partial(images.open, index), images.path(index), specs[index]
+                partial(images.open, index), images.path(index), specs[index], _REMEDY
             )
         except DataError as error:
             return error

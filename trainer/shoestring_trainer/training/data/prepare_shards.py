@@ -10,65 +10,46 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import multiprocessing
 import os
-import random
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from shoestring_trainer.processes import die_with_parent
 from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
-from shoestring_trainer.training.data.image_index import ImageIndex
-from shoestring_trainer.training.data.shard_folder import open_shard_folder, replace_file
+from shoestring_trainer.training.data.image_index import ImageIndex, validate_classes
+from shoestring_trainer.training.data.shard_folder import open_shard_folder, read_earlier_index, replace_file
 from shoestring_trainer.training.data.shard_index import SAMPLE, count_labels, map_samples, sample_key, verify_shard
 from shoestring_trainer.training.data.shard_list import (
     INDEX_FILE,
     SAMPLES_FILE,
-    VERSION,
     Shard,
     ShardIndex,
     Split,
     has_shard_index,
-    read_shard_index,
+)
+from shoestring_trainer.training.data.shard_plan import (
+    PrepareOptions,
+    ShardPlan,
+    plan_digest,
+    plan_shards,
+    require_lines,
 )
 from shoestring_trainer.training.data.stored_image import store_image
 from shoestring_trainer.training.errors import DataError, UserError
 
 CLASSES_FILE, SOURCES_FILE = "classes.txt", "sources.tsv"
-SHUFFLE_SEED = 0
-"""Images are shuffled, so that a shard has images of all classes: WebDataset shuffles only within a few shards."""
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """side: pixels of the shorter side above which an image is scaled down, and saved as JPEG of this `quality`."""
-
-    side: int
-    quality: int
-    images_per_shard: int
-    skip_damaged: bool
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """Which images of a split a shard holds. `first`: the place of the first among the split's shuffled images."""
-
-    split: Split
-    name: str
-    first: int
-    members: Sequence[int]
 
 
 class Part(BaseModel):
@@ -102,6 +83,7 @@ class _Work:
 
 
 _work: _Work
+_ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
 def prepare_shards(
@@ -115,18 +97,22 @@ def prepare_shards(
 
     Raises DataError or UserError, with what to do.
     """
-    plans, digest = plan_shards(sources, options), _digest(sources, options)
+    for images in sources.values():
+        validate_classes(images)
+        require_lines(images)
+    plans, digest = plan_shards(sources, options), plan_digest(sources, options)
     try:
         with (
             open_shard_folder(folder, digest) as parts,
-            _process_pool(_Work(sources, folder, parts, options), processes) as pool,
+            _process_pool(_Work(sources, folder, parts, options), processes, len(plans)) as pool,
         ):
             if has_shard_index(folder):
-                index = read_shard_index(folder)
+                index = read_earlier_index(folder)
             else:
                 _pack(pool, plans, parts, report)
                 index = _write_samples(folder, parts, plans, sources, options, digest)
             _verify(pool, sources, folder, parts, index)
+            replace_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in index.classes).encode())
             replace_file(folder / INDEX_FILE, index.model_dump_json(indent=1).encode())
         shutil.rmtree(parts)
     except BrokenProcessPool as error:
@@ -142,28 +128,8 @@ def prepare_shards(
     return index
 
 
-def plan_shards(sources: dict[Split, ImageIndex], options: PrepareOptions) -> list[ShardPlan]:
-    """Return what each shard holds."""
-    plans = []
-    for split, images in sources.items():
-        order = list(range(len(images)))
-        random.Random(SHUFFLE_SEED).shuffle(order)
-        for number, first in enumerate(range(0, len(order), options.images_per_shard)):
-            members = order[first : first + options.images_per_shard]
-            plans.append(ShardPlan(split, f"{split}-{number:06d}.tar", first, members))
-    return plans
-
-
-def _digest(sources: dict[Split, ImageIndex], options: PrepareOptions) -> str:
-    """Return what tells whether a folder was begun with the same images, options and JPEG encoder."""
-    digest = hashlib.sha256(json.dumps([VERSION, PIL.__version__, asdict(options)]).encode())
-    for split, images in sources.items():
-        digest.update(json.dumps([split, images.classes, images.names, images.labels]).encode())
-    return digest.hexdigest()
-
-
 @contextmanager
-def _process_pool(work: _Work, processes: int) -> Iterator[ProcessPoolExecutor]:
+def _process_pool(work: _Work, processes: int, shards: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that die with this one. After an error, those that are at work end their shard; no other is begun."""
 
     def begin(parent: int) -> None:
@@ -172,7 +138,7 @@ def _process_pool(work: _Work, processes: int) -> Iterator[ProcessPoolExecutor]:
         _work = work
 
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=begin, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(min(processes, shards), mp_context=context, initializer=begin, initargs=(os.getpid(),))
     try:
         yield pool
     finally:
@@ -183,7 +149,7 @@ def _pack(
     pool: ProcessPoolExecutor, plans: Sequence[ShardPlan], parts: Path, report: Callable[[Progress], None]
 ) -> None:
     """Write the shards that have no part yet."""
-    missing = [plan for plan in plans if not _part_file(parts, plan.name).exists()]
+    missing = [plan for plan in plans if _read_part(parts, plan.name) is None]
     total, to_do = (sum(len(plan.members) for plan in some) for some in (plans, missing))
     shards, images = len(plans) - len(missing), total - to_do
     report(Progress(shards, len(plans), images, total, total - to_do))
@@ -214,7 +180,7 @@ def write_shard(plan: ShardPlan) -> None:
                     continue
                 key, label = sample_key(plan.first + len(rows)), source.labels[member]
                 rows.append((tar.offset + tarfile.BLOCKSIZE, len(image.content), label, image.width, image.height))
-                sources.append(f"{plan.name}/{key}.{image.extension}\t{source.names[member]}")
+                sources.append(f"{plan.name}/{key}.{image.extension}\t{_escaped(source.names[member])}")
                 _add(tar, f"{key}.{image.extension}", image.content)
                 _add(tar, f"{key}.cls", str(label).encode())
         opened.flush()
@@ -230,6 +196,11 @@ def write_shard(plan: ShardPlan) -> None:
     replace_file(_part_file(_work.parts, plan.name), part.model_dump_json().encode())
 
 
+def _escaped(name: str) -> str:
+    """Return a name as a field of a line of tab-separated values."""
+    return re.sub(r"[\\\t\n\r]", lambda found: _ESCAPES[found[0]], name)
+
+
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
@@ -241,19 +212,24 @@ def _write_samples(
     digest: str,
 ) -> ShardIndex:  # fmt: skip
     """Write what lies beside the shards, and return the index, which is to be written last."""
-    read = [Part.model_validate_json(_part_file(parts, plan.name).read_bytes()) for plan in plans]
+    read = [part for plan in plans if (part := _read_part(parts, plan.name))]
     rows = np.array([(number, *row) for number, part in enumerate(read) for row in part.rows], SAMPLE)
     content = io.BytesIO()
     np.save(content, rows, allow_pickle=False)
     replace_file(folder / SAMPLES_FILE, content.getvalue())
     classes = next(iter(sources.values())).classes
-    replace_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in classes).encode())
     replace_file(folder / SOURCES_FILE, "".join(f"{line}\n" for part in read for line in part.sources).encode())
-    shards = [part.shard for part in read]
+    shards, skipped = [part.shard for part in read], [line for part in read for line in part.skipped]
+    class_images = {split: count_labels(rows, shards, split, len(classes)) for split in sources}
+    for split, counts in class_images.items():
+        if 0 in counts:
+            raise DataError(
+                f'all {split} images of the class "{classes[counts.index(0)]}" are damaged, as is {skipped[0]}; '
+                "mend them or remove the class, and give another folder for the shards"
+            )
     return ShardIndex(
         plan=digest, side=options.side, quality=options.quality, classes=classes, shards=shards,
-        class_images={split: count_labels(rows, shards, split, len(classes)) for split in sources},
-        skipped=[line for part in read for line in part.skipped],
+        class_images=class_images, skipped=skipped,
         samples_sha256=hashlib.sha256(content.getvalue()).hexdigest(),
     )  # fmt: skip
 
@@ -265,7 +241,11 @@ def _verify(
 
     What has been left out was damaged; whatever else the source holds must be there.
     """
-    rows = map_samples(folder, index)
+    try:
+        rows = map_samples(folder, index)
+    except DataError as error:
+        (folder / INDEX_FILE).unlink(missing_ok=True)
+        raise DataError(f"{error} by running the same command") from error
     numbers = range(len(index.shards))
     checks = [pool.submit(verify_shard, folder, index.shards[n], np.array(rows[rows["shard"] == n])) for n in numbers]
     for shard, check in zip(index.shards, checks, strict=True):
@@ -284,6 +264,14 @@ def _verify(
             f"{folder / INDEX_FILE} counts other images than the {stored:,} in its shards, made from {given:,}; run "
             "the same command again, which writes them anew"
         )
+
+
+def _read_part(parts: Path, shard: str) -> Part | None:
+    """None: the shard isn't written, or what is known of it is damaged."""
+    try:
+        return Part.model_validate_json(_part_file(parts, shard).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _part_file(parts: Path, shard: str) -> Path:

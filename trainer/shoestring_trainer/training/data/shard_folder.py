@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from shoestring_trainer.training.data.shard_list import has_shard_index, read_shard_index
+from shoestring_trainer.training.data.shard_list import ShardIndex, has_shard_index, read_shard_index
 from shoestring_trainer.training.errors import UserError
 
 _WORK_FOLDER, _LOCK, _PLAN = ".preparing", "lock", "plan"
@@ -32,13 +32,18 @@ def open_shard_folder(folder: Path, plan: str) -> Iterator[Path]:
         if not _locked(lock):
             raise UserError(f"another process is preparing {folder}; wait for its end")
         plan_file = work / _PLAN
-        earlier = read_shard_index(folder).plan if has_shard_index(folder) else _read(plan_file)
+        earlier = read_earlier_index(folder).plan if has_shard_index(folder) else _read(plan_file)
         if earlier not in ("", plan):
             raise UserError(
                 f"{folder} holds shards of other images, or made with other options; give another folder, or remove it"
             )
         replace_file(plan_file, plan.encode())
         yield work
+
+
+def read_earlier_index(folder: Path) -> ShardIndex:
+    """Return the index of a folder whose shards an earlier run has completed. Raises DataError."""
+    return read_shard_index(folder, f"give another folder, or remove {folder}")
 
 
 def _locked(lock: TextIO) -> bool:

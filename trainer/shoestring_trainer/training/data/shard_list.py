@@ -59,21 +59,19 @@ def has_shard_index(folder: Path) -> bool:
     return (folder / INDEX_FILE).is_file()
 
 
-def read_shard_index(folder: Path) -> ShardIndex:
-    """Return what `shards.json` holds. Raises DataError if it is damaged or of another version."""
+def read_shard_index(folder: Path, remedy: str = "prepare the shards again") -> ShardIndex:
+    """Return what `shards.json` holds. Raises DataError if it is damaged or of another version, with this remedy."""
     file = folder / INDEX_FILE
     try:
         index = ShardIndex.model_validate_json(read_confined(file))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
     except ValidationError as error:
-        raise DataError(
-            f"{file} is damaged, or no index of shards ({error.errors()[0]['msg']}); prepare the shards again"
-        ) from error
+        raise DataError(f"{file} is damaged, or no index of shards ({error.errors()[0]['msg']}); {remedy}") from error
     if (index.format, index.version) != (FORMAT, VERSION):
         raise DataError(
-            f"{file} has the format {index.format} {index.version}, this trainer reads {FORMAT} {VERSION}; prepare the "
-            "shards again with this version of Shoestring, or train with the one that made them"
+            f"{file} has the format {index.format} {index.version}, this trainer reads {FORMAT} {VERSION}; {remedy}, "
+            "or use the version of Shoestring that made them"
         )
     return index
 

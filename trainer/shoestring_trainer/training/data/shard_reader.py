@@ -24,6 +24,8 @@ from shoestring_trainer.training.data.shard_index import map_samples, require_wh
 from shoestring_trainer.training.data.shard_list import ShardIndex, Split
 from shoestring_trainer.training.errors import DataError
 
+_REMEDY = "its shard is damaged: copy it again, or prepare the shards again with the same command, which verifies them"
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -84,9 +86,10 @@ class ShardReader:
             path = self.folder / self._name(row, int(sample["shard"]))
             opener = partial(self._open, sample, path)
             if chunk.boxes_N4 is None:
-                image_HWC = decode_image(opener, path, chunk.spec)[0].permute(1, 2, 0)
+                image_HWC = decode_image(opener, path, chunk.spec, _REMEDY)[0].permute(1, 2, 0)
             else:
-                image_HWC = decode_crop(opener, path, chunk.boxes_N4[place].tolist(), chunk.spec.width)
+                box, size = chunk.boxes_N4[place].tolist(), chunk.spec.width
+                image_HWC = decode_crop(opener, path, box, size, _REMEDY)
             flipped = chunk.flips_N is not None and chunk.flips_N[place]
             images_NHWC[place] = image_HWC.flip(1) if flipped else image_HWC
         return images_NHWC

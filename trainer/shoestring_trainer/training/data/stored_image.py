@@ -11,14 +11,17 @@ from pathlib import Path
 from PIL import Image
 
 from shoestring_trainer.training.data.image_files import (
+    REPAIR,
     TRANSPOSED_ORIENTATIONS,
     file_content,
     read_exif_orientation,
     require_decodable,
     turns,
+    unreadable,
 )
-from shoestring_trainer.training.errors import DataError, first_line
+from shoestring_trainer.training.errors import DataError
 
+_REMEDY = f"{REPAIR}, or leave it out with --on-corrupt skip"
 _EXTENSIONS = {
     "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm",
 }  # fmt: skip
@@ -47,11 +50,11 @@ def store_image(opener: Callable[[], Image.Image], path: Path, side: int, qualit
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged image can raise anything
-        raise DataError(f"{path} cannot be read as an image ({first_line(error)}); repair or remove it") from error
+        raise unreadable(path, error, _REMEDY) from error
 
 
 def _store(opened: Image.Image, path: Path, side: int, quality: int) -> StoredImage:
-    require_decodable(opened, path)
+    require_decodable(opened, path, _REMEDY)
     content, format_ = file_content(opened), opened.format or ""
     orientation = read_exif_orientation(opened)
     size = opened.size[::-1] if orientation in TRANSPOSED_ORIENTATIONS else opened.size

@@ -41,19 +41,21 @@ def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) 
     return (train, val) if val else split_train_val(train, seed, val_fraction)
 
 
-def index_shards(path: Path, *, skip: bool) -> tuple[ImageIndex, ImageIndex | None]:
+def index_shards(
+    path: Path, *, skip: bool, report: Callable[[str], object] = print
+) -> tuple[ImageIndex, ImageIndex | None]:
     """Return the indices of the shards to train and to validate on.
 
     path    a folder with train/*.tar and val/*.tar (or test, or other words for them), or with shards that have such
             words in their names, or else with shards to train on; or a pattern such as
             /data/train-{000..127}.tar
-    skip    leave out and count invalid samples; else they raise DataError
+    skip    leave out and count invalid samples, and report each; else they raise DataError
     raises  DataError, naming the shard, the sample and the remedy
     """
     splits = find_shards(path)
     folder = splits.train[0].parent
     class_names = _read_class_names([folder, folder.parent] if folder_role(folder) == "train" else [folder])
-    parts = [_ShardIndex(shards[0].parent, skip) for shards in (splits.train, splits.val) if shards]
+    parts = [_ShardIndex(shards[0].parent, skip, report) for shards in (splits.train, splits.val) if shards]
     for part, shards in zip(parts, (splits.train, splits.val), strict=False):
         for shard in shards:
             part.add(shard)
@@ -73,19 +75,7 @@ def find_shards(path: Path) -> Splits:
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder nor a shard; give the folder of the shards")
     with refuse_layout():
-        return data_splits.find_shards(path, ShardFolders())
-
-
-class ShardFolders(Folders):
-    """Folders of shards as this machine has them, as shoestring_core.data_splits views them."""
-
-    def shards(self, folder: Path) -> list[Path]:
-        """Return the shards in a folder; a broken link too, as opening it raises an error that names it."""
-        try:
-            tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.name[0] != ".")
-            return [path for path in tars if path.is_file() or not path.exists()]
-        except OSError as error:
-            raise DataError(f"cannot read {folder}: {error.strerror}; give the folder of the shards") from error
+        return data_splits.find_shards(path, Folders())
 
 
 def _read_class_names(folders: Sequence[Path]) -> list[str]:
@@ -148,8 +138,8 @@ def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
 class _ShardIndex:
     """Position of each sample's image in the shards, and its label as given."""
 
-    def __init__(self, root: Path, skip: bool) -> None:
-        self.root, self._skip = root, skip
+    def __init__(self, root: Path, skip: bool, report: Callable[[str], object]) -> None:
+        self.root, self._skip, self._report = root, skip, report
         self.shards: list[Path] = []
         self.labels: list[Label] = []
         self.names: list[str] = []
@@ -190,16 +180,19 @@ class _ShardIndex:
         if not valid:
             raise DataError(f"the shards in {self.root} hold no valid sample; create them again")
         if len(valid) == len(self.names):
-            return self._image_index(classes, self.names, labels, self._open)
-        names = [self.names[index] for index in valid]
-        return self._image_index(classes, names, labels, lambda index: self._open(valid[index]))
+            return self._image_index(classes, self.names, labels, self._sizes, self._open)
+        names, sizes = [self.names[index] for index in valid], [self._sizes[index] for index in valid]
+        return self._image_index(classes, names, labels, sizes, lambda index: self._open(valid[index]))
 
     def _image_index(
-        self, classes: list[str], names: list[str], labels: list[int], opener: Callable[[int], Image.Image]
-    ) -> ImageIndex:
+        self, classes: list[str], names: list[str], labels: list[int], sizes: Sequence[int],
+        opener: Callable[[int], Image.Image],
+    ) -> ImageIndex:  # fmt: skip
         first, last = self.shards[0], self.shards[-1]
         source = str(first) if first == last else f"{len(self.shards)} shards, {first} to {last.name}"
-        return ImageIndex(self.root, classes, names, labels, opener, skipped=self._skipped, source=source)
+        return ImageIndex(
+            self.root, classes, names, labels, opener, skipped=self._skipped, source=source, sizes=sizes
+        )  # fmt: skip
 
     def _add_sample(self, shard: Path, image: TarInfo, label: Label) -> None:
         self.names.append(f"{shard.name}/{image.name}")
@@ -212,7 +205,7 @@ class _ShardIndex:
         if not self._skip:
             raise DataError(f"{reason}; correct it, or set on_corrupt: skip")
         self._skipped += 1
-        print(f"skipped: {reason}")
+        self._report(f"skipped: {reason}")
 
     def _open(self, index: int) -> Image.Image:
         with open_confined(self.shards[self._shard_numbers[index]]) as file:
