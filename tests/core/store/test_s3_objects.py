@@ -181,6 +181,15 @@ def test_a_call_is_tried_again_when_s3_is_busy(
         objects.head("a")
 
 
+def test_a_page_in_place_of_an_answer_is_a_sentence(
+    aws: FakeAws, objects: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+    aws.fault("garbled", "CreateMultipartUpload", times=s3_module.TRIES)
+    with pytest.raises(Unavailable, match="could not write to bucket models"):
+        objects.start_multipart("a", 2_000_000_000, 1)
+
+
 def test_a_store_that_is_silent_or_gone_is_given_up_in_time(
     aws: FakeAws, monkeypatch: pytest.MonkeyPatch, fault_proxy: Callable[[int], FaultProxy]
 ) -> None:

@@ -17,6 +17,7 @@ class Fault(BaseModel):
     error         it is answered with `code` and `status`, and nothing else happens
     lost_request  the connection breaks before the call takes effect
     lost_reply    the connection breaks after it took effect
+    garbled       a page comes in place of the answer after it took effect, as from a proxy
     duplicate     it arrives twice; the second answer is sent
     delay         it is answered `seconds` late
     ends_pending  the instance that it launches ends at once, with the state reason `code`
@@ -25,7 +26,7 @@ class Fault(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     action: str
-    kind: Literal["error", "lost_request", "lost_reply", "duplicate", "delay", "ends_pending"]
+    kind: Literal["error", "lost_request", "lost_reply", "garbled", "duplicate", "delay", "ends_pending"]
     times: Annotated[int, Field(ge=1)] = 1
     region: str | None = None
     parameters: dict[str, str] = {}

@@ -51,6 +51,9 @@ END_REASONS = {
 """By the end cause of a machine: docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html"""
 
 
+A_PAGE = Answer("200 OK", (("Content-Type", "text/html"),), b"<!doctype html><title>Welcome</title>")
+
+
 class WrongKey(Exception):
     """A request without the access key that the fake was started with."""
 
@@ -87,6 +90,8 @@ class FakeEc2:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             start_response("200 OK", [])
             return [b""]
+        if fault and fault.kind == "garbled":
+            answer = A_PAGE
         start_response(answer.status, list(answer.headers))
         return [answer.body]
 

@@ -186,6 +186,18 @@ def test_without_credentials_a_launch_waits_and_says_how_to_set_them(aws: FakeAw
     assert unknown.value.lasts
 
 
+def test_a_page_in_place_of_an_answer_is_unknown_and_the_next_call_finds_the_machine(aws: FakeAws):
+    provider = aws.provider()
+    aws.fault("garbled")
+    with pytest.raises(OutcomeUnknown, match="did not answer RunInstances"):
+        provider.launch(launch_request())
+    machine = provider.launch(launch_request())
+    aws.fault("garbled", "TerminateInstances")
+    with pytest.raises(OutcomeUnknown, match="did not answer TerminateInstances"):
+        provider.terminate(machine.ref)
+    assert len(provider.list("us")) == 1
+
+
 def test_an_answer_that_is_late_is_unknown_and_the_next_call_finds_the_machine(aws: FakeAws):
     provider = aws.provider(read_timeout_s=0.5)
     aws.fault("delay", seconds=1)
@@ -227,7 +239,7 @@ def test_machines_of_all_regions_are_listed_over_several_pages(aws: FakeAws, mon
     assert {machine.region for machine in provider.list("us")} == {REGION, OTHER_REGION}
 
 
-@pytest.mark.parametrize("kind", ["error", "lost_reply"])
+@pytest.mark.parametrize("kind", ["error", "lost_reply", "garbled"])
 def test_a_list_without_one_region_is_no_list(aws: FakeAws, kind: str):
     provider = aws.provider("us-east-1a", OTHER_ZONE)
     provider.launch(launch_request())

@@ -50,6 +50,23 @@ def test_everything_with_our_tag_ends_in_all_regions_and_nothing_without_it(
     assert run(capsys, "--yes") == (ExitCode.OK, result | {"ended": []}), "again it changes nothing"
 
 
+@pytest.mark.parametrize("verb", ["panic", "bootstrap"])
+def test_a_region_that_is_not_there_is_named_with_the_one_that_was_meant(
+    aws: FakeAws, capsys: pytest.CaptureFixture[str], verb: str
+):
+    calls = len(aws.read("calls"))
+    assert command.main([verb, "--region", "us-esat-1"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "us-esat-1 is no region that is enabled in this account. Did you mean us-east-1? There are: eu-w" in said
+    assert [call["action"] for call in aws.read("calls")[calls:]] == ["DescribeRegions"]
+
+
+def test_a_page_in_place_of_an_answer_is_a_sentence(aws: FakeAws, capsys: pytest.CaptureFixture[str]):
+    aws.fault("garbled", "DescribeRegions", times=3)
+    assert command.main(["panic", "--yes"]) == ExitCode.NETWORK
+    assert "ec2 in us-east-1 did not answer DescribeRegions" in capsys.readouterr().err
+
+
 def test_of_one_deployment_and_region_alone(aws: FakeAws, capsys: pytest.CaptureFixture[str]):
     ours, theirs = (plant(aws, REGION, deployment) for deployment in ("us", "lab"))
     elsewhere = plant(aws, OTHER_REGION, "us")

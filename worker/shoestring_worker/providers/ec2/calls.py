@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2.errors import (
     ADVICE,
+    NO_ANSWER,
     NO_CREDENTIALS,
     clock_advice,
     described,
@@ -89,7 +90,7 @@ class Calls:
             raise
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise OutcomeUnknown(f"{action} was not sent to EC2: {NO_CREDENTIALS}", lasts=True) from error
-        except BotoCoreError as error:
+        except NO_ANSWER as error:
             raise OutcomeUnknown(f"EC2 in {region} did not answer {action}: {error}") from error
 
     def _unknown(self, region: str, error: ClientError) -> OutcomeUnknown:

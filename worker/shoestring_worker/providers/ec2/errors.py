@@ -12,8 +12,15 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.wording.units import counted
+
+NO_ANSWER = (BotoCoreError, ResponseParserError)
+"""What a call raises that AWS didn't answer. The second: a page came instead, such as a proxy makes, and what became of
+the call is known no better."""
+FAILURES = (ClientError, *NO_ANSWER)
 
 CODES = "docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html"
 SPOT = "docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-request-status.html"

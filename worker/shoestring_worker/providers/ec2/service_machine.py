@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 import boto3
 import httpx
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from shoestring_core.tls import trust
 
+from shoestring_worker.providers.ec2.errors import FAILURES
 from shoestring_worker.providers.ec2.service_boot import LOGIN_KEY, ServiceBoot, ServiceLogin
 
 FOLDER = "/var/lib"
@@ -162,7 +162,7 @@ class _Bucket:
         """Whether a login is there now that can be used."""
         try:
             self._s3.put_object(Bucket=self._name, Key=LOGIN_KEY, Body=login.model_dump_json().encode())
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             print(f"shoestring: the login can't be left in {self._name}: {error}", file=sys.stderr, flush=True)
             return False
         return bool(login.code)

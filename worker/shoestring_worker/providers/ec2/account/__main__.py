@@ -36,7 +36,13 @@ from shoestring_worker.providers.ec2.account.ownership import bucket_name, objec
 from shoestring_worker.providers.ec2.account.panic import RegionResult, end_everything, find_everything
 from shoestring_worker.providers.ec2.account.service import ServiceInAccount
 from shoestring_worker.providers.ec2.account.service_launch import Wanted
-from shoestring_worker.providers.ec2.account.terminal import BadSettings, confirmed, read_settings, report
+from shoestring_worker.providers.ec2.account.terminal import (
+    BadSettings,
+    confirmed,
+    read_settings,
+    report,
+    require_regions,
+)
 from shoestring_worker.providers.ec2.account.verify_command import run_verify
 from shoestring_worker.providers.ec2.account.wheelhouse import PYTHON, Place, WheelhouseMaker
 from shoestring_worker.providers.ec2.account.wheels import WheelsMissing
@@ -153,6 +159,7 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
 def run_panic(options: argparse.Namespace, account: Account) -> int:
     """Exit code 1: something is left, or a region could not be asked."""
     aws = Aws(account.endpoint)
+    require_regions(aws, options.region or ())
     number, regions = aws.account(), options.region or aws.enabled_regions()
     found = find_everything(aws, regions, options.deployment)
     what = f"tagged `{DEPLOYMENT_TAG}`" + (f" of deployment {options.deployment}" if options.deployment else "")
@@ -175,6 +182,7 @@ def run_bootstrap(options: argparse.Namespace, account: Account) -> int:
     regions = tuple(dict.fromkeys(options.region or [HOME]))
     wanted = bootstrap.Wanted(regions, options.email, options.monthly, options.image, options.dry_run)
     aws, home = Aws(account.endpoint), regions[0]
+    require_regions(aws, regions)
     made = bootstrap.bootstrap(aws, wanted, report)
     wheelhouse = ""
     if options.dry_run and not options.image:

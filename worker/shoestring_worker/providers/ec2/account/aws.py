@@ -11,9 +11,9 @@ from typing import Any
 import boto3
 from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
-from shoestring_worker.providers.ec2.errors import read_error
+from shoestring_worker.providers.ec2.errors import FAILURES, read_error
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 3.0, 15.0
 READS = 3
@@ -73,7 +73,7 @@ class Aws:
             return list(self.read(service, region, method, **arguments)[key])
         try:
             return [item for page in client.get_paginator(method).paginate(**arguments) for item in page.get(key, [])]
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             raise _sentence(service, region, method, error) from error
 
     def write(self, service: str, region: str, method: str, **arguments: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Aws:
         """Store a file, in parts if it is large, each with a checksum that S3 compares. Raises AwsError."""
         try:
             self._client("s3", region, READS).upload_file(str(path), bucket, key)
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             raise _sentence("s3", region, "put_object", error) from error
         except S3UploadFailedError as error:
             raise AwsError(f"{path.name} could not be uploaded to {bucket}: {error}. Run this again.") from error
@@ -101,7 +101,7 @@ class Aws:
     def _call(self, sends: int, service: str, region: str, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = getattr(self._client(service, region, sends), method)(**arguments)
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             raise _sentence(service, region, method, error) from error
         return answer
 
@@ -119,7 +119,7 @@ class Aws:
             return self._clients[service, region, sends]
 
 
-def _sentence(service: str, region: str, method: str, error: ClientError | BotoCoreError) -> AwsError:
+def _sentence(service: str, region: str, method: str, error: Exception) -> AwsError:
     action = "".join(part.capitalize() for part in method.split("_"))
     if isinstance(error, ClientError):
         code, message, _ = read_error(error.response)

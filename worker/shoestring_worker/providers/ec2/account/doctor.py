@@ -16,7 +16,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from shoestring_core.catalog import LivePrices
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
@@ -28,6 +28,8 @@ from shoestring_core.wording.units import counted
 from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_ROLE_PATH
 from shoestring_worker.providers.ec2.errors import (
     CLOCK_OFF_S,
+    FAILURES,
+    NO_ANSWER,
     clock_advice,
     clock_ahead_s,
     clock_difference,
@@ -66,7 +68,7 @@ def check_account(open_client: OpenClient, region: str, now: datetime) -> list[F
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         advice = clock_advice(code, message, headers, now.timestamp()) or "Renew them, or set AWS_PROFILE."
         return [Finding("error", "credentials", f"AWS refuses them: {code}: {message}", advice)]
-    except BotoCoreError as error:
+    except NO_ANSWER as error:
         advice = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; and look at the network."
         return [Finding("error", "credentials", f"AWS can't be asked: {error}", advice)]
     found = [Finding("ok", "credentials", f"{answer['Arn']} of account {answer['Account']}")]
@@ -81,7 +83,7 @@ def check_spot_role(open_client: OpenClient, region: str) -> Finding:
     """
     try:
         roles = open_client("iam", region).list_roles(PathPrefix=SPOT_ROLE_PATH)["Roles"]
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         return Finding("warning", "spot role", f"IAM can't be asked: {_text(error)}", "Allow iam:ListRoles.")
     if not roles:
         text = f"The account has no role {SPOT_ROLE}: EC2 would refuse spot machines."
@@ -131,13 +133,13 @@ def check_bucket(open_client: OpenClient, region: str, store: str, regions: Iter
         s3 = open_client("s3", found)
         s3.put_object(Bucket=name, Key=key, Body=b"shoestring aws doctor")
         s3.get_object(Bucket=name, Key=key)["Body"].read()
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         advice = "Name one in SHOESTRING_OBJECT_STORE that exists and that these credentials may write and read."
         yield Finding("error", "bucket", f"{name} can't be used: {_text(error)}", advice)
         return
     try:
         s3.delete_object(Bucket=name, Key=key)
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         text = f"{key} can't be deleted, and stays: {_text(error)}"
         yield Finding("warning", "bucket", text, "Allow s3:DeleteObject, or checkpoints are kept for ever.")
     if elsewhere := sorted(set(regions) - {found}):
@@ -153,7 +155,7 @@ def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) ->
     try:
         root_device = yield from _check_image(ec2, region, chosen, settings.disk_gib)
         yield from _check_subnets(ec2, region, chosen)
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         yield Finding("error", region, f"EC2 can't be asked: {_text(error)}", "Look at the permissions in docs/aws.md.")
         return
     live = yield from _read_prices(open_client, region)
@@ -175,7 +177,7 @@ def _read_prices(open_client: OpenClient, region: str) -> Generator[Finding, Non
     """The on-demand prices of the region; None: those of the built-in list hold."""
     try:
         prices = read_on_demand_prices(open_client("pricing", ENDPOINT_REGIONS[0]), region)
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         text = f"The price list can't be read: {_text(error)}"
         advice = "Allow pricing:GetProducts. Until then only us-east-1 is offered, at built-in prices."
         yield Finding("warning", region, text, advice)
@@ -247,14 +249,14 @@ def _dry_run(ec2: Any, settings: Ec2Settings, offer: Offer, root_device: str) ->
             return Finding("ok", offer.region, f"a launch of {offer.type} ({market}) is allowed")
         text = f"A launch of {offer.type} ({market}) would be refused: {code}: {message}"
         return Finding("error", offer.region, text, "docs/aws.md lists the permissions, and what each error means.")
-    except BotoCoreError as error:
+    except NO_ANSWER as error:
         return Finding("error", offer.region, f"EC2 did not answer a trial launch: {error}", "Try again.")
 
 
 def _check_quotas(service_quotas: Any, region: str, offers: list[Offer]) -> Iterator[Finding]:
     try:
         quotas = read_quotas(service_quotas)
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         advice = "Allow servicequotas:ListServiceQuotas, or look at the Service Quotas console."
         yield Finding("warning", region, f"The quotas can't be read: {_text(error)}", advice)
         return
@@ -276,7 +278,7 @@ def _quota(region: str, name: str, vcpus: float, types: Mapping[str, int]) -> Fi
     return Finding("error", region, text, advice)
 
 
-def _text(error: ClientError | BotoCoreError) -> str:
+def _text(error: Exception) -> str:
     if isinstance(error, ClientError):
         code, message, _ = read_error(error.response)
         return f"{code}: {message}"[:TEXT_LENGTH]

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from botocore.exceptions import BotoCoreError, ClientError
 from shoestring_core.wheelhouse import Wheelhouse, manifest_key
 
 from shoestring_worker.providers.ec2.account.doctor import Finding, OpenClient
 from shoestring_worker.providers.ec2.account.wheelhouse import Place, size
+from shoestring_worker.providers.ec2.errors import FAILURES
 
 SUBJECT = "wheelhouse"
 ADVICE = "Run `shoestring aws wheelhouse`, and load the setting that it prints."
@@ -24,7 +24,7 @@ def check_wheelhouse(open_client: OpenClient, region: str, store: str, name: str
     try:
         answer = open_client("s3", region).get_object(Bucket=place.bucket, Key=place.prefix + manifest_key(name))
         found = Wheelhouse.model_validate_json(answer["Body"].read())
-    except (ClientError, BotoCoreError, ValueError) as error:
+    except (*FAILURES, ValueError) as error:
         return Finding("error", SUBJECT, f"{name[:12]}… can't be read from {place.bucket}: {error}", ADVICE)
     what = f"{len(found.files)} wheels, {size(found.size)}, for Python {found.python}"
     needs = f"; it needs NVIDIA's driver {found.min_driver} or later" if found.min_driver else ""

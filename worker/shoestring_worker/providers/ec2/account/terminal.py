@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable
 
 from pydantic import ValidationError
 
+from shoestring_worker.providers.ec2.account.aws import Aws
 from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 
 class BadSettings(Exception):
-    """SHOESTRING_EC2_… variables that are missing or wrong."""
+    """SHOESTRING_EC2_… variables, or options, that are missing or wrong. `advice`: what to do."""
 
     advice = (
         "`shoestring aws bootstrap` prints SHOESTRING_EC2_REGIONS and the others: load them into this shell, and run "
@@ -26,6 +29,17 @@ def read_settings() -> Ec2Settings:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise BadSettings(f"SHOESTRING_EC2_…: {problems}") from error
+
+
+def require_regions(aws: Aws, regions: Iterable[str]) -> None:
+    """Raises BadSettings for one that this account can't use, AwsError."""
+    enabled = aws.enabled_regions()
+    for region in regions:
+        if region not in enabled:
+            near = difflib.get_close_matches(region, enabled, n=1)
+            error = BadSettings(f"{region} is no region that is enabled in this account")
+            error.advice = (f"Did you mean {near[0]}? " if near else "") + f"There are: {', '.join(enabled)}."
+            raise error
 
 
 def report(line: str) -> None:
