@@ -15,7 +15,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S, Timeouts
-from shoestring_core.states import MachineState
+from shoestring_core.states import JobState, MachineState
 from shoestring_core.store import checkpoints, identity, jobs, ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import agents, gangs, launches, observations, planning, queue
@@ -287,6 +287,24 @@ class Fleet(World):
             if row.state in (LAUNCHING, RUNNING, TERMINATING):
                 self.end(row.id)
         assert self.write(gangs.finish_attempt, job, self.job_row(job).attempt)
+
+    def retry(self, job: UUID, reason: str = "machine_lost") -> None:
+        """The job's attempt ends, with its machines; it is queued again."""
+        self.end_attempt(job, reason)
+        self.finish_attempt(job)
+
+    def end_attempt(self, job: UUID, reason: str) -> None:
+        """The job is queued again; its attempt closes."""
+        row = self.job_row(job)
+        lost = attempts.MachineLost(0, None)
+        self.store.write(lambda db: jobs.transition(db, row, JobState.QUEUED, actor="test", reason=lost))
+        self.write(gangs.close_attempt, job, row.attempt, reason)
+
+    def launch_again(self, job: UUID) -> list[UUID]:
+        """The job's next attempt; its machines run."""
+        self.clock.pass_(100)
+        self.open_attempt(job)
+        return self.launch(job)
 
     # What the rows say
 

@@ -116,15 +116,9 @@ def test_the_queue_has_the_jobs_that_may_start_in_their_order(fleet: Fleet) -> N
     ]  # fmt: skip
 
 
-def end_attempt(fleet: Fleet, job: UUID, reason: str) -> None:
-    row = fleet.job_row(job)
-    fleet.store.write(lambda db: jobs.transition(db, row, JobState.QUEUED, actor="test", reason=MachineLost(0, None)))
-    fleet.write(gangs.close_attempt, job, row.attempt, reason)
-
-
 def test_a_job_is_queued_with_the_machines_that_still_terminate(fleet: Fleet) -> None:
     job, (first, second) = fleet.running(nodes=2)
-    end_attempt(fleet, job, "machine_lost")
+    fleet.end_attempt(job, "machine_lost")
     assert snapshot(fleet).queue[0].terminating_machines == 2
     fleet.end(first)
     assert snapshot(fleet).queue[0].terminating_machines == 1
@@ -151,7 +145,7 @@ def test_a_job_whose_attempt_trained_nothing_is_retried_after_a_delay(
 ) -> None:
     job, _ = fleet.running()
     closed_at = fleet.clock.now
-    end_attempt(fleet, job, reason)
+    fleet.end_attempt(job, reason)
     fleet.finish_attempt(job)
     fleet.alter(AttemptRow, AttemptRow.job == job, trained=trained)
     fleet.clock.pass_(1)
@@ -169,7 +163,7 @@ def test_the_delay_doubles_with_each_attempt_in_a_row_that_trained_nothing(fleet
         fleet.open_attempt(job)
         fleet.launch(job)
         closed_at = fleet.clock.now
-        end_attempt(fleet, job, reason)
+        fleet.end_attempt(job, reason)
         fleet.finish_attempt(job)
         not_before = snapshot(fleet).queue[0].not_before
         delays.append(not_before and not_before - closed_at)
@@ -181,7 +175,7 @@ def test_an_attempt_that_launched_nothing_is_opened_again_under_its_number(fleet
     first, second = fleet.ids(job)
     for machine in (first, second):
         fleet.write(launches.record_refusal, fleet.call(machine), RefusalKind.CAPACITY, "full")
-    end_attempt(fleet, job, "capacity")
+    fleet.end_attempt(job, "capacity")
     fleet.finish_attempt(job)
     queued = snapshot(fleet).queue[0]
     assert (queued.attempt, queued.reopened) == (1, True)
