@@ -178,7 +178,8 @@ def test_an_attempt_has_the_machines_generation_and_members_that_are_its_own(fle
     job, (first,) = fleet.running()
     fleet.restart(job)
     (active,) = fleet.read(active_attempts.load_active_attempts)
-    assert active.generation and (active.generation.number, len(active.members)) == (2, 1)
+    assert active.generation
+    assert (active.generation.number, len(active.members)) == (2, 1)
     fleet.retry(job)
     (second,) = fleet.launch_again(job)
     (active,) = fleet.read(active_attempts.load_active_attempts)
@@ -188,5 +189,6 @@ def test_an_attempt_has_the_machines_generation_and_members_that_are_its_own(fle
     fleet.form(job)
     older, active = sorted(fleet.read(active_attempts.load_active_attempts), key=lambda one: one.attempt.number)
     assert ([row.id for row in older.machines], older.generation, older.members) == ([first], None, [])
-    assert active.generation and active.generation.number == 3
+    assert active.generation
+    assert active.generation.number == 3
     assert active.last_formed == {second}

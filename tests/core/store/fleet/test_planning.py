@@ -19,12 +19,10 @@ from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded, InvalidSpec, StaleTransition
 from shoestring_core.launch_request import LaunchDisk, LaunchRequest
-from shoestring_core.states import JobState
 from shoestring_core.store import jobs
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import gangs, launches, offers, planning, queue
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow
-from shoestring_core.wording.attempts import MachineLost
 from shoestring_core.wording.jobs import AttemptStarted
 from shoestring_core.wording.machines import MachinePlanned
 from sqlalchemy import event, select

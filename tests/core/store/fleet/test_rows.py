@@ -7,8 +7,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from shoestring_core.errors import AgentRefused
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AttemptRow, JobRow
+from shoestring_core.store.uuid7 import uuid7
 from sqlalchemy import event
 
 from tests.core.world import PLANNED, RUNNING, Fleet
@@ -78,6 +80,11 @@ def test_machines_and_members_are_those_of_one_attempt_and_generation(fleet: Fle
 
 def alive(fleet: Fleet, job: UUID, attempt: int) -> list[UUID]:
     return [row.id for row in fleet.read(rows.load_gang, job, attempt)]
+
+
+def test_a_machine_that_does_not_exist_is_refused(fleet: Fleet) -> None:
+    with pytest.raises(AgentRefused):
+        fleet.read(rows.load_machine, uuid7())
 
 
 def test_machines_that_are_alive_are_counted_by_what_they_are(fleet: Fleet) -> None:
