@@ -11,7 +11,8 @@ import pytest
 from shoestring_core import spec
 from shoestring_core.decide import funding
 from shoestring_core.decide.offers import Disk, Hardware, Offer
-from shoestring_core.decide.queue import QueueSnapshot
+from shoestring_core.decide.preemption import Eviction, EvictionInputs
+from shoestring_core.decide.queue import AccountBalance, QueueSnapshot
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.retries import retry_delay
@@ -23,7 +24,8 @@ from shoestring_core.store import jobs
 from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import gangs, launches, offers, planning, queue
 from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow
-from shoestring_core.wording.jobs import AttemptStarted
+from shoestring_core.store.uuid7 import uuid7
+from shoestring_core.wording.jobs import AttemptStarted, Evicted
 from shoestring_core.wording.machines import MachinePlanned
 from sqlalchemy import event, select
 
@@ -366,3 +368,88 @@ def test_a_job_that_nobody_has_machines_for_is_refused_once_it_is_known_what_the
 
 def test_a_job_that_no_offer_suits_holds_nothing_yet(fleet: Fleet) -> None:
     assert fleet.read(planning.min_hold, spec.parse({"recipe": "digits/quickstart"})) == 0
+
+
+# Machines after others, and attempts that make room
+
+
+def test_machines_are_numbered_from_0_in_each_attempt(fleet: Fleet) -> None:
+    job, _ = fleet.running(nodes=2)
+    fleet.retry(job)
+    fleet.launch_again(job)
+    other = fleet.start()
+    assert [(row.attempt, row.ordinal) for row in fleet.machine_rows(job)] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [(row.attempt, row.ordinal) for row in fleet.machine_rows(other)] == [(1, 0)]
+
+
+def test_an_attempt_that_is_not_closed_is_not_opened_again(fleet: Fleet) -> None:
+    job = fleet.start()
+    (machine,) = fleet.ids(job)
+    fleet.write(launches.record_refusal, fleet.call(machine), RefusalKind.CAPACITY, "full")
+    fleet.retry(job, "capacity")
+    fleet.clock.pass_(100)
+    before = snapshot(fleet)
+    (start,) = schedule_jobs(before, [OFFER], fleet.clock.now, {OFFER.provider: fleet.timeouts}).starts
+    assert start.reopened
+    fleet.alter(AttemptRow, AttemptRow.job == job, state="closing")
+    with pytest.raises(StaleTransition):
+        fleet.write(planning.record_start, start, before.plan_version, agent_url="http://api", deployment="test")
+    assert fleet.ids(job) == [machine]
+
+
+def test_machines_of_which_nothing_is_known_are_close_together_without_efa(fleet: Fleet) -> None:
+    fleet.write(
+        offers.save_offers, "local", [replace(OFFER, hardware=Hardware(4, 16384, cluster=True))], fleet.timeouts
+    )
+    job = fleet.job(resources={"nodes": "1..2", "placement": "cluster"}).id
+    before = snapshot(fleet)
+    (start,) = schedule_jobs(before, fleet.read(offers.load_offers), fleet.clock.now, {"local": fleet.timeouts}).starts
+    unknown = replace(start, offer=replace(start.offer, hardware=None))
+    machines = fleet.write(planning.record_start, unknown, before.plan_version, agent_url="", deployment="test")
+    request = LaunchRequest.from_json(fleet.machine_row(machines[0]).launch_request)
+    assert (request.placement_group, request.efa) == (f"shoestring-{job}-1", False)
+
+
+def evict(fleet: Fleet, job: UUID, attempt: int = 1, plan_version: int | None = None) -> bool:
+    team = AccountBalance(fleet.account("team").id, "team", None, 0, 0, 0)
+    inputs = EvictionInputs(uuid7(), 1, team, "local", 1, None, 0, (), (team,), fleet.clock.now)
+    eviction = Eviction(job, attempt, Evicted("speech", "1", "0", "vision", "0", "1"), inputs)
+    version = snapshot(fleet).plan_version if plan_version is None else plan_version
+    return fleet.write(planning.record_eviction, eviction, version)
+
+
+def test_an_eviction_ends_the_attempt_that_makes_room_and_no_other(fleet: Fleet) -> None:
+    job, _ = fleet.running()
+    fleet.retry(job)
+    fleet.launch_again(job)
+    fleet.form(job)
+    other, _ = fleet.running()
+    fleet.retry(other)
+    fleet.launch_again(other)
+    fleet.form(other)
+    assert not evict(fleet, job, 2, plan_version=0), "another plan came first"
+    assert fleet.job_row(job).state == "running"
+    assert evict(fleet, job, 2)
+    assert (fleet.job_row(job).state, fleet.job_row(job).stop_reason) == ("stopping", "eviction")
+    assert fleet.job_row(other).state == "running"
+    recorded = {(one, number): fleet.attempt_row(one, number).eviction for one in (job, other) for number in (1, 2)}
+    assert [place for place, eviction in recorded.items() if eviction] == [(job, 2)]
+
+
+@pytest.mark.one_case_on_postgresql
+@pytest.mark.parametrize("why", ["it launches", "it is to pause", "it runs in another attempt"])
+def test_a_job_that_does_not_run_in_this_attempt_makes_no_room(fleet: Fleet, why: str) -> None:
+    job = fleet.start()
+    fleet.launch(job)
+    if why != "it launches":
+        fleet.form(job)
+    if why == "it is to pause":
+        fleet.alter(JobRow, JobRow.id == job, desired_state="pause")
+    elif why == "it runs in another attempt":
+        fleet.retry(job)
+        fleet.launch_again(job)
+        fleet.form(job)
+    before = fleet.job_row(job).state
+    with pytest.raises(StaleTransition):
+        evict(fleet, job)
+    assert (fleet.job_row(job).state, fleet.attempt_row(job).eviction) == (before, None)
