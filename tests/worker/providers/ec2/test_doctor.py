@@ -246,6 +246,9 @@ def test_the_command_without_settings_says_which_and_fails(
     monkeypatch.setenv("SHOESTRING_EC2_ENDPOINT_URL", aws.url)
     assert command.main(["doctor"]) == 1
     assert "SHOESTRING_EC2_REGIONS" in capsys.readouterr().out
+    monkeypatch.setenv("SHOESTRING_EC2_REGIONS", "{us-east-1: {image: ami-1}}")
+    assert command.main(["up"]) == ExitCode.USAGE
+    assert "SHOESTRING_EC2_REGIONS is not JSON" in capsys.readouterr().err
     regions = {REGION: {"image": IMAGE, "subnets": {ZONE: aws.subnet()}}}
     monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps(regions))
     monkeypatch.setenv("SHOESTRING_EC2_SIMULATED", "true")

@@ -171,6 +171,9 @@ def test_ec2_is_off_unless_it_is_named_and_then_needs_its_regions(monkeypatch: p
     settings = worker_settings(monkeypatch, PROVIDERS="local,ec2")
     with pytest.raises(ValueError, match=r"SHOESTRING_EC2_REGIONS .*regions: Field required"):
         open_providers(settings)
+    monkeypatch.setenv("SHOESTRING_EC2_REGIONS", "{us-east-1: {image: ami-1}}")  # what a shell makes of JSON
+    with pytest.raises(ValueError, match=r"SHOESTRING_EC2_REGIONS is not JSON, .* in single quotes"):
+        open_providers(settings)
     monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps({"us-east-1": REGION}))
     managed = open_providers(settings)
     assert managed["ec2"].timeouts.consistency_window == 300 * S

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.exceptions import ClientError
-from pydantic import ValidationError
 from shoestring_core.decide.billing import PriceChange
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, MachineRef, ProviderMachine
@@ -38,7 +37,7 @@ from shoestring_worker.providers.ec2.run_instances import (
     disk_of,
     run_instances,
 )
-from shoestring_worker.providers.ec2.settings import Ec2Settings
+from shoestring_worker.providers.ec2.settings import Ec2Settings, read_settings
 from shoestring_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -60,11 +59,7 @@ TIMEOUTS = {
 
 def open_provider(name: str, settings: WorkerSettings) -> ManagedProvider:
     """Raises ValueError if the settings don't allow it."""
-    try:
-        ec2 = Ec2Settings()
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ValueError(f"SHOESTRING_EC2_REGIONS and the other SHOESTRING_EC2_ settings: {problems}.") from error
+    ec2 = read_settings()
     if not (settings.agent_url.startswith("https://") or _on_loopback(ec2.endpoint_url)):
         raise ValueError(
             f"SHOESTRING_AGENT_URL is {settings.agent_url}; machines on EC2 need an https:// URL that they can reach."

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from shoestring_worker.settings import Price
 
@@ -54,3 +54,17 @@ class Ec2Settings(BaseSettings):
                         "Local and Wavelength Zones are not supported: they have prices of their own."
                     )
         return self
+
+
+def read_settings() -> Ec2Settings:
+    """Of the environment. Raises ValueError."""
+    try:
+        return Ec2Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"SHOESTRING_EC2_REGIONS and the other SHOESTRING_EC2_ settings: {problems}.") from error
+    except SettingsError as error:  # the regions' value alone is parsed
+        raise ValueError(
+            'SHOESTRING_EC2_REGIONS is not JSON, such as {"us-east-1": {"image": …, "subnets": …}}. In a shell it is '
+            "written in single quotes, or it loses its own."
+        ) from error

@@ -7,10 +7,8 @@ import difflib
 import sys
 from collections.abc import Iterable
 
-from pydantic import ValidationError
-
+from shoestring_worker.providers.ec2 import settings
 from shoestring_worker.providers.ec2.account.aws import Aws
-from shoestring_worker.providers.ec2.settings import Ec2Settings
 
 
 class BadSettings(Exception):
@@ -22,13 +20,12 @@ class BadSettings(Exception):
     )
 
 
-def read_settings() -> Ec2Settings:
+def read_settings() -> settings.Ec2Settings:
     """Raises BadSettings."""
     try:
-        return Ec2Settings()
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise BadSettings(f"SHOESTRING_EC2_…: {problems}") from error
+        return settings.read_settings()
+    except ValueError as error:
+        raise BadSettings(str(error).rstrip(".")) from error
 
 
 def require_regions(aws: Aws, regions: Iterable[str]) -> None:
