@@ -501,7 +501,8 @@ class Client:
                     raise ServiceUnreachable(distrust) from failure
                 if attempt == MAX_TRIES:
                     raise ServiceUnreachable(
-                        f"{self.url} does not answer ({failure}). Is the service running? Start it: shoestring up"
+                        f"{self.url} does not answer ({failure}). Is the service running? "
+                        "Start it as before, with its --data and --port: shoestring up"
                     ) from failure
             else:
                 if response.status_code not in RETRY_STATUS or attempt == MAX_TRIES:

@@ -62,9 +62,11 @@ def authority_of_environment() -> str:
 
 
 def save_login(url: str, key: str, ca: str = "") -> Path:
-    """Save a login in a file that only the user can read."""
+    """Save a login in a file that only the user can read. That of another service is kept beside it, to go back to."""
     path = config_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (before := _saved_login()) and before.get("url") != url.rstrip("/"):
+        write_private(_earlier_path(), json.dumps(before, indent=2) + "\n")
     write_private(path, json.dumps({"url": url.rstrip("/"), "key": key} | ({"ca": ca} if ca else {}), indent=2) + "\n")
     return path
 
@@ -78,6 +80,14 @@ def saved_key(url: str) -> str | None:
     """The key of the saved login, if it is of this service."""
     saved = _saved_login()
     return saved.get("key") if saved.get("url") == url.rstrip("/") else None
+
+
+def earlier_login(url: str) -> Login | None:
+    """The login that was saved before the present one, if it is of this service."""
+    earlier = _saved_login(_earlier_path())
+    if not earlier.get("key") or earlier.get("url") != url.rstrip("/"):
+        return None
+    return Login(earlier["url"], earlier["key"], str(_earlier_path()), earlier.get("ca", ""))
 
 
 def config_path() -> Path:
@@ -107,10 +117,14 @@ def write_private(path: Path, content: str) -> None:
     draft.replace(path)
 
 
-def _saved_login() -> dict[str, str]:
-    """What is there of the saved login; nothing if the file is damaged."""
+def _earlier_path() -> Path:
+    return config_path().with_suffix(".earlier.json")
+
+
+def _saved_login(path: Path | None = None) -> dict[str, str]:
+    """What is there of a saved login, by default the present one; nothing if the file is damaged."""
     try:
-        content = json.loads(config_path().read_text(encoding="utf-8"))
+        content = json.loads((path or config_path()).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     is_login = isinstance(content, dict) and all(isinstance(value, str) for value in content.values())

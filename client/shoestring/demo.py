@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,13 +122,17 @@ def train(
     preempt_step: int | None = None
     notice_s = NOTICE_S[options.provider]
     current = job
-    with Live(console=console, refresh_per_second=8) if console else _NoDisplay() as live:
+    lines = watch.ProgressLines(report)
+    with Live(console=console, refresh_per_second=8) if console else nullcontext() as live:
         for current, _ in watch.follow(client, str(job.id)):
             supervise()
             if interrupts():
                 client.stop(job.id)
                 raise KeyboardInterrupt
-            live.update(watch.render_job(current))
+            if live:
+                live.update(watch.render_job(current))
+            else:
+                lines.update(current)
             total = current.progress.steps_total
             if preempt_step is None and total and current.progress.step >= fraction * total:
                 preempt_step = current.progress.step
@@ -207,16 +212,3 @@ def free_port() -> int:
 
 def _between(start: datetime | None, end: datetime | None) -> float | None:
     return None if start is None or end is None else round((end - start).total_seconds(), 3)
-
-
-class _NoDisplay:
-    """Replaces Live when the output is not a terminal."""
-
-    def __enter__(self) -> _NoDisplay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, _renderable: object) -> None:
-        pass

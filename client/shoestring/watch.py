@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from rich.console import Console, Group, RenderableType
@@ -29,6 +31,8 @@ STATUS_STYLES = {
     JobStatus.STOPPED: "bold",
     JobStatus.FAILED: "bold red",
 }
+PROGRESS_S = 10.0
+"""How often a job that trains says how far it is, where nothing can be drawn in place."""
 
 
 def follow(client: Client, job: str, lost: Lost | None = None) -> Iterator[tuple[rest.Job, StreamEvent | None]]:
@@ -87,15 +91,40 @@ def show_live(client: Client, job: str, console: Console) -> rest.Job:
 
 
 def print_changes(client: Client, job: str, report: Callable[[str], None], lost: Lost) -> rest.Job:
-    """Report a line whenever the job's status sentence changes, for logs and pipes, however long the service is away;
-    return its final state."""
-    sentence, current = "", None
+    """Report the job in lines until it is over, however long the service is away; return its final state."""
+    lines, current = ProgressLines(report), None
     for current, _ in follow(client, job, lost):
-        if headline(current) != sentence:
-            sentence = headline(current)
-            report(f"{current.status}: {sentence}")
+        lines.update(current)
     assert current is not None
     return current
+
+
+@dataclass
+class ProgressLines:
+    """A job in lines, for logs and pipes: its status sentence when that changes, and each PROGRESS_S how far it is."""
+
+    report: Callable[[str], None]
+    monotonic: Callable[[], float] = time.monotonic
+    _sentence: str = ""
+    _step: int = 0
+    _told_at: float = 0.0
+
+    def update(self, job: rest.Job) -> None:
+        now, sentence = self.monotonic(), headline(job)
+        if sentence != self._sentence:
+            self.report(f"{job.status}: {sentence}")
+        elif job.progress.step != self._step and now >= self._told_at + PROGRESS_S:
+            self.report(describe_progress(job))
+        else:
+            return
+        self._sentence, self._step, self._told_at = sentence, job.progress.step, now
+
+
+def describe_progress(job: rest.Job) -> str:
+    """Steps and latest metrics, in one line."""
+    progress = job.progress
+    total = f" of {progress.steps_total:,}" if progress.steps_total else ""
+    return "  ".join([f"step {progress.step:,}{total}", *format_metrics(job.latest.items())])
 
 
 def headline(job: rest.Job) -> str:

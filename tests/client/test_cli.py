@@ -45,6 +45,7 @@ def shoestring(
         [sys.executable, "-m", "shoestring", *arguments],
         env=environment,
         cwd=home,
+        stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -263,6 +264,22 @@ def service() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_a_login_without_a_key_goes_back_to_the_service_of_before(service: str, tmp_path: Path) -> None:
+    def login(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return shoestring("login", *arguments, home=tmp_path)
+
+    assert "No API key was given" in login(service).stderr
+    assert login(service, "--key", "theirs").returncode == ExitCode.OK
+    local = json.dumps({"url": "http://127.0.0.1:1", "key": "local"})
+    earlier = tmp_path / "login.earlier.json"
+    earlier.write_text((tmp_path / "login.json").read_text())
+    (tmp_path / "login.json").write_text(local)
+    assert login(f"{service}/").returncode == ExitCode.OK
+    assert json.loads((tmp_path / "login.json").read_text()) == {"url": service, "key": "theirs"}
+    assert json.loads(earlier.read_text()) == json.loads(local), "and forth"
+    assert earlier.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("json", [[], ["--json"]])

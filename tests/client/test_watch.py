@@ -13,6 +13,7 @@ import pytest
 from shoestring import Client, ServiceError, ServiceUnreachable, cli, client, watch
 from shoestring.cli import jobs
 from shoestring.client import MAX_OUTAGE_BACKOFF_S, MAX_STREAM_TRIES, StreamEvent
+from shoestring_core import rest
 from shoestring_core.exit_codes import ExitCode
 from typer.testing import CliRunner
 
@@ -140,3 +141,15 @@ def test_the_user_ends_it_during_an_outage(monkeypatch: pytest.MonkeyPatch) -> N
     done = CliRunner().invoke(cli.app, ["watch", JOB], env={"COLUMNS": "300"})
     assert done.exit_code == ExitCode.DETACHED
     assert "Detached" in done.stderr
+
+
+def test_where_nothing_can_be_drawn_a_job_says_every_ten_seconds_how_far_it_is() -> None:
+    told = list[str]()
+    clock = iter([1.0, 5.0, 11.0, 20.9, 30.0, 99.0])
+    lines = watch.ProgressLines(told.append, lambda: next(clock))
+    for step, sentence in ((1, "Training."), (2, "Training."), (3, "Training."), (4, "Training."), (4, "Stopping."),
+                           (4, "Stopping.")):  # fmt: skip
+        progress = RUNNING["progress"] | {"step": step, "steps_total": 9_000}
+        job = RUNNING | {"status_text": sentence, "progress": progress, "latest": {"val/acc": 0.5, "time/step": 1.0}}
+        lines.update(rest.Job.model_validate(job))
+    assert told == ["running: Training.", "step 3 of 9,000  val/acc 0.5", "running: Stopping."]

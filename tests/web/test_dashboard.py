@@ -394,7 +394,7 @@ def test_the_form_writes_the_spec_and_errors_are_shown_beside_their_fields(
     (job,) = deployment.member.get("/v1/jobs").json()["jobs"]
     assert job["spec"]["params"]["lr"] == 0.05
     assert job["spec"]["limits"]["cost"] == "0.50"
-    assert job["spec"]["resources"]["nodes"] == 2
+    assert job["spec"]["resources"]["nodes"] == 1
 
 
 def test_another_recipe_begins_another_spec_and_asks_for_its_data(deployment: Deployment, open_page: OpenPage) -> None:

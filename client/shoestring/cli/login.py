@@ -36,7 +36,7 @@ def login(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Log in to a service, checking and saving the API key.
+    """Log in to a service, checking and saving the API key. Without a key: back to the service of before.
 
     \b
     shoestring login http://127.0.0.1:8000 < DIR/admin.key
@@ -46,19 +46,26 @@ def login(
         authority = read_certificates(ca) if ca else ""
     except BadCertificate as error:
         raise typer.BadParameter(str(error), param_hint="--ca") from error
-    secret = (key or _read_key(url)).strip()
+    given = key or _redirected_key()
+    if not given and (earlier := config.earlier_login(url)):
+        given, authority = earlier.key, authority or earlier.ca
+    secret = (given or _ask_key(url)).strip()
     with Client(url, secret, ca=authority) as client:
         me = client.me()
     path = config.save_login(url, secret, authority)
     print_result(me, as_json, lambda: out.print(f"Logged in as {me.user} of team {me.team}; saved in {path}"))
 
 
-def _read_key(url: str) -> str:
-    """Read the key from the terminal, unseen, or all of standard input if that isn't one."""
+def _redirected_key() -> str:
+    """All of standard input if that isn't the terminal; "" otherwise, or if nothing is there."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.read(MAX_KEY_CHARACTERS).strip()
+
+
+def _ask_key(url: str) -> str:
+    """Read the key from the terminal, unseen."""
     if sys.stdin is not None and sys.stdin.isatty():
         return str(typer.prompt("API key", hide_input=True, err=True))
-    text = sys.stdin.read(MAX_KEY_CHARACTERS) if sys.stdin is not None else ""
-    if not text.strip():
-        print_error(f"No API key was given. Give it by --key KEY, or from a file: shoestring login {url} < KEYFILE")
-        raise typer.Exit(ExitCode.USAGE)
-    return text
+    print_error(f"No API key was given. Give it by --key KEY, or from a file: shoestring login {url} < KEYFILE")
+    raise typer.Exit(ExitCode.USAGE)

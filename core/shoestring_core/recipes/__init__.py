@@ -250,8 +250,8 @@ def _floats(tree: Any) -> Any:
 def _unknown_recipe(name: str) -> Problem:
     known = list(_shipped())
     near = difflib.get_close_matches(name[:64], known, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]}?" if near else ""
-    message = f"There is no recipe {format_value(name)}.{meant} Known recipes: {', '.join(known)}."
+    then = f"Did you mean {near[0]}?" if near else f"Known recipes: {', '.join(known)}."
+    message = f"There is no recipe {format_value(name)}. {then}"
     return Problem("/recipe", message, "unknown-recipe", near[0] if near else None)
 
 

@@ -41,7 +41,7 @@ function initialSpec(all: Recipe[], wanted: string | null, source: Job | undefin
 
 function specTemplate(recipe: Recipe): string {
   const data = recipe.data === "digits" ? "" : "data:\n  train: /path/to/images\n";
-  return `recipe: ${recipe.name}\n${data}resources:\n  nodes: 2\n`;
+  return `recipe: ${recipe.name}\n${data}`;
 }
 
 /** The data folder field by kind of data; the digits data set is built in. */
