@@ -29,6 +29,7 @@ import torch
 from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 
+from shoestring_trainer.terminal import say
 from shoestring_trainer.training.data.confined_files import read_hooks
 from shoestring_trainer.training.errors import HookError, UserError, first_line, is_lost_peer
 from shoestring_trainer.training.lazy_dynamo import restore_dynamo
@@ -165,9 +166,9 @@ class Hooks:
         if surplus and not self._surplus_named:
             self._surplus_named = True
             more = f" and {len(surplus) - _NAMED} more" if len(surplus) > _NAMED else ""
-            sys.stdout.write(
+            say(
                 f"the hook {hook} in {self._file} reports {len(added) + len(surplus)} values with a step; the first "
-                f"{MAX_VALUES} are kept, and left out are {', '.join(surplus[:_NAMED])}{more}\n"
+                f"{MAX_VALUES} are kept, and left out are {', '.join(surplus[:_NAMED])}{more}"
             )
         return added
 

@@ -17,9 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from shoestring_core import terminal_text
 from shoestring_core.errors import InvalidSpec
 
 from shoestring_trainer.run_files import ExitFile, Outcome, RankError, printable
+from shoestring_trainer.terminal import escape_unencodable
 from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
 from shoestring_trainer.training.errors import (
     NonFiniteError,
@@ -36,16 +38,18 @@ USAGE, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Train what the arguments name; write exit-{rank}.json beside the task; exit 0 if finished or drained, else 1."""
+    escape_unencodable()
     try:
         task = prepare_task(arguments)
     except InvalidSpec as invalid:
-        sys.stderr.write("".join(f"{problem.pointer or '/'}: {problem.message}\n" for problem in invalid.problems))
+        text = "".join(f"{problem.pointer or '/'}: {problem.message}\n" for problem in invalid.problems)
+        sys.stderr.write(terminal_text.printable(text))
         sys.exit(USAGE)
     except TrainerError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{terminal_text.printable(str(error))}\n")
         sys.exit(USAGE)
     except OSError as error:
-        sys.stderr.write(f"{explain_os_error(error)}\n")
+        sys.stderr.write(f"{terminal_text.printable(explain_os_error(error))}\n")
         sys.exit(USAGE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -126,14 +130,14 @@ def _log_to(path: Path) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    escape_unencodable()
 
 
 def _report_error(folder: Path, rank: int, step: int, error: BaseException, standalone: bool) -> None:
     kind = classify_error(error, has_peers=int(os.environ.get("WORLD_SIZE", "1")) > 1)
     message, trace = error_message(error, kind), "".join(traceback.format_exception(error))
-    sys.stderr.write(f"\n{kind}: {message}\n" if standalone else trace)
+    sys.stderr.write(f"\n{kind}: {terminal_text.printable(message)}\n" if standalone else trace)
     since = error.since if isinstance(error, NonFiniteError) else None
     record = RankError(kind=kind, message=printable(message), traceback=printable(trace), since=since)
     _write_exit(folder, rank, "error", step, record)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -257,3 +258,17 @@ def test_a_folder_that_is_gone_or_cannot_be_written_is_named(
     assert (ended.value.code, commands.main(["prepare", "photos", "shards"])) == (rank.USAGE, commands.FAILED)
     said = capsys.readouterr().err.splitlines()
     assert said == [f"{tmp_path / 'file/run'}: Not a directory", "No such file or directory"]
+
+
+def test_what_a_terminal_lacks_or_would_obey_is_shown_as_plain_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a\x1b[2Jb").mkdir()
+    with pytest.raises(SystemExit):
+        rank.main([str(tmp_path / "a\x1b[2Jb")])
+    refused = capsys.readouterr().err
+    assert refused == f"{tmp_path}/ab holds no task.json; give the folder of a run\n"
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert commands.main(["schedule", "digits/quickstart"]) == commands.OK
+    assert written.getvalue().isascii()

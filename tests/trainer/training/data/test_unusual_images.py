@@ -257,6 +257,14 @@ def test_images_outside_the_class_folders_are_logged(flat: Path, capsys: pytest.
     assert f"{ignored}{flat / 'lost.jpg'}" in capsys.readouterr().out
 
 
+def test_whatever_the_name_of_an_ignored_file_is_it_is_logged_as_plain_text(
+    flat: Path, capsys: pytest.CaptureFixture[str]
+):
+    (flat / "red" / os.fsdecode(b"a\xff\x1b[2Jb\n.txt")).touch()
+    load(flat)
+    assert f"the first is {flat / 'red'}/a\\udcffb\n.txt\n" in capsys.readouterr().out
+
+
 def test_a_class_with_one_image_is_named_before_anything_is_decoded(flat: Path):
     (flat / "red" / "00.jpg").write_bytes(b"broken")
     for number in range(1, 10):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from shoestring_core.task import CheckpointFiles
 from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 
+from shoestring_trainer.terminal import say
 from shoestring_trainer.training.checkpoint.files import read_checkpoint, unpack_tensors
 from shoestring_trainer.training.data.confined_files import read_confined, require_confined
 from shoestring_trainer.training.errors import DataError
@@ -39,7 +39,7 @@ def warm_start(model: nn.Module, source: CheckpointFiles | Path) -> str:
     if broken := [name for name, tensor in fitting.items() if not torch.isfinite(tensor).all()]:
         raise DataError(f"{broken[0]} of {_place(source)} has numbers that are not finite; use other weights")
     if fresh := sorted(set(own) - set(fitting)):
-        sys.stdout.write(f"warm start: randomly initialized, as no tensor fits: {', '.join(fresh)}\n")
+        say(f"warm start: randomly initialized, as no tensor fits: {', '.join(fresh)}")
     target.load_state_dict(fitting, strict=False)
     randomly = f"; randomly initialized: {_first(fresh, MAX_NAMED)}" if fresh else ""
     return f"{len(fitting)} of {counted(len(own), 'tensor')} loaded{randomly}"

@@ -16,6 +16,7 @@ from shoestring_core.errors import InvalidSpec
 from shoestring_core.terminal_text import printable
 from shoestring_core.wording.units import counted
 
+from shoestring_trainer.terminal import escape_unencodable
 from shoestring_trainer.training.errors import TrainerError, UserError, explain_os_error
 
 TRACE_POINTS = 1001
@@ -56,6 +57,7 @@ examples:
 
 def main(arguments: list[str]) -> int:
     """Run a command; every expected error is a message on stderr and an exit code."""
+    escape_unencodable()
     options = _parser().parse_args(arguments)
     if options.needs_torch and find_spec("torch") is None:
         sys.stderr.write("This needs PyTorch. Run: pip install 'shoestring-trainer[train]'\n")

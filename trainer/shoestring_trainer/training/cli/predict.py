@@ -67,7 +67,7 @@ def predict(
                 if skipped is None:
                     raise
                 skipped.append(file)
-                sys.stderr.write(f"skipped: {error}\n")
+                sys.stderr.write(f"skipped: {printable(str(error))}\n")
         if not images:
             continue
         best = model.logits(torch.stack(images)).softmax(1).topk(top)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from shoestring_core.image_folders import IMAGE_EXTENSIONS
 from shoestring_core.task import CheckpointFiles
 from shoestring_core.wording.units import counted
 
+from shoestring_trainer.terminal import say
 from shoestring_trainer.training.checkpoint.files import FILE_LIST_PART, read_part
 from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_folder import walk_files
@@ -66,9 +66,9 @@ class FileList:
         found = (path for folder in sorted(folders) for path in walk_files(folder, *unused) if path.parent != folder)
         added = sorted(path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS and path not in listed)
         if added:
-            sys.stdout.write(
+            say(
                 f"ignored {counted(len(added), 'image')} added after the job began, such as {added[0]}; submit a new "
-                "job to train on them\n"
+                "job to train on them"
             )
 
     def _index(self, data: Path, part: Part) -> ImageIndex:

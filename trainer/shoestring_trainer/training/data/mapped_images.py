@@ -17,6 +17,7 @@ import torch
 from shoestring_core.wording.units import counted
 from torch import Tensor
 
+from shoestring_trainer.terminal import say
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_image
 from shoestring_trainer.training.data.image_files import REPAIR, ignored_pillow_warnings
 from shoestring_trainer.training.data.image_index import ImageIndex
@@ -81,7 +82,7 @@ def decode_to_file(
                 pool.shutdown(cancel_futures=True)
                 raise result
             else:
-                sys.stdout.write(f"skipped: {result}\n")
+                say(f"skipped: {result}")
     if gpu_decoder:
         nvjpeg_count = len(images) - sum(pillow_counts)
         sys.stdout.write(f"nvJPEG decoded {nvjpeg_count} of {counted(len(images), 'image')}, Pillow the rest\n")

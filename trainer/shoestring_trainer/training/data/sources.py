@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from shoestring_core.wording.units import counted
 
 from shoestring_trainer.data_sync.shard_requests import ShardRequests
+from shoestring_trainer.terminal import say
 from shoestring_trainer.training.checkpoint.files import read_step
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, resize_dataset
@@ -50,7 +50,7 @@ def open_shards(
     if task.data and task.data.stream and task.data.requests:
         requests = ShardRequests(
             Path(task.data.requests), task.data_path, [shard.name for shard in index.shards], task.data.source or "",
-            log=lambda message: print(message, flush=True),
+            log=say,
         )  # fmt: skip
     return ShardedDataset(
         task.data_path, index, settings, world_size=place.world_size, processes=torch.get_num_threads(),
@@ -95,14 +95,14 @@ def open_dataset(
         validate_classes(images)
     is_local_rank_0 = distributed.local_rank == 0
     if is_local_rank_0:
-        sys.stdout.write(f"{describe_splits(train, val)}\n")
+        say(describe_splits(train, val))
         if files:
             files.report_additions(task.data_path)
     if files is None and distributed.rank == 0 and task.data_format == "imagefolder":  # which writes the checkpoints
         files = list_files(task.data_path, train, val)
     if (ignored := sorted({*train.ignored, *val.ignored})) and is_local_rank_0:
         reason = "not images by their extension, or outside the class folders"
-        sys.stdout.write(f"ignored {counted(len(ignored), 'file')} ({reason}); the first is {ignored[0]}\n")
+        say(f"ignored {counted(len(ignored), 'file')} ({reason}); the first is {ignored[0]}")
     cache = DecodedCache(
         train, val, settings,
         split_info={"data": task.data_format, "seed": seed},

@@ -24,6 +24,7 @@ from shoestring_core.data_splits import (
 from shoestring_core.shard_checks import expand_pattern
 from shoestring_core.spec import SHARD_RANGE
 
+from shoestring_trainer.terminal import say
 from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.image_files import open_image_bytes
 from shoestring_trainer.training.data.image_folder import Folders, refuse_layout
@@ -42,7 +43,7 @@ def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) 
 
 
 def index_shards(
-    path: Path, *, skip: bool, report: Callable[[str], object] = print
+    path: Path, *, skip: bool, report: Callable[[str], object] = say
 ) -> tuple[ImageIndex, ImageIndex | None]:
     """Return the indices of the shards to train and to validate on.
 
