@@ -15,21 +15,19 @@ from shoestring_core.decide.preemption import Eviction, EvictionInputs
 from shoestring_core.decide.queue import AccountBalance, QueueSnapshot
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
-from shoestring_core.decide.retries import retry_delay
 from shoestring_core.decide.schedule import schedule_jobs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded, InvalidSpec, StaleTransition
 from shoestring_core.launch_request import LaunchDisk, LaunchRequest
 from shoestring_core.store import jobs
-from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import gangs, launches, offers, planning, queue
-from shoestring_core.store.tables import AccountRow, AttemptRow, JobRow, MachineRow
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording.jobs import AttemptStarted, Evicted
 from shoestring_core.wording.machines import MachinePlanned
-from sqlalchemy import event, select
+from sqlalchemy import select
 
-from tests.core.world import NEVER_LAUNCHED, OFFER, PLANNED, RUNNING, TERMINATED, Fleet, World
+from tests.core.world import NEVER_LAUNCHED, OFFER, PLANNED, RUNNING, TERMINATED, Fleet
 
 
 def snapshot(fleet: Fleet) -> QueueSnapshot:
@@ -49,125 +47,7 @@ def refill(
     )  # fmt: skip
 
 
-# The queue as the scheduler sees it
-
-
-@pytest.mark.any_database
-def test_a_job_of_each_member_is_read_however_many_members_there_are(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queue, "PAGE", 1)
-    jobs_of_two = [world.job().id for world in (fleet, World(fleet.store))]
-    assert sorted(one.job for one in snapshot(fleet).queue) == sorted(jobs_of_two)
-
-
-@pytest.mark.any_database
-def test_nothing_is_queued_in_a_service_without_teams(store: Store) -> None:
-    with store.read() as db:
-        assert queue.load_mark(db) == queue.QueueMark(False, 0, 0, 0, deadlines=0)
-
-
-@pytest.mark.any_database
-def test_a_schedule_reads_no_accounts_of_jobs_that_are_not_queued(fleet: Fleet) -> None:
-    """It stays as cheap as it is, however many jobs there have been."""
-    fleet.running()
-    fleet.job()
-    read = []
-
-    def note(row: AccountRow, _context: object) -> None:
-        read.append(row.kind)
-
-    event.listen(AccountRow, "load", note)
-    try:
-        snapshot(fleet)
-    finally:
-        event.remove(AccountRow, "load", note)
-    assert sorted(read) == ["member", "org", "team"]
-
-
-def test_the_queue_has_the_jobs_that_may_start_in_their_order(fleet: Fleet) -> None:
-    assert snapshot(fleet).queue == ()
-    running = fleet.start(nodes=2)
-    first = fleet.job(resources={"nodes": 3}).id
-    paused = fleet.job().id
-    fleet.clock.pass_(1)
-    second = fleet.job().id
-    fleet.write(jobs.stop, paused, "ann", "pause")
-    stranger = World(fleet.store)
-    third = stranger.job().id
-    fleet.clock.pass_(1)
-    fleet.alter(JobRow, JobRow.id == first, queued_at=fleet.clock.now)
-    seen = snapshot(fleet)
-    assert [one.job for one in seen.queue] == [*sorted([second, third]), first]
-    assert seen.machines_in_use == {"local": 2}
-    assert running not in [one.job for one in seen.queue]
-    queued = seen.queue[-1]
-    assert (queued.requirements.nodes, queued.requirements.type, queued.attempt, queued.reopened) == (3, None, 1, False)
-    assert (queued.terminating_machines, queued.not_before) == (0, 0)
-    path = [fleet.account(kind, fleet.job_row(first)) for kind in ("job", "member", "team", "org")]
-    assert queued.account_path == tuple(row.id for row in path)
-    held = 2 * fleet.hold_row(fleet.ids(running)[0]).amount
-    balances = [seen.balances[row.id] for row in path]
-    assert [(one.limit, one.posted, one.held, one.overdraft) for one in balances] == [
-        (None, 0, 0, 0), (None, 0, held, 0), (None, 0, held, 0), (None, 0, held, 0),
-    ]  # fmt: skip
-    assert [one.name for one in balances] == [
-        "this job", f"member user {fleet.name}", f"team team {fleet.name}", f"organization org {fleet.name}",
-    ]  # fmt: skip
-
-
-def test_a_job_is_queued_with_the_machines_that_still_terminate(fleet: Fleet) -> None:
-    job, (first, second) = fleet.running(nodes=2)
-    fleet.end_attempt(job, "machine_lost")
-    assert snapshot(fleet).queue[0].terminating_machines == 2
-    fleet.end(first)
-    assert snapshot(fleet).queue[0].terminating_machines == 1
-    fleet.end(second)
-    queued = snapshot(fleet).queue[0]
-    assert (queued.terminating_machines, queued.closing) == (0, True)
-    fleet.finish_attempt(job)
-    queued = snapshot(fleet).queue[0]
-    assert (queued.terminating_machines, queued.closing, queued.attempt, queued.reopened) == (0, False, 2, False)
-    assert snapshot(fleet).machines_in_use == {}
-
-
-@pytest.mark.one_case_on_postgresql
-@pytest.mark.parametrize(
-    ("reason", "trained", "delay"),
-    [
-        ("machine_lost", False, S // 2), ("not_ready", False, S // 2), ("capacity", False, 5 * S),
-        ("boot", False, S // 2), ("price", False, 5 * S),
-        ("machine_lost", True, None), ("preempted", False, None), ("stop", False, None),
-    ],
-)  # fmt: skip
-def test_a_job_whose_attempt_trained_nothing_is_retried_after_a_delay(
-    fleet: Fleet, reason: str, trained: bool, delay: int | None
-) -> None:
-    job, _ = fleet.running()
-    closed_at = fleet.clock.now
-    fleet.end_attempt(job, reason)
-    fleet.finish_attempt(job)
-    fleet.alter(AttemptRow, AttemptRow.job == job, trained=trained)
-    fleet.clock.pass_(1)
-    queued = snapshot(fleet).queue[0]
-    assert queued.not_before == (0 if delay is None else closed_at + retry_delay(job, reason, 1, fleet.timeouts))
-    assert queued.refused == (reason in ("capacity", "price"))
-
-
-def test_the_delay_doubles_with_each_attempt_in_a_row_that_trained_nothing(fleet: Fleet) -> None:
-    job = fleet.job(resources={"nodes": 1}).id
-    reasons = ["machine_lost", "preempted", "machine_lost", "not_ready", "machine_lost"]
-    delays = []
-    for reason in reasons:
-        fleet.clock.pass_(100)
-        fleet.open_attempt(job)
-        fleet.launch(job)
-        closed_at = fleet.clock.now
-        fleet.end_attempt(job, reason)
-        fleet.finish_attempt(job)
-        not_before = snapshot(fleet).queue[0].not_before
-        delays.append(not_before and not_before - closed_at)
-    assert [delay // (S // 2) for delay in delays] == [1, 0, 1, 2, 4]
+# Starts
 
 
 def test_an_attempt_that_launched_nothing_is_opened_again_under_its_number(fleet: Fleet) -> None:
@@ -192,9 +72,6 @@ def test_an_attempt_that_launched_nothing_is_opened_again_under_its_number(fleet
         (again[0], 1, 2, 0, PLANNED),
         (again[1], 1, 3, 1, PLANNED),
     ]
-
-
-# Starts
 
 
 def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> None:

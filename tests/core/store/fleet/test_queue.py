@@ -9,13 +9,16 @@ from uuid import UUID
 import pytest
 from shoestring_core import spec
 from shoestring_core.decide.deadlines import DeadlineCase, DeadlinePlan, Seen
+from shoestring_core.decide.retries import retry_delay
 from shoestring_core.decide.schedule import Wait
 from shoestring_core.decide.timeouts import S
 from shoestring_core.events import WaitChange
 from shoestring_core.store import deadlines, jobs, ledger
+from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import queue
-from shoestring_core.store.tables import AttemptRow, DeadlineRow, JobRow
+from shoestring_core.store.tables import AccountRow, AttemptRow, DeadlineRow, JobRow
 from shoestring_core.wording.waits import InQueue, ProviderUnanswered
+from sqlalchemy import event
 
 from tests.core.world import Fleet, World
 from tests.statements import counted
@@ -42,6 +45,124 @@ def ids(loaded: queue.LoadedQueue) -> list[UUID]:
 
 
 # What is read
+
+
+@pytest.mark.any_database
+def test_a_job_of_each_member_is_read_however_many_members_there_are(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "PAGE", 1)
+    jobs_of_two = [world.job().id for world in (fleet, World(fleet.store))]
+    assert sorted(one.job for one in load(fleet).snapshot.queue) == sorted(jobs_of_two)
+
+
+@pytest.mark.any_database
+def test_nothing_is_queued_in_a_service_without_teams(store: Store) -> None:
+    with store.read() as db:
+        assert queue.load_mark(db) == queue.QueueMark(False, 0, 0, 0, deadlines=0)
+
+
+@pytest.mark.any_database
+def test_a_schedule_reads_no_accounts_of_jobs_that_are_not_queued(fleet: Fleet) -> None:
+    """It stays as cheap as it is, however many jobs there have been."""
+    fleet.running()
+    fleet.job()
+    read = []
+
+    def note(row: AccountRow, _context: object) -> None:
+        read.append(row.kind)
+
+    event.listen(AccountRow, "load", note)
+    try:
+        load(fleet)
+    finally:
+        event.remove(AccountRow, "load", note)
+    assert sorted(read) == ["member", "org", "team"]
+
+
+def test_the_queue_has_the_jobs_that_may_start_in_their_order(fleet: Fleet) -> None:
+    assert load(fleet).snapshot.queue == ()
+    running = fleet.start(nodes=2)
+    first = fleet.job(resources={"nodes": 3}).id
+    paused = fleet.job().id
+    fleet.clock.pass_(1)
+    second = fleet.job().id
+    fleet.write(jobs.stop, paused, "ann", "pause")
+    stranger = World(fleet.store)
+    third = stranger.job().id
+    fleet.clock.pass_(1)
+    fleet.alter(JobRow, JobRow.id == first, queued_at=fleet.clock.now)
+    seen = load(fleet).snapshot
+    assert [one.job for one in seen.queue] == [*sorted([second, third]), first]
+    assert seen.machines_in_use == {"local": 2}
+    assert running not in [one.job for one in seen.queue]
+    queued = seen.queue[-1]
+    assert (queued.requirements.nodes, queued.requirements.type, queued.attempt, queued.reopened) == (3, None, 1, False)
+    assert (queued.terminating_machines, queued.not_before) == (0, 0)
+    path = [fleet.account(kind, fleet.job_row(first)) for kind in ("job", "member", "team", "org")]
+    assert queued.account_path == tuple(row.id for row in path)
+    held = 2 * fleet.hold_row(fleet.ids(running)[0]).amount
+    balances = [seen.balances[row.id] for row in path]
+    assert [(one.limit, one.posted, one.held, one.overdraft) for one in balances] == [
+        (None, 0, 0, 0), (None, 0, held, 0), (None, 0, held, 0), (None, 0, held, 0),
+    ]  # fmt: skip
+    assert [one.name for one in balances] == [
+        "this job", f"member user {fleet.name}", f"team team {fleet.name}", f"organization org {fleet.name}",
+    ]  # fmt: skip
+
+
+def test_a_job_is_queued_with_the_machines_that_still_terminate(fleet: Fleet) -> None:
+    job, (first, second) = fleet.running(nodes=2)
+    fleet.end_attempt(job, "machine_lost")
+    assert load(fleet).snapshot.queue[0].terminating_machines == 2
+    fleet.end(first)
+    assert load(fleet).snapshot.queue[0].terminating_machines == 1
+    fleet.end(second)
+    queued = load(fleet).snapshot.queue[0]
+    assert (queued.terminating_machines, queued.closing) == (0, True)
+    fleet.finish_attempt(job)
+    queued = load(fleet).snapshot.queue[0]
+    assert (queued.terminating_machines, queued.closing, queued.attempt, queued.reopened) == (0, False, 2, False)
+    assert load(fleet).snapshot.machines_in_use == {}
+
+
+@pytest.mark.one_case_on_postgresql
+@pytest.mark.parametrize(
+    ("reason", "trained", "delay"),
+    [
+        ("machine_lost", False, S // 2), ("not_ready", False, S // 2), ("capacity", False, 5 * S),
+        ("boot", False, S // 2), ("price", False, 5 * S),
+        ("machine_lost", True, None), ("preempted", False, None), ("stop", False, None),
+    ],
+)  # fmt: skip
+def test_a_job_whose_attempt_trained_nothing_is_retried_after_a_delay(
+    fleet: Fleet, reason: str, trained: bool, delay: int | None
+) -> None:
+    job, _ = fleet.running()
+    closed_at = fleet.clock.now
+    fleet.end_attempt(job, reason)
+    fleet.finish_attempt(job)
+    fleet.alter(AttemptRow, AttemptRow.job == job, trained=trained)
+    fleet.clock.pass_(1)
+    queued = load(fleet).snapshot.queue[0]
+    assert queued.not_before == (0 if delay is None else closed_at + retry_delay(job, reason, 1, fleet.timeouts))
+    assert queued.refused == (reason in ("capacity", "price"))
+
+
+def test_the_delay_doubles_with_each_attempt_in_a_row_that_trained_nothing(fleet: Fleet) -> None:
+    job = fleet.job(resources={"nodes": 1}).id
+    reasons = ["machine_lost", "preempted", "machine_lost", "not_ready", "machine_lost"]
+    delays = []
+    for reason in reasons:
+        fleet.clock.pass_(100)
+        fleet.open_attempt(job)
+        fleet.launch(job)
+        closed_at = fleet.clock.now
+        fleet.end_attempt(job, reason)
+        fleet.finish_attempt(job)
+        not_before = load(fleet).snapshot.queue[0].not_before
+        delays.append(not_before and not_before - closed_at)
+    assert [delay // (S // 2) for delay in delays] == [1, 0, 1, 2, 4]
 
 
 @pytest.mark.any_database
@@ -75,11 +196,12 @@ def test_nothing_but_its_place_is_read_of_a_job_that_was_read_before_and_of_atte
 
 @pytest.mark.any_database
 def test_jobs_of_members_that_are_short_are_left_out(fleet: Fleet) -> None:
-    in_line(fleet, 1)
+    (job,) = in_line(fleet, 1)
     other = World(fleet.store)
-    job = other.job().id
-    assert ids(load(fleet, short_accounts=[fleet.account("member").id])) == [job]
-    assert ids(load(fleet, short_accounts=[other.account("job", other.job()).id]))[1:] != []
+    of_other = other.job().id
+    for kind in ("member", "team"):
+        assert ids(load(fleet, short_accounts=[fleet.account(kind).id])) == [of_other]
+    assert ids(load(fleet, short_accounts=[fleet.account("job", fleet.job_row(job)).id])) == [job, of_other]
 
 
 def test_a_job_that_is_about_to_leave_the_queue_is_not_in_it(fleet: Fleet) -> None:
