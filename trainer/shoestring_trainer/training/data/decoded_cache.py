@@ -175,7 +175,7 @@ class DecodedCache:
     def _decode(self, file: Path, images: ImageIndex, specs: Sequence[ResizeSpec]) -> MappedImages:
         if self.is_local_rank_0 and not metadata_path(file).exists():
             decode_to_file(file, images, specs, self.gpu_decoder, skip=self.settings.on_corrupt == "skip")
-        self._wait_for_peers(f"{len(images)} {file.name} images to be decoded")
+        self._wait_for_peers(f"{counted(len(images), f'{file.name} image')} to be decoded")
         mapped = map_file(file, specs)
         self._wait_for_peers(f"the decoded {file.name} images to be opened")  # before rank 0 removes the files
         return mapped
