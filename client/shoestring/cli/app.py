@@ -51,7 +51,7 @@ HELP = """Train on spot GPUs, as a team, on a shoestring.
   shoestring submit digits/quickstart --watch    submit a job and follow it
   shoestring ls                                  list jobs: status and its reason
 \b
-Exit codes: 0 success, 1 job failed, 2 usage error, 3 not authorized, 4 budget,
+Exit codes: 0 success, 1 job failed or stopped, 2 usage error, 3 not authorized, 4 budget,
 5 not found, 6 no capacity, 7 service unreachable, 130 detached.
 """
 

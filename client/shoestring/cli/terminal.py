@@ -70,7 +70,8 @@ def resolve_job_id(client: Client, given: str) -> str:
     found = [job for job in client.jobs(filter=f"id~{quoted}", limit=100).jobs if _begins_or_ends(str(job.id), given)]
     found = found or client.jobs(filter=f"name={quoted}", limit=100).jobs
     if len(found) != 1:
-        several = f"{len(found)} jobs are called {given}: {', '.join(short_id(job.id) for job in found[:5])}"
+        which = ", ".join(f"{short_id(job.id)} ({job.status}, {job.created_at:%b %d %H:%M} UTC)" for job in found[:5])
+        several = f"{len(found)} jobs are called {given}: give the id of one, newest first: {which}"
         print_error(f"{several if found else f'No job has the id or the name {given}'}. List jobs: shoestring ls")
         raise typer.Exit(ExitCode.NOT_FOUND)
     return str(found[0].id)

@@ -184,6 +184,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
               Spec is valid{validation.data.cost.limit ? `, cost limit ${formatDollars(validation.data.cost.limit)}` : ""}.
             </p>
           )}
+          {syntaxError !== null && <p className="muted">The quote is of the spec as it was before the error in its YAML.</p>}
           <QuotePanel text={validText} />
           <div className="row end">
             <BudgetNote />
