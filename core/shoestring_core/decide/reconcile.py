@@ -40,6 +40,7 @@ class ProviderMachine:
     price_changes  decide.billing.Evidence.price_changes, as far as they are known
     rate_cap     dollars per hour that it never exceeds; "0": not known
     image        id of the image that it boots; "": not known
+    rests        stopped by its owner: it ends no further by itself, and its disk costs
     """
 
     provider: str
@@ -55,6 +56,7 @@ class ProviderMachine:
     price_changes: tuple[PriceChange, ...] = ()
     rate_cap: str = "0"
     image: str = ""
+    rests: bool = False
 
     @property
     def ref(self) -> MachineRef:
@@ -165,7 +167,7 @@ def reconcile(
             tracked.add(machine.ref)
         actions += _actions_for(row, machine, listed_at, leases_enforced, timeouts)
     for machine in ours:
-        if machine.ref not in tracked and machine.state in ("pending", "running"):
+        if machine.ref not in tracked and (machine.state in ("pending", "running") or machine.rests):
             actions.append(Terminate(machine.ref, None, machines.Untracked()))
     return actions
 

@@ -152,6 +152,13 @@ def test_regions_without_machines_are_asked_for_seldom_and_a_quiet_one_each_30_s
         swept += regions
 
 
+def test_an_orphan_that_somebody_stopped_is_ended_too_for_its_disk_costs(ec2_world: World, aws: FakeAws):
+    stray = aws.provider().launch(launch_request("stray", ec2_world.control_loop.deployment)).id
+    aws.ec2().stop_instances(InstanceIds=[stray])
+    ec2_world.tick(1)
+    assert aws.instances(states=("stopping", "stopped")) == []
+
+
 def test_deleting_what_is_gone_changes_nothing_and_another_error_is_no_deletion(aws: FakeAws):
     provider = aws.provider()
     plant(aws, REGION, "us")

@@ -16,7 +16,7 @@ STATES: Mapping[str, Literal["pending", "running", "stopping", "ended"]] = {
     "pending": "pending",
     "running": "running",
     "shutting-down": "stopping",
-    "stopping": "stopping",  # not by us: our machines terminate on shutdown; it is then terminated
+    "stopping": "stopping",  # not by us: our machines terminate on shutdown; its owner did, and it is then terminated
     "stopped": "stopping",
     "terminated": "ended",
 }
@@ -53,6 +53,7 @@ def read_instance(provider: str, region: str, instance: Mapping[str, Any]) -> Pr
         launched_at=_microseconds(instance["LaunchTime"]),
         ended_at=_ended_at(instance.get("StateTransitionReason", "")) if state == "ended" else None,
         image=instance.get("ImageId", ""),
+        rests=instance["State"]["Name"] == "stopped",
         end_cause=END_CAUSES.get(reason, "crashed") if state in ("stopping", "ended") else None,
     )
 
