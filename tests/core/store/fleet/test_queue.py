@@ -9,13 +9,14 @@ from uuid import UUID
 import pytest
 from shoestring_core import spec
 from shoestring_core.decide.deadlines import DeadlineCase, DeadlinePlan, Seen
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.retries import retry_delay
 from shoestring_core.decide.schedule import Wait
 from shoestring_core.decide.timeouts import S
 from shoestring_core.events import WaitChange
 from shoestring_core.store import deadlines, jobs, ledger
 from shoestring_core.store.db import Store
-from shoestring_core.store.fleet import queue
+from shoestring_core.store.fleet import launches, queue
 from shoestring_core.store.tables import AccountRow, AttemptRow, DeadlineRow, JobRow
 from shoestring_core.wording.waits import InQueue, ProviderUnanswered
 from sqlalchemy import event
@@ -216,6 +217,14 @@ def test_a_job_whose_spec_cannot_be_read_is_left_out_and_said(fleet: Fleet) -> N
     fleet.alter(JobRow, JobRow.id == damaged, spec={"resources": 1})
     loaded = load(fleet)
     assert (ids(loaded), list(loaded.snapshot.unreadable)) == ([other], [damaged])
+
+
+def test_an_attempt_that_launched_nothing_is_the_next_one_too(fleet: Fleet) -> None:
+    job = fleet.start()
+    fleet.write(launches.record_refusal, fleet.call(fleet.ids(job)[0]), RefusalKind.CAPACITY, "full")
+    fleet.retry(job, "capacity")
+    (queued,) = load(fleet).snapshot.queue
+    assert (queued.attempt, queued.reopened) == (1, True)
 
 
 def test_an_attempt_that_is_not_closed_yet_delays_nothing(fleet: Fleet) -> None:
