@@ -294,7 +294,10 @@ def test_ranks_wait_for_decoded_images_by_the_store_and_in_no_collective(flat: P
     source = open_source(flat, place=DistributedContext(0, 2, 0, torch.device("cpu")))
     assert source(24, True).size == 24
     assert source(16, False).size == 16
-    assert waits[:2] == ["48 train images to be decoded, wait 0", "the decoded train images to be opened, wait 1"]
+    assert waits[:2] == [
+        "48 train images to be decoded, wait 0",
+        "the file of decoded images, train, to be opened, wait 1",
+    ]
     assert len(waits) == len(set(waits)) == 10  # a name counts once in the life of a process group
 
 

@@ -177,7 +177,9 @@ class DecodedCache:
             decode_to_file(file, images, specs, self.gpu_decoder, skip=self.settings.on_corrupt == "skip")
         self._wait_for_peers(f"{counted(len(images), f'{file.name} image')} to be decoded")
         mapped = map_file(file, specs)
-        self._wait_for_peers(f"the decoded {file.name} images to be opened")  # before rank 0 removes the files
+        self._wait_for_peers(
+            f"the file of decoded images, {file.name}, to be opened"
+        )  # before rank 0 removes the files
         return mapped
 
     def _wait_for_peers(self, what: str) -> None:

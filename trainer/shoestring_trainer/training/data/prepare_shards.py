@@ -224,8 +224,8 @@ def _write_samples(
     for split, counts in class_images.items():
         if 0 in counts:
             raise DataError(
-                f'all {split} images of the class "{classes[counts.index(0)]}" are damaged, as is {skipped[0]}; '
-                "mend them or remove the class, and give another folder for the shards"
+                f'the class "{classes[counts.index(0)]}" has no {split} image that can be decoded; mend some or remove '
+                f"the class, and give another folder for the shards. One that is damaged: {skipped[0]}"
             )
     return ShardIndex(
         plan=digest, side=options.side, quality=options.quality, classes=classes, shards=shards,
