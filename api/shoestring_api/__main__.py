@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-from shoestring_core.errors import ShoestringError
+from shoestring_core.errors import ShoestringError, explain_setting
 
 from shoestring_api.settings import ApiSettings
 
@@ -42,7 +41,7 @@ def main() -> int:
     try:
         settings = ApiSettings()
     except ValidationError as error:
-        return _fail(BAD_SETTINGS, "; ".join(map(_describe_violation, error.errors())))
+        return _fail(BAD_SETTINGS, "; ".join(explain_setting(one["loc"], one["msg"]) for one in error.errors()))
     try:
         listener = _listen(settings)
     except OSError as error:
@@ -88,12 +87,6 @@ def _listen(settings: ApiSettings) -> socket.socket:
         raise
     listener.set_inheritable(False)
     return listener
-
-
-def _describe_violation(violation: ErrorDetails) -> str:
-    if not violation["loc"]:  # of several settings, which the message names
-        return violation["msg"]
-    return f"SHOESTRING_{'_'.join(map(str, violation['loc'])).upper()}: {violation['msg']}"
 
 
 def _describe_bind_error(settings: ApiSettings, error: OSError) -> str:

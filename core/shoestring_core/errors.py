@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,3 +200,9 @@ class Unavailable(ShoestringError):
 
 class DatabaseUnavailable(Unavailable):
     """The database did not respond in time, or can't be written: nothing can be done without it."""
+
+
+def explain_setting(place: Sequence[int | str], message: str) -> str:
+    """What is wrong with a setting of a process, by the name of its variable. `place`: of pydantic, () for several."""
+    name = "__".join(str(part) for part in place if isinstance(part, str)).upper()
+    return f"SHOESTRING_{name}: {message}" if name else message

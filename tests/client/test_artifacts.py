@@ -86,6 +86,13 @@ def test_another_file_is_overwritten_only_with_force(downloads: list[str]) -> No
     assert Path("model.json").read_bytes() == FILES["model.json"]
 
 
+def test_a_folder_in_place_of_a_file_is_named_and_stays(downloads: list[str]) -> None:
+    Path("model.json").mkdir()
+    refused = get("--to", ".", "--force")
+    assert (refused.exit_code, downloads) == (ExitCode.USAGE, [])
+    assert "model.json: a folder, which no file replaces" in refused.output
+
+
 def test_getting_again_downloads_what_is_missing(downloads: list[str]) -> None:
     assert get().exit_code == ExitCode.OK
     (FOLDER / "results.txt").unlink()

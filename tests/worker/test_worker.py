@@ -124,3 +124,16 @@ def test_a_broker_that_dies_and_comes_back_empty_stops_nothing(
     until(launched(store, submit(store)))
     valkey.start()
     until(launched(store, submit(store)))
+
+
+def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LOCAL_SLOTS", "abc"), ("TIMEOUTS__DRAIN", "soon"), ("DATABASE_URL", "sqlite://")):
+        monkeypatch.setenv(f"SHOESTRING_{name}", value)
+    monkeypatch.setenv("SHOESTRING_MACHINEHOST_FILE", str(tmp_path / "machinehost.json"))
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("shoestring_worker.celery_app").read_settings()
+    said = str(ended.value)
+    assert said.startswith("shoestring worker: SHOESTRING_")
+    assert "SHOESTRING_LOCAL_SLOTS: " in said
+    assert "SHOESTRING_TIMEOUTS__DRAIN: " in said
+    assert "\n" not in said

@@ -12,9 +12,20 @@ from __future__ import annotations
 import os
 
 from celery import Celery
+from pydantic import ValidationError
+from shoestring_core.errors import explain_setting
 from shoestring_core.wakeups import CELERY_KEY_PREFIX, TICK_TASK, celery_broker_url, forget_celery_variables
 
 from shoestring_worker.settings import WorkerSettings
+
+
+def read_settings() -> WorkerSettings:
+    """From the environment. Ends the process, and names the variables, if one can't be used."""
+    try:
+        return WorkerSettings()
+    except ValidationError as error:
+        problems = (explain_setting(one["loc"], one["msg"]) for one in error.errors())
+        raise SystemExit(f"shoestring worker: {'; '.join(problems)}") from error
 
 
 def make_app(settings: WorkerSettings) -> Celery:
@@ -57,5 +68,5 @@ def make_app(settings: WorkerSettings) -> Celery:
     return celery
 
 
-settings = WorkerSettings()
+settings = read_settings()
 app = make_app(settings)

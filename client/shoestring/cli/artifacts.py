@@ -88,6 +88,9 @@ def get_artifacts(
                 f"{', '.join(used)}: exists and is another file. Overwrite with --force, or choose --to FOLDER."
             )
             raise typer.Exit(ExitCode.USAGE)
+        if folders := [str(path) for path in missing.values() if path.is_dir() and not path.is_symlink()]:
+            print_error(f"{', '.join(folders)}: a folder, which no file replaces. Remove it, or choose --to FOLDER.")
+            raise typer.Exit(ExitCode.USAGE)
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in missing.items():
             client.download(artifacts[name], path)
