@@ -318,12 +318,16 @@ def test_a_job_is_settled_once(fleet: Fleet) -> None:
     assert fleet.write(billing.settle_job, job)
     settled_at = fleet.clock.now
     assert fleet.read(billing.load_unsettled) == []
+    other, _ = ended_job(fleet)
     fleet.clock.pass_(10)
     assert not fleet.write(billing.settle_job, job)
     assert fleet.job_row(job).settled_at == settled_at
     assert fleet.job_row(running).settled_at is None
+    assert fleet.read(billing.load_unsettled) == [other], "each job for itself"
+    assert fleet.write(billing.settle_job, other)
+    assert fleet.job_row(job).settled_at == settled_at
     told = [one for one in fleet.events("cost") if one.data["action"] == "job_settled"]
-    assert [(one.job, one.reason) for one in told] == [(job, budget.JobSettled().as_json())]
+    assert [(one.job, one.reason) for one in told] == [(one, budget.JobSettled().as_json()) for one in (job, other)]
 
 
 @pytest.mark.one_case_on_postgresql
