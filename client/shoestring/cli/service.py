@@ -24,7 +24,9 @@ class DemoProvider(StrEnum):
 
 
 def start_service(
-    data: Annotated[Path | None, typer.Option("--data", help="Data folder of the service.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Data folder. Default: ~/.local/share/shoestring.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     budget: Annotated[

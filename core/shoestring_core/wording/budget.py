@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shoestring_core.wording.reason import Reason
 from shoestring_core.wording.units import counted
 
-_RAISE = "have the limit raised: shoestring budget set."
+_RAISE = "ask for more: shoestring budget request; or have the limit raised: shoestring budget set."
 
 
 def _capitalized(title: str) -> str:

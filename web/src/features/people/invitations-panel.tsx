@@ -52,6 +52,12 @@ export function InvitationsPanel() {
             Send this link to one person. It works once, within 14 days, and is shown only now: <code>{link}</code>
           </p>
           <CopyButton text={link} label="Copy the link" />
+          {isOfThisComputer(window.location.hostname) && (
+            <p className="muted">
+              It opens on this computer alone: the service was started for it only. For others, start it with an address that they reach:{" "}
+              shoestring up --host 0.0.0.0, and a certificate where the network isn't yours alone.
+            </p>
+          )}
         </div>
       )}
       <Async reading={reading} rows={1}>
@@ -59,6 +65,10 @@ export function InvitationsPanel() {
       </Async>
     </Panel>
   );
+}
+
+function isOfThisComputer(host: string): boolean {
+  return host === "localhost" || host === "[::1]" || host.startsWith("127.");
 }
 
 function OpenInvitations({ open, busy, revoke }: { open: Schemas["Invitation"][]; busy: boolean; revoke: (id: string) => void }) {
