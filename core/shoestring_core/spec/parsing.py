@@ -82,6 +82,7 @@ def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> l
         problems.append(Problem("/run", "Give recipe or run, not both.", "contradiction"))
     if recipe is not None:
         problems += _data_problems(tree.get("data"), recipe)
+        problems += _precision_problems(_section(tree, "params"))
     if isinstance(goal := tree.get("goal"), dict):
         problems += _goal_problems(goal, recipe)
     if isinstance(resources := tree.get("resources"), dict):
@@ -114,6 +115,24 @@ def _deadline_problems(tree: Mapping[str, Any]) -> list[Problem]:
         message = "With a deadline it goes on after interruptions and refusals. Leave retry.on out."
         problems.append(Problem("/retry/on", message, "contradiction"))
     return problems
+
+
+def _precision_problems(params: Mapping[str, Any]) -> list[Problem]:
+    """What the trainer would refuse on a machine that is paid for."""
+    if params.get("precision") != "fp16-true":
+        return []
+    if params.get("sum_loss") is not True:
+        message = (
+            "fp16-true has no loss scale, and gradients of a mean loss are too small for it. "
+            "Use a recipe whose sum_loss is true, or fp16."
+        )
+        return [Problem("/params/precision", message, "contradiction")]
+    if params.get("optimizer") in ("shampoo", "kfac", "lars") or params.get("noise_scale_every_steps"):
+        message = (
+            "fp16-true is too coarse for sums of squared gradients, of this optimizer or of the noise scale. Use fp16."
+        )
+        return [Problem("/params/precision", message, "contradiction")]
+    return []
 
 
 def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -692,3 +692,24 @@ def test_a_parameter_of_another_recipe_is_named_with_the_recipes_that_have_it() 
     assert "params.flip" not in problem.message
     with pytest.raises(InvalidSpec, match=r"Did you mean resources\.nodes"):
         spec.parse({"recipe": "digits/quickstart", "params": {"nodes": 2}})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "params", "said"),
+    [
+        ("digits/quickstart", {}, "sum_loss is true"),
+        ("cifar10/airbench94", {"noise_scale_every_steps": 10}, "too coarse"),
+        ("cifar10/airbench94", {}, None),
+    ],
+)
+def test_full_half_precision_that_cannot_learn_is_refused_before_a_machine_is_paid_for(recipe, params, said):
+    tree = {"recipe": recipe, "params": params | {"precision": "fp16-true"}}
+    if recipe.startswith("cifar10"):
+        tree["data"] = {"train": "/data"}
+    if said is None:
+        assert spec.parse(tree).params["precision"] == "fp16-true"
+        return
+    with pytest.raises(InvalidSpec) as refused:
+        spec.parse(tree)
+    (problem,) = refused.value.problems
+    assert (problem.pointer, said in problem.message) == ("/params/precision", True)
