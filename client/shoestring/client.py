@@ -69,7 +69,7 @@ class StreamEvent:
 
 
 Lost = Callable[[str], None]
-"""Told, in a sentence and once of each outage, that a stream is lost, which is then waited for."""
+"""Told, in a sentence and once of each outage, that a stream is lost, which is then waited for, and that it is back."""
 
 
 class Client:
@@ -454,6 +454,8 @@ class Client:
             why, received = "it ended", False
             try:
                 for event in self._stream_once(topics, cursor):
+                    if lost is not None and failures >= MAX_STREAM_TRIES:
+                        lost(f"The connection to {self.url} is back.")
                     failures, cursor, received = 0, event.cursor or cursor, True
                     if event.name != "ping":
                         yield event
@@ -471,7 +473,7 @@ class Client:
             if failures == MAX_STREAM_TRIES:
                 if lost is None:
                     raise ServiceUnreachable(f"The event stream of {self.url} was lost and could not be resumed: {why}")
-                lost(f"The connection to {self.url} is lost ({why}). It is tried again until it is back.")
+                lost(f"The connection to {self.url} is lost ({why}). It is tried again until it is back; jobs keep running.")
             self._sleep(_backoff_s(failures, MAX_BACKOFF_S if failures < MAX_STREAM_TRIES else MAX_OUTAGE_BACKOFF_S))
 
     def _stream_once(self, topics: str, cursor: str | None) -> Iterator[StreamEvent]:

@@ -26,7 +26,7 @@ from shoestring_core.machine_network import COMPUTER
 
 from shoestring import config, up, watch
 from shoestring.client import Client
-from shoestring.fake_ec2 import FakeEc2
+from shoestring.fake_ec2 import FakeEc2, require_installed
 
 RECIPE = "digits/quickstart"
 PARAMS = {"epochs": 16, "sync_batch_norm": False}
@@ -62,9 +62,11 @@ def run(
 ) -> dict[str, Any]:
     """Run the demo and return its summary. `on_summary` is called with it as soon as the job has ended; unless
     `exit_after`, the service then runs until interrupted. Raises StartupError."""
+    is_ec2 = options.provider == "ec2"
+    if is_ec2:
+        require_installed()
     folder = options.data or new_run_folder(config.default_data_folder() / "demo")
     port = options.port or free_port()
-    is_ec2 = options.provider == "ec2"
     settings = up.ServiceOptions(
         folder.absolute(), port=port, budget=BUDGET, slots=SLOTS[options.provider], fake_ec2=is_ec2,
         host=COMPUTER if is_ec2 else "127.0.0.1",

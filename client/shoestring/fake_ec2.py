@@ -20,10 +20,14 @@ from shoestring.supervisor import StartupError
 SETTINGS_FILE = "fake-ec2.json"
 
 
-def command(data: Path) -> list[str]:
-    """Raises StartupError if it isn't installed."""
+def require_installed() -> None:
+    """Raises StartupError if it isn't."""
     if importlib.util.find_spec("moto") is None:
         raise StartupError("The fake EC2 is not installed. Run: pip install 'shoestring[server,fake-ec2]'")
+
+
+def command(data: Path) -> list[str]:
+    """The process of a fake EC2 whose machines are those of the machine host in this data folder."""
     module = [sys.executable, "-m", "shoestring_worker.fake_ec2"]
     machinehost = data / "cloud" / "machinehost.json"
     options = ["--machinehost", str(machinehost), "--settings", str(data / SETTINGS_FILE)]

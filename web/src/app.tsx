@@ -6,7 +6,8 @@ import { budgets, me, queries, receive, refetchAll } from "./api/queries";
 import { formatDollars } from "./lib/money";
 import { LoginPage } from "./features/login/login-page";
 import { JobsPage } from "./features/jobs/jobs-page";
-import { BudgetPage, tightestBudget } from "./features/budget/budget-page";
+import { BudgetPage } from "./features/budget/budget-page";
+import { tightestBudget } from "./lib/tightest-budget";
 import { QueuePage } from "./features/queue/queue-page";
 import { PeoplePage } from "./features/people/people-page";
 import { Page } from "./components/page";
@@ -113,7 +114,8 @@ function Header({ path, team, user }: { path: string; team: string; user: string
 
 function BudgetLeft() {
   const { data } = useQuery(budgets);
-  const budget = data && tightestBudget(data);
+  const user = useQuery(me).data?.user;
+  const budget = data && tightestBudget(data, user);
   if (!budget?.left) return null;
   const over = budget.overdraft.amount !== "0.00";
   return (

@@ -417,6 +417,7 @@ def _limit_and_left(budget: Budget) -> str:
 
 def _only(matching: Sequence[Budget], name: str) -> Budget:
     if len(matching) != 1:
-        print_error(f"No single budget of {name}. List budgets: shoestring budget show")
+        found = "Several budgets are" if matching else "There is no budget"
+        print_error(f"{found} of {name}. List budgets: shoestring budget show")
         raise typer.Exit(ExitCode.NOT_FOUND)
     return matching[0]

@@ -242,7 +242,7 @@ def _watch(client: Client, job: str, as_json: bool) -> None:
 
 
 def _tell_lost(sentence: str) -> None:
-    err.print(f"{sentence} Ctrl-C ends this; the job keeps running.", style="yellow", markup=False, highlight=False)
+    err.print(sentence, style="yellow", markup=False, highlight=False)
 
 
 def _print_jobs(jobs: list[rest.Job]) -> None:

@@ -202,8 +202,9 @@ def create_team(
     """
     with open_client(url) as client:
         made = client.create_team(name)
-    print_result(made, as_json, lambda: out.print(made.secret))
-    err.print(f"You are the admin of team {name}. Log in to it with this key: shoestring login")
+        print_result(made, as_json, lambda: out.print(made.secret))
+        address = client.url
+    err.print(f"You are the admin of team {name}. Log in to it with this key: shoestring login {address} --key KEY")
 
 
 def _find(client: Client, user: str) -> Member:

@@ -137,6 +137,8 @@ def test_the_error_of_a_running_job_ends_it(fleet: Fleet) -> None:
     )  # fmt: skip
     assert fleet.generation_row(job).state == "formed", "a checkpoint that is being uploaded still counts"
     assert course(fleet, bystander) == ("running", 1, "open", None)
+    told = [(one.data["from"], one.data["to"]) for one in fleet.events("job") if one.job == job]
+    assert told[-1] == ("running", "ended"), "in one move"
 
 
 def test_the_error_of_a_launching_job_ends_it(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from shoestring_core import money
 from shoestring_core.decide.billing import CLOCK_STEP
-from shoestring_core.decide.reconcile import TrackedMachine
+from shoestring_core.decide.reconcile import ProviderMachine, TrackedMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet import agents, billing, gangs, launches, observations
@@ -245,6 +245,25 @@ def test_a_region_is_listed_by_what_happens_to_its_own_machines_alone(fleet: Fle
     assert living() == {region: True}, "machines of an attempt before"
 
 
+def test_what_is_observed_of_no_machine_of_ours_changes_nothing(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    before = fleet.machine_row(machine).provider_id
+    observed = ProviderMachine("local", "local", "pm-other", str(uuid7()), {}, "running", fleet.clock.now)
+    fleet.write(observations.record_observation, uuid7(), observed, fleet.timeouts)
+    fleet.end(machine)
+    fleet.clock.pass_(5)
+    fleet.write(observations.record_observation, machine, observed, fleet.timeouts)
+    row = fleet.machine_row(machine)
+    assert (row.state, row.provider_id, row.ended_at) == (TERMINATED, before, fleet.clock.now - 5 * S)
+
+
+def test_a_cause_that_was_told_before_the_end_is_kept(fleet: Fleet) -> None:
+    (machine,) = fleet.launch(fleet.start())
+    fleet.observe(machine, "stopping", end_cause="preempted")
+    fleet.observe(machine, "ended", ended_at=fleet.clock.now)
+    assert fleet.machine_row(machine).end_cause == "preempted"
+
+
 def test_an_observation_of_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
     (machine,) = fleet.launch(fleet.start())
     fleet.store.write(lambda db: observations.presume_terminated(db, uuid7()))
@@ -375,4 +394,34 @@ def test_every_living_machine_is_compared_with_the_provider(fleet: Fleet) -> Non
             registered=False, call_deadline=deadline, alive_until=None, **common,
         ),
     }  # fmt: skip
-    assert fleet.read(observations.load_tracked_machines, OFFER.provider) == [expected[one] for one in sorted(expected)]
+    everywhere = [expected[one] for one in sorted(expected)]
+    assert fleet.read(observations.load_tracked_machines, OFFER.provider) == everywhere
+    assert fleet.read(observations.load_tracked_machines, OFFER.provider, "local") == everywhere
+    assert fleet.read(observations.load_tracked_machines, OFFER.provider, "elsewhere") == []
+    assert fleet.read(observations.load_tracked_machines, "another") == []
+
+
+def test_a_machine_is_compared_once_however_many_attempts_its_job_had(fleet: Fleet) -> None:
+    job, (first,) = fleet.running()
+    fleet.retry(job)
+    (second,) = fleet.launch_again(job)
+    fleet.alter(MachineRow, MachineRow.id == first, state=RUNNING, ended_at=None)
+    tracked = fleet.read(observations.load_tracked_machines, OFFER.provider)
+    assert [(one.id, one.wanted) for one in tracked] == sorted([(first, False), (second, True)])
+    fleet.alter(MachineRow, MachineRow.id == first, state=TERMINATED, ended_at=1)
+    assert fleet.read(observations.load_living_regions, OFFER.provider, 0) == {"local": False}
+
+
+@pytest.mark.parametrize(("noticed", "unwanted"), [(True, True), (True, False), (False, True)])
+def test_only_a_machine_that_is_noticed_and_unwanted_may_be_left_to_its_provider(
+    fleet: Fleet, noticed: bool, unwanted: bool
+) -> None:
+    job, (machine,) = fleet.running()
+    rules = {"minimum": 60 * S, "increment": 1, "pending_is_free": True, "free_if_interrupted_within": 3600 * S}
+    fleet.alter(MachineRow, MachineRow.id == machine, billing=rules)
+    if noticed:
+        fleet.write(agents.record_notice, machine, fleet.clock.now + 120 * S)
+    if unwanted:
+        fleet.write(gangs.close_attempt, job, 1, "stop")
+    (tracked,) = fleet.read(observations.load_tracked_machines, OFFER.provider)
+    assert (tracked.left_until is not None) == (noticed and unwanted)

@@ -18,13 +18,6 @@ import { RequestsPanel } from "./requests-panel";
 import { ConcurrencyForm, GrantForm, GuaranteeForm, LimitForm, LinesForm, PeriodForm, TransferForm, WeightForm } from "./budget-forms";
 import { unbroken } from "../../lib/unbroken";
 
-/** Return the limited budget with the least left, which will be exhausted first. */
-export function tightestBudget(budgets: readonly Budget[]): Budget | undefined {
-  return budgets
-    .filter(({ left, kind }) => left !== null && kind !== "job")
-    .reduce<Budget | undefined>((least, budget) => (!least || toMicro(budget.left!.amount) < toMicro(least.left!.amount) ? budget : least), undefined);
-}
-
 export function BudgetPage() {
   const all = useQuery(budgets);
   const role = useQuery(me).data?.role;

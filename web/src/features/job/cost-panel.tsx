@@ -5,7 +5,7 @@ import { budgets, cost, type Job } from "../../api/queries";
 import { transferKindLabel } from "../../lib/labels";
 import { formatDollars, formatExact, toMicro, fractionOf, sumMicro } from "../../lib/money";
 import { formatEnergy, formatPercent } from "../../lib/number";
-import { tightestBudget } from "../budget/budget-page";
+import { tightestBudget } from "../../lib/tightest-budget";
 import { Async } from "../../components/async";
 import { Panel } from "../../components/panel";
 import { TableScroll } from "../../components/table-scroll";
@@ -18,7 +18,7 @@ import { zoneName } from "../../lib/time";
 export function CostPanel({ job }: { job: Job }) {
   const jobCost = job.cost;
   const report = useQuery(cost(job.id));
-  const budget = tightestBudget(useQuery(budgets).data ?? []);
+  const budget = tightestBudget(useQuery(budgets).data ?? [], job.user);
   const spent = sumMicro(jobCost.spent, jobCost.running);
   const onDemand = toMicro(jobCost.on_demand.amount);
   const whole = onDemand > spent ? onDemand : spent;

@@ -25,7 +25,7 @@ import { useNow } from "../../lib/use-now";
 import { navigate, Link } from "../../router";
 import { secondsBetween, formatDuration } from "../../lib/time";
 import { latestValidation } from "../jobs/jobs-page";
-import { tightestBudget } from "../budget/budget-page";
+import { tightestBudget } from "../../lib/tightest-budget";
 
 const SpecPanel = lazy(() => import("./spec-panel")); // curves don't wait for a YAML library
 
@@ -116,7 +116,7 @@ function Facts({ job, attempts, recomputed }: { job: Job; attempts: number; reco
   const now = useNow();
   const { progress, cost } = job;
   const validation = latestValidation(job);
-  const budget = tightestBudget(useQuery(budgets).data ?? []);
+  const budget = tightestBudget(useQuery(budgets).data ?? [], job.user);
   return (
     <dl className="stats">
       <div className="wide">

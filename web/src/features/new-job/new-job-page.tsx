@@ -1,7 +1,7 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, type ReactNode, useId, useState } from "react";
 import { api, body, newIdempotencyKey, Problem, type Schemas } from "../../api/client";
-import { budgets, job as jobQuery, type Job, offers, queries, recipes } from "../../api/queries";
+import { budgets, me, job as jobQuery, type Job, offers, queries, recipes } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
 import { Async } from "../../components/async";
 import { Page } from "../../components/page";
@@ -12,7 +12,7 @@ import { gpuChoices, gpuHelp } from "./gpu-choices";
 import { QuotePanel } from "./quote-panel";
 import { parseValue, yamlError, type Path, readField, writeField, specToYaml } from "./spec-yaml";
 import { Sentence } from "../../components/sentence";
-import { tightestBudget } from "../budget/budget-page";
+import { tightestBudget } from "../../lib/tightest-budget";
 
 type Recipe = Schemas["Recipe"];
 type SpecError = Schemas["Problem"];
@@ -315,7 +315,7 @@ function Labelled({ label, help, errors, wide = false, children }: {
 }
 
 function BudgetNote() {
-  const budget = tightestBudget(useQuery(budgets).data ?? []);
+  const budget = tightestBudget(useQuery(budgets).data ?? [], useQuery(me).data?.user);
   return budget?.left ? <span className="muted grow">{formatDollars(budget.left)} left in the {budget.kind} budget</span> : <span className="grow" />;
 }
 
