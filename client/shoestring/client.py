@@ -473,7 +473,7 @@ class Client:
             if failures == MAX_STREAM_TRIES:
                 if lost is None:
                     raise ServiceUnreachable(f"The event stream of {self.url} was lost and could not be resumed: {why}")
-                lost(f"The connection to {self.url} is lost ({why}). It is tried again until it is back; jobs keep running.")
+                lost(f"The connection to {self.url} is lost ({why}). It is tried until it is back; jobs keep running.")
             self._sleep(_backoff_s(failures, MAX_BACKOFF_S if failures < MAX_STREAM_TRIES else MAX_OUTAGE_BACKOFF_S))
 
     def _stream_once(self, topics: str, cursor: str | None) -> Iterator[StreamEvent]:

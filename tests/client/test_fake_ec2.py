@@ -38,7 +38,7 @@ def test_the_service_calls_the_fake_with_its_key_and_with_nothing_of_the_user_s_
 
 def test_without_the_fake_the_demo_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    options = demo.DemoOptions("ec2", data=tmp_path / "data")
     with pytest.raises(StartupError, match=r"shoestring\[server,fake-ec2\]"):
-        options = demo.DemoOptions("ec2", data=tmp_path / "data")
         demo.run(options, report=print, console=None, interrupts=lambda: 0, on_summary=print)
     assert list(tmp_path.iterdir()) == [], "nothing was started"
