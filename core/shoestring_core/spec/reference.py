@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -16,6 +17,8 @@ from shoestring_core.spec import JobSpec, NotSupportedYet, sections_of
 
 _INTRODUCTION = """\
 # The job spec
+
+[Fields](#fields) · [Recipes](#recipes)
 
 A job spec is YAML or JSON. The smallest one is `recipe: digits/quickstart`. A fuller one:
 
@@ -34,6 +37,7 @@ on_budget: pause
 
 On the command line: `shoestring submit digits/quickstart epochs=80 seed=7 resources.nodes=2 limits.cost=3.00`.
 Plain keys are parameters of the recipe; dotted keys and names of fields set the fields below.
+Over REST, `POST /v1/jobs` takes it as `{"spec": {"recipe": "digits/quickstart"}}`.
 `shoestring submit digits/quickstart init=job/JOB` initializes the weights from another job of the team.
 
 - Money is read exactly as written, up to six decimals.
@@ -49,7 +53,8 @@ This page is generated: `python -m shoestring_core.spec.reference > docs/spec.md
 
 def page() -> str:
     """The whole page in Markdown."""
-    return "\n".join([_INTRODUCTION, "## Fields", "", *_fields(), "", "## Recipes", *_recipes()]) + "\n"
+    parts = [_INTRODUCTION, "## Fields", "", *_fields(), "", "## Recipes", "", _contents(), *_recipes()]
+    return "\n".join(parts) + "\n"
 
 
 def _fields() -> Iterator[str]:
@@ -97,6 +102,12 @@ def _choices(annotation: Any) -> Iterator[Any]:
     else:
         for part in get_args(annotation):
             yield from _choices(part)
+
+
+def _contents() -> str:
+    """Links to the recipes, by the anchors that GitHub makes of headings."""
+    anchors = {recipe.name: re.sub(r"[^a-z0-9-]", "", recipe.reference) for recipe in recipes.all()}
+    return " · ".join(f"[{name}](#{anchor})" for name, anchor in anchors.items())
 
 
 def _recipes() -> Iterator[str]:
