@@ -96,7 +96,8 @@ def _decide(request: str, note: str, url: str | None, as_json: bool, *, approve:
 def _find(client: Client, request: str) -> BudgetRequest:
     matching = [one for one in client.budget_requests() if str(one.id).endswith(request.lower())]
     if len(matching) != 1:
-        print_error(f"No single request ends with {request}.", "List them: shoestring budget requests")
+        found = "Several requests end" if matching else "No request ends"
+        print_error(f"{found} with {request}.", "List them: shoestring budget requests")
         raise typer.Exit(ExitCode.NOT_FOUND)
     return matching[0]
 

@@ -149,6 +149,7 @@ def _day(time: datetime | None) -> str:
 def _only(things: Sequence[T], id_: str, command: str) -> T:
     matching = [one for one in things if str(one.id).endswith(id_.lower())]
     if len(matching) != 1:
-        print_error(f"No single ID ends with {id_}.", f"List them: shoestring {command}")
+        found = "Several IDs end" if matching else "No ID ends"
+        print_error(f"{found} with {id_}.", f"List them: shoestring {command}")
         raise typer.Exit(ExitCode.NOT_FOUND)
     return matching[0]

@@ -139,7 +139,8 @@ def revoke_invitation(
     with open_client(url) as client:
         matching = [one for one in client.invitations() if str(one.id).endswith(invitation.lower())]
         if len(matching) != 1:
-            print_error(f"No single invitation ends with {invitation}.", "List: shoestring members invitations")
+            found = "Several invitations end" if matching else "No invitation ends"
+            print_error(f"{found} with {invitation}.", "List: shoestring members invitations")
             raise typer.Exit(ExitCode.NOT_FOUND)
         client.revoke_invitation(matching[0].id)
     print_result(matching[0], as_json, lambda: out.print(f"Revoked {matching[0].id}"))

@@ -31,6 +31,8 @@ def list_offers(
 
 
 def _print(offered: rest.OfferList) -> None:
+    for provider in sorted({offer.provider for offer in offered.offers if not offer.available}):
+        out.print(f"{provider}: no worker serves it, so no job can run there, and its prices are not live.\n")
     print_table(
         COLUMNS,
         [_row(offer) for offer in offered.offers],
@@ -39,11 +41,8 @@ def _print(offered: rest.OfferList) -> None:
     )
     for quota in offered.quotas:
         out.print(quota.text)
-    for provider, available in sorted({(offer.provider, offer.available) for offer in offered.offers}):
-        if available:
-            out.print(f"\n{provider}: its prices come from:")
-        else:
-            out.print(f"\n{provider}: no worker serves it, so no job can run there. Its prices are not live:")
+    for provider in sorted({offer.provider for offer in offered.offers}):
+        out.print(f"\n{provider}: its prices come from:")
         for source in sorted({offer.price_source for offer in offered.offers if offer.provider == provider}):
             out.print(f"  {source}")
     for left_out in offered.not_offered:
