@@ -19,11 +19,13 @@ from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.states import MachineState
 from shoestring_core.store.fleet import leaks, observations, service_heartbeats
+from shoestring_core.store.tables import LeakRow
 from shoestring_worker import reconciler
 from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.providers.sim import SimulatedProvider
 from shoestring_worker.reconciler import Reconciler
 from shoestring_worker.steps import ItemRunner
+from sqlalchemy import select
 
 from tests.worker.conftest import World
 
@@ -37,6 +39,7 @@ class Regions(SimulatedProvider):
     """Machines may be launched in the east; the account has a west too."""
 
     calls: Counter[str] = field(default_factory=Counter)
+    leftovers: list[Leftover] = field(default_factory=list)
 
     @property
     def configured_regions(self) -> Collection[str]:
@@ -52,10 +55,10 @@ class Regions(SimulatedProvider):
 
     def list_leftovers(self, deployment: str, region: str) -> list[Leftover]:
         self.calls[f"leftovers {region}"] += 1
-        return []
+        return [leftover for leftover in self.leftovers if leftover.region == region]
 
     def delete(self, leftover: Leftover) -> None:
-        raise AssertionError(leftover)
+        self.leftovers.remove(leftover)
 
 
 @pytest.fixture
@@ -109,6 +112,20 @@ def test_a_region_is_swept_when_that_is_due_and_only_listed_while_a_machine_ther
         seen.append((regions.calls["list east"], regions.calls["leftovers east"], regions.calls["leftovers west"]))
     assert seen[3:] == [(3, 2, 1), (4, 3, 1)]
     assert problems(caplog) == []
+
+
+@pytest.mark.parametrize(("kind", "is_leak"), [("volume", True), ("placement_group", False)])
+def test_what_a_machine_left_is_deleted_and_a_leak_unless_each_attempt_leaves_one_that_costs_nothing(
+    world: World, regions: Regions, reconcile: Callable[[float], None], kind: str, is_leak: bool
+):
+    regions.leftovers.append(Leftover(kind, "far", "east", "left-1", TAGS, created_at=world.clock.now - 3_600 * S))
+    for seconds in (0, 400, 400):
+        reconcile(seconds)
+    assert regions.leftovers == []
+    with world.store.read() as db:
+        assert leaks.leaked(db) == 0
+        known = db.sql.scalars(select(LeakRow.kind)).all()
+    assert known == ([kind] if is_leak else [])
 
 
 def test_a_stray_machine_is_a_leak_told_once_that_lasts_until_it_has_ended(

@@ -274,8 +274,8 @@ class ControlLoop:
         wait_for_answers(polls, self.answer_wait_s)
 
     def _find_problems(self) -> dict[str, str]:
-        """Of providers that can't be asked until somebody acts."""
-        return {name: lane.problem for name, lane in self._lanes.items() if lane.problem}
+        """By provider: why it can't be asked until somebody acts; "": it can."""
+        return {name: lane.problem for name, lane in self._lanes.items()}
 
     def _launch_machines(self, planned: Sequence[PlannedMachine]) -> None:
         by_provider = {name: [machine.id for machine in planned if machine.provider == name] for name in self._lanes}

@@ -104,7 +104,7 @@ class Room:
         if isinstance(why, NoOffer):
             known = {offer.provider for offer in self.offers}
             for provider, problem in self.problems.items():
-                if provider not in known and requirements.provider in (None, provider):
+                if problem and provider not in known and requirements.provider in (None, provider):
                     return ProviderUnanswered(provider, problem)
         return why
 

@@ -146,7 +146,7 @@ def schedule_jobs(
 
     offers    of providers that are served now
     timeouts  by provider
-    problems  by provider: why it can't be asked until somebody acts, as a sentence
+    problems  by provider: why it can't be asked until somebody acts, as a sentence; "": it can
     """
     available = tuple(offers)
     with_quota = quotas.offers_with_quota(available)

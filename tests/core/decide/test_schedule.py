@@ -128,6 +128,8 @@ def test_a_job_is_told_why_a_provider_that_might_suit_it_cannot_be_asked():
     assert wait(needs_gpu, offers()) == told
     for job, known in ((queued(1, provider="far"), []), (needs_gpu, [sim()])):
         assert isinstance(wait(job, known), waits.NoOffer)
+    problems["sim"] = ""
+    assert isinstance(wait(queued(1, provider="sim"), []), waits.NoOffer), "it can be asked"
 
 
 def test_jobs_start_in_order_while_there_are_slots():

@@ -76,9 +76,11 @@ def test_the_first_checkpoint_of_a_generation_tells_that_a_notice_is_too_short_f
     fleet.train(job, 200)
     fleet.restart(job)
     fleet.commit(machine, 2, 60)  # by an agent that doesn't measure
+    fleet.restart(job)
+    fleet.commit(machine, 3, 80, "final", save_s=500.0)  # nothing is left to lose
     told = [one.reason["facts"]["outlasts_notice"] for one in fleet.events("checkpoint") if one.job == job]
-    assert told == [CheckpointOutlastsNotice("this_run", "local.cpu", 30, 115.5, 115.0).as_json(), None, None]
-    assert [row.save_ms for row in fleet.checkpoint_rows(job)] == [115_500, 500_000, None]
+    assert told == [CheckpointOutlastsNotice("this_run", "local.cpu", 30, 115.5, 115.0).as_json(), None, None, None]
+    assert [row.save_ms for row in fleet.checkpoint_rows(job)] == [115_500, 500_000, None, 500_000]
 
 
 def test_the_pointer_never_goes_backwards(fleet: Fleet, running: tuple[UUID, UUID]) -> None:

@@ -393,6 +393,11 @@ def test_the_exit_from_an_older_generation_is_kept_with_it(fleet: Fleet) -> None
 
 
 def test_a_member_that_says_it_runs_changes_nothing(fleet: Fleet) -> None:
+    early = fleet.start()
+    (booted,) = fleet.launch(early)
+    fleet.register(booted)
+    assert not fleet.say(booted, "running", 1)
+    assert fleet.member_rows(early)[0].ready_at is None
     job, (machine,) = fleet.running()
     assert not fleet.say(machine, "running", 1)
     assert fleet.member_rows(job)[0].exited_at is None

@@ -254,6 +254,24 @@ def test_reasons_of_other_jobs_attempts_do_not_count(fleet: Fleet) -> None:
     assert lose(fleet, job) == "ended"
 
 
+def test_steps_of_other_jobs_are_none_of_this_one(fleet: Fleet) -> None:
+    other, _ = fleet.running()
+    fleet.train(other, 3)
+    job = fleet.job(retry={"max": 100}, resources={"nodes": 1}).id
+    states = []
+    for _ in range(8):
+        another_attempt(fleet, job)
+        states.append(lose(fleet, job))
+    assert states == ["queued"] * 7 + ["ended"]
+
+
+def test_values_of_steps_that_are_done_again_are_not_shown(fleet: Fleet) -> None:
+    job, _ = fleet.running()
+    fleet.alter(JobRow, JobRow.id == job, latest={"train/loss": 0.5, "system/cpu": 0.9})
+    fleet.restart(job)
+    assert fleet.job_row(job).latest == {"system/cpu": 0.9}
+
+
 def test_three_machines_in_a_row_that_do_not_boot_end_a_job_and_three_of_many_do_not(fleet: Fleet) -> None:
     job = fleet.job(retry={"max": 100}, resources={"nodes": 1}).id
     boot = failures.EndAttempt("boot", attempts.MachineLost(0, None))

@@ -94,7 +94,8 @@ def test_a_call_begins_only_for_its_own_machine(fleet: Fleet) -> None:
 @pytest.mark.one_case_on_postgresql
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize(
-    "why", ["its attempt closes", "its job stops", "its job is to pause", "it is of an older attempt"]
+    "why",
+    ["its attempt closes", "its job stops", "its job is to pause", "it is of an older attempt", "resumed as it stops"],
 )
 def test_no_machine_is_called_for_that_is_no_longer_wanted(fleet: Fleet, why: str, called: bool) -> None:
     job, (machine, *_) = fleet.running(nodes=1)
@@ -104,6 +105,8 @@ def test_no_machine_is_called_for_that_is_no_longer_wanted(fleet: Fleet, why: st
     assert machine in launchable(fleet)
     if why == "its job stops":
         fleet.write(jobs.stop, job, "ann")
+    elif why == "resumed as it stops":
+        fleet.alter(JobRow, JobRow.id == job, state="stopping", desired_state="run")
     elif why == "its job is to pause":
         fleet.alter(JobRow, JobRow.id == job, desired_state="pause")
     else:
@@ -207,7 +210,9 @@ def test_an_answer_to_the_call_of_a_machine_that_runs_changes_nothing(
 
 def test_a_refusal_for_an_unknown_machine_is_ignored(fleet: Fleet) -> None:
     call = fleet.call(*fleet.ids(fleet.start()))
-    fleet.write(launches.record_refusal, replace(call, machine=uuid7()), RefusalKind.QUOTA, "y")
+    unknown = replace(call, machine=uuid7())
+    fleet.write(launches.record_refusal, unknown, RefusalKind.QUOTA, "y")
+    fleet.write(launches.record_no_answer, unknown, "Set the clock.")
     assert not fleet.write(launches.abandon_launch, uuid7(), 2**60, fleet.timeouts)
 
 
