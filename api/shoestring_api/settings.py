@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.tls import load_server
+from shoestring_core.wakeups import RedisUrl
 
 
 class Hosting(BaseModel):
@@ -50,7 +51,7 @@ class ApiSettings(BaseSettings):
     """PEM file with its key, without a password."""
     hosting: Hosting | None = None
     """As JSON: {"name": …, "hourly_usd": "0.03", "since": …}. It is shown on the budget page; no budget pays for it."""
-    redis_url: str = ""
+    redis_url: RedisUrl = ""
     machinehost_file: Path | None = None
     """Path of the machine host's machinehost.json."""
     timeouts: Timeouts = Timeouts()

@@ -7,9 +7,10 @@ Losing one is harmless: rows are the truth, and whoever waits reads them again a
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 CHANNEL = "shoestring:wake"
 """The Redis channel of `WakeMessage`."""
@@ -34,6 +35,17 @@ class WakeMessage(BaseModel):
     sender: str = ""
     changed: frozenset[UUID] = frozenset()
     watched: frozenset[UUID] = frozenset()
+
+
+def _require_redis(url: str) -> str:
+    scheme, _, place = url.partition("://")
+    if url and (scheme not in ("redis", "rediss", "unix") or not place):
+        raise ValueError("no address of a Redis server: give redis://HOST:6379/0, rediss://HOST:6379/0 or unix:///PATH")
+    return url
+
+
+RedisUrl = Annotated[str, AfterValidator(_require_redis)]
+"""Of a Redis server; empty: none."""
 
 
 def celery_broker_url(redis_url: str) -> str:

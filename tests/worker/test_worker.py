@@ -127,7 +127,8 @@ def test_a_broker_that_dies_and_comes_back_empty_stops_nothing(
 
 
 def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LOCAL_SLOTS", "abc"), ("TIMEOUTS__DRAIN", "soon"), ("DATABASE_URL", "sqlite://")):
+    unusable = {"LOCAL_SLOTS": "abc", "TIMEOUTS__DRAIN": "soon", "REDIS_URL": "nonsense", "DATABASE_URL": "sqlite://"}
+    for name, value in unusable.items():
         monkeypatch.setenv(f"SHOESTRING_{name}", value)
     monkeypatch.setenv("SHOESTRING_MACHINEHOST_FILE", str(tmp_path / "machinehost.json"))
     with pytest.raises(SystemExit) as ended:
@@ -136,4 +137,5 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pyt
     assert said.startswith("shoestring worker: SHOESTRING_")
     assert "SHOESTRING_LOCAL_SLOTS: " in said
     assert "SHOESTRING_TIMEOUTS__DRAIN: " in said
+    assert "SHOESTRING_REDIS_URL: " in said
     assert "\n" not in said

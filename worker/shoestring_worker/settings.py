@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core.decide.queue import HALF_LIFE
 from shoestring_core.decide.timeouts import Microseconds, S, Timeouts
 from shoestring_core.tls import read_certificates
+from shoestring_core.wakeups import RedisUrl
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Price = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
@@ -27,7 +28,7 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SHOESTRING_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
     database_url: str
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     secret: SecretStr | None = None
     secret_file: Path | None = None
     object_store: str = ""
