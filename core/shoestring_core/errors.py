@@ -205,4 +205,5 @@ class DatabaseUnavailable(Unavailable):
 def explain_setting(place: Sequence[int | str], message: str) -> str:
     """What is wrong with a setting of a process, by the name of its variable. `place`: of pydantic, () for several."""
     name = "__".join(str(part) for part in place if isinstance(part, str)).upper()
-    return f"SHOESTRING_{name}: {message}" if name else message
+    said = message.removeprefix("Value error, ")  # pydantic's, before a validator's own words
+    return f"SHOESTRING_{name}: {said}" if name else said
