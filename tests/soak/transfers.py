@@ -155,7 +155,7 @@ def _use(target: Path, names: list[str], draw: random.Random) -> None:
         target.write_bytes(b"a file")
         return
     target.mkdir()
-    for name in names:
+    for name in dict.fromkeys(names):
         if draw.random() < 0.6 or "/" in name or len(os.fsencode(name)) > 200 or name in ("", "..", "."):
             continue
         path = target / draw.choice((name, f".{name}.part"))
