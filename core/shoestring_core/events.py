@@ -53,11 +53,12 @@ class MachinesChosen(EventData):
 
 
 class MachineChange(EventData):
-    """The machine's state changed, its agent registered, or it got a preemption notice."""
+    """The machine's state changed, its agent registered, or it got a preemption notice, after which its work is over
+    and it is left to its provider."""
 
     kind: ClassVar[str] = "machine"
     machine: UUID
-    state: MachineState | Literal["registered", "notice"]
+    state: MachineState | Literal["registered", "notice", "left"]
     cause: str | None = None
     """Why it terminated, as the provider reports it."""
 

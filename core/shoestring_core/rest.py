@@ -465,6 +465,8 @@ class Machine(Resource):
     """Version of NVIDIA's driver, where its boot told it."""
     price_per_hour: Money
     on_demand_per_hour: Money
+    left: Reason | None = None
+    """Its work is over and its attempt goes on without it: why it lives on, and until when."""
     launched_at: datetime | None = None
     ended_at: datetime | None = None
     end_cause: str | None = None

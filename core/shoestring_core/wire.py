@@ -335,6 +335,9 @@ class Reply(WireMessage):
     """When it expires, the agent has checkpointed and exited, even if the service is unreachable."""
     report_interval_s: float
     """5 by default, 0.25 while somebody watches the job."""
+    left_for_s: float = 0
+    """With a notice: for so long the machine stays once its work is over, though it is ordered to shut down, because
+    its provider makes it free by interrupting it. 0: it ends at once."""
     upload_urls: UploadUrls | None = None
 
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from shoestring_core import wire
+from shoestring_core.decide.timeouts import S
 from shoestring_core.store.tables import MachineRow
 from shoestring_core.wheelhouse import WheelFile, Wheelhouse, file_key, manifest_key
 from sqlalchemy import update
@@ -376,6 +377,27 @@ def test_a_preemption_notice_is_kept_as_the_machine_first_announced_it(deploymen
         assert db.sql.get_one(MachineRow, agent.machine).notice_at == 1_900_000_000_250_000
     told = [event["data"].get("state") for event in deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]]
     assert told.count("notice") == 1
+
+
+def test_a_machine_that_its_provider_ends_for_nothing_is_told_how_long_it_stays(deployment: Deployment) -> None:
+    job, (agent,) = deployment.running()
+    free_hour = {"free_if_interrupted_within": 3600 * S}
+    deployment.store.write(lambda db: db.sql.execute(update(MachineRow).values(billing=free_hour)))
+    assert agent.report(notice_at=time.time() + 100).left_for_s == 0, "its work is not over"
+    drained = {"rank": 0, "outcome": "drained", "at": 1.0}
+    reply = agent.report(member={"generation": 1, "state": "exited", "exits": [drained]})
+    assert 100 < reply.left_for_s <= 160
+
+    def shown() -> dict[str, Any]:
+        return deployment.member.get(f"/v1/jobs/{job}/attempts").json()["attempts"][0]["machines"][0]
+
+    assert (shown()["state"], shown()["left"]["code"]) == ("running", "left_to_provider")
+    events = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
+    (told,) = [event for event in events if event["data"].get("state") == "left"]
+    assert told["reason"] == shown()["left"]
+    ended = {"state": "terminated", "ended_at": 1}
+    deployment.store.write(lambda db: db.sql.execute(update(MachineRow).values(ended)))
+    assert shown()["left"] is None
 
 
 def test_points_come_before_their_checkpoint(deployment: Deployment) -> None:

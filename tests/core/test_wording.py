@@ -239,6 +239,7 @@ EXAMPLES: list[Reason] = [
     machines.ServiceUnreachable(1),
     machines.MachineSilent(1, 300),
     machines.PreemptionAnnounced(),
+    machines.LeftToProvider(1_700_000_000_000_000),
     machines.RanksExited(("drained", "signal")),
     machines.PreemptionNotSimulated("ec2"),
     machines.MachineNotRunning("terminating"),

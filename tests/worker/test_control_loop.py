@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
 from shoestring_core import money
-from shoestring_core.decide.billing import BillingRules, bill
+from shoestring_core.decide.billing import bill
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import Unavailable
 from shoestring_core.store import idempotency, jobs, ledger, queries, waste
@@ -24,7 +24,6 @@ from shoestring_core.store.tables import (
     HoldRow,
     IdempotencyRow,
     LimitChangeRow,
-    MachineRow,
     PriceRow,
 )
 from shoestring_core.wording.budget import PayerOverdrawn
@@ -96,39 +95,6 @@ def test_the_stored_plan_contains_the_decision_and_its_inputs(world: World):
     assert {offer["market"]: offer["price"] for offer in attempt.plan["offers"]} == {
         "spot": "0.158", "on_demand": "0.526",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("interrupted", [True, False])
-def test_a_machine_that_its_provider_interrupts_for_nothing_is_left_to_it_though_its_agent_hangs(
-    world: World, interrupted: bool
-):
-    """Of a false notice it is ended after all, within its hold."""
-    job = world.submit()
-    world.tick()
-    generation = world.form(job)
-    (machine,) = world.alive(job)
-    rules = asdict(BillingRules(free_if_interrupted_within=3600 * S))
-    world.store.write(lambda db: db.sql.execute(update(MachineRow).values(billing=rules)))
-    world.train(job, 40)
-    notice_at = world.clock.now + 12 * S
-    world.store.write(lambda db: agents.record_notice(db, machine.id, notice_at))
-    assert world.commit(machine.id, generation, 40, "order")
-    world.exits(machine.id, generation, "drained")
-    world.tick()
-    for _ in range(11):  # nothing is heard of it any more
-        world.tick(1)
-    assert [one.id for one in world.provider.alive()] == [machine.provider_id]
-    if interrupted:
-        world.provider.end(machine.provider_id, "preempted")
-    world.tick(world.timeouts.drain / S - 11)
-    assert world.machines(job)[0].state in ("terminating", "terminated")
-    world.tick(1)
-    (paid,) = {line.amount for line in bill(evidence(world.machines(job)[0]), world.clock.now)}
-    assert (paid == 0) == interrupted
-    assert (spent(world), world.job(job).attempt) == (paid, 2), "it resumes elsewhere"
-    with world.store.read() as db:
-        assert ledger.find_discrepancies(db) == []
-        assert not db.sql.scalars(select(AccountRow).where(AccountRow.overdraft > 0)).all()
 
 
 def test_jobs_wait_for_slots_in_order_and_start_when_slots_are_free(world: World):

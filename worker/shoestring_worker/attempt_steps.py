@@ -57,10 +57,10 @@ class AttemptSteps:
     items: ItemRunner
 
     def close(self, active: ActiveAttempt) -> None:
-        """Begin to close the attempt of a stopping job; finish one whose machines have all terminated."""
+        """Begin to close the attempt of a stopping job; finish one of whose machines none is at work."""
         if active.attempt.state == "open" and active.job.state == "stopping":
             self._write(gangs.begin_stopping, active.job.id)
-        elif active.attempt.state == "closing" and not active.alive:
+        elif active.attempt.state == "closing" and not active.at_work:
             self._adopt_uncommitted_checkpoint(active)
             self._write(gangs.finish_attempt, active.job.id, active.attempt.number)
 

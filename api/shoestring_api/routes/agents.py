@@ -292,6 +292,7 @@ def _build_reply(state: AppState, machine_id: UUID, session_hash: str | None = N
         lease_s=_seconds_left(machine.alive_until, now),
         funding_lease_s=min(_seconds_left(machine.funded_until, now), state.timeouts.funding_lease / S),
         report_interval_s=interval,
+        left_for_s=_seconds_left(machine.left_until, now),
         upload_urls=_sign_upload(state, next_upload, expires_at),
     )
 

@@ -9,8 +9,10 @@ from uuid import UUID
 from shoestring_core import money, rest
 from shoestring_core.states import AttemptState, GenerationState, MachineState
 from shoestring_core.store import metrics
+from shoestring_core.store.fleet.rows import ALIVE
 from shoestring_core.store.queries import JobRows
 from shoestring_core.store.tables import AttemptRow, GenerationRow, MachineRow
+from shoestring_core.wording.machines import LeftToProvider
 
 from shoestring_api.serializers.costs import machine_bill, total
 from shoestring_api.serializers.jobs import compute_progress
@@ -86,6 +88,7 @@ def serialize_machine(row: MachineRow, posted: Mapping[UUID, int], now: int) -> 
         driver=row.driver,
         price_per_hour=rest.Money.of(money.from_decimal(row.price)),
         on_demand_per_hour=rest.Money.of(money.from_decimal(row.on_demand_price)),
+        left=rest.Reason.of(LeftToProvider(row.left_until)) if row.left_until and row.state in ALIVE else None,
         launched_at=to_datetime(row.launched_at),
         ended_at=to_datetime(row.ended_at),
         end_cause=row.end_cause,

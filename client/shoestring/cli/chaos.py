@@ -53,7 +53,7 @@ def _machine_id(client: Client, target: str, slot: int | None) -> str:
             raise
         return target  # the id is no job's
     machines = [machine for attempt in attempts for machine in attempt.machines]
-    running = {machine.slot: machine for machine in machines if machine.state == "running"}
+    running = {machine.slot: machine for machine in machines if machine.state == "running" and not machine.left}
     if slot is None and len(running) == 1:
         (slot,) = running
     if slot not in running:

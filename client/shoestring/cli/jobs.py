@@ -285,6 +285,9 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList, quote: rest.KeptQuote 
     ]  # fmt: skip
     columns = ("ATTEMPT.SLOT", "TYPE", "STATE", "COST", "MARKET", "END CAUSE", "IMAGE", "DRIVER", "MACHINE")
     print_table(columns, rows, "No machines yet.", drop=("MACHINE", "IMAGE", "DRIVER", "MARKET", "END CAUSE"))
+    for machine in [machine for attempt in attempts.attempts for machine in attempt.machines]:
+        if machine.left:
+            out.print(f"{machine.attempt}.{machine.slot}: {machine.left.text}")
 
 
 def _print_log_lines(

@@ -108,7 +108,9 @@ def decide_attempt(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptAct
     reported for `attribution_window` since, because the loss of a machine makes its peers fail before it is noticed.
     """
     for machine in gang.members:
-        if machine.state in (MachineState.TERMINATING, MachineState.TERMINATED):
+        # One that is left to its provider does nothing more, and its peers have nothing to wait for.
+        over = machine.is_left and now >= (machine.exited_at or 0) + timeouts.forming
+        if over or machine.state in (MachineState.TERMINATING, MachineState.TERMINATED):
             return _after_machine_loss(gang, machine, now, timeouts)
     if gang.generation is None:
         return _while_launching(gang, now, timeouts)

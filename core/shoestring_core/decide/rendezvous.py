@@ -22,6 +22,7 @@ class MachineStatus:
     is_member     it is a member of the current generation, or there is no generation yet
     is_rank0      its node rank is 0: it writes and uploads the checkpoints
     was_member    it was a member of the last generation that formed, so its ranks may still run
+    is_left       its work is over, and it lives on only because its provider makes it free by interrupting it
     hello_at      when its user data first reached the service
     boot_failure  kind, phase and message of what failed in its boot
     """
@@ -30,6 +31,7 @@ class MachineStatus:
     state: MachineState
     end_cause: str | None = None
     notice_at: int | None = None
+    is_left: bool = False
     last_report_at: int | None = None
     ready_at: int | None = None
     exited_at: int | None = None

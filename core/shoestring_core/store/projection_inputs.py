@@ -97,8 +97,8 @@ def _load_runs(db: Read) -> tuple[CurrentRun, ...]:
 
 
 def _run(loaded: JobRows, account_path: tuple[UUID, ...], now: int) -> CurrentRun | None:
-    """None: none of its machines is alive."""
-    alive = [machine for machine in loaded.machines if machine.state in rows.ALIVE]
+    """None: none of its machines is at work."""
+    alive = [machine for machine in loaded.machines if rows.is_at_work(machine)]
     if not alive or loaded.account is None:
         return None
     ends_at = _ends_at(loaded, now)

@@ -356,6 +356,9 @@ class MachineRow(Base):
     alive_until: Mapped[int | None]
     funded_until: Mapped[int | None]
     notice_at: Mapped[int | None]
+    left_until: Mapped[int | None]
+    """Its agent says that its work is over, and until then it is left to its provider, which makes it free by
+    interrupting it (decide.billing.free_if_left_until). None: it is not."""
     launched_at: Mapped[int | None]
     ended_at: Mapped[int | None]
     pending_until: Mapped[int | None]

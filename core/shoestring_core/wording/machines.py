@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.units import clock_time
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,17 @@ class PreemptionAnnounced(Reason):
 
     def text(self) -> str:
         return "The provider will terminate it."
+
+
+@dataclass(frozen=True)
+class LeftToProvider(Reason):
+    """`until`: then it is ended after all (µs UTC)."""
+
+    code = "left_to_provider"
+    until: int
+
+    def text(self) -> str:
+        return f"Its work is over. It is left to its provider until {clock_time(self.until)}: interrupted it is free."
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,14 @@ def moment(at: int) -> str:
         return f"{at} µs UTC"
 
 
+def clock_time(at: int) -> str:
+    """A time of a day that needs no naming (µs UTC), such as "15:04:05 UTC"; as it is stored where no clock has it."""
+    try:
+        return f"{datetime.fromtimestamp(at // 1_000_000, UTC):%H:%M:%S} UTC"
+    except (OSError, OverflowError, ValueError):
+        return f"{at} µs UTC"
+
+
 def batches_of_steps(spans: Sequence[Span]) -> str:
     """Such as "the batches of steps 12, 30 to 33"."""
     steps = [f"{first}" if first == last else f"{first} to {last}" for first, last in spans]

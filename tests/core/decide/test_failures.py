@@ -85,6 +85,18 @@ CASES = {
         EndAttempt,
     ),
     "one drained after a notice": (gang(up(0, exits=(end("drained"),), notice_at=1), RUNNING), NoAction),
+    "one drained after a notice, and is left to its provider": (
+        gang(up(0, exits=(end("drained"),), ago=29, notice_at=1, is_left=True), RUNNING),
+        NoAction,
+    ),
+    "one drained after a notice, and its peers hang": (
+        gang(up(0, exits=(end("drained"),), ago=30, notice_at=1, is_left=True), RUNNING),
+        EndAttempt,
+    ),
+    "one that is left to its provider is to join again": (
+        gang(up(0, notice_at=1, is_left=True), RUNNING, state=GenerationState.FORMING),
+        EndAttempt,
+    ),
     "drained by themselves": (gang(up(0, exits=(end("drained"),)), up(1, exits=(end("drained", 1),))), EndAttempt),
     "finished, the last checkpoint on its way": (
         gang(up(0, exits=(end("finished"),)), up(1, exits=(end("finished", 1),))),

@@ -49,7 +49,10 @@ class Fault:
 
 @dataclass
 class Service:
-    """One machine's service. Tests read what it stored, and turn `order`, `funding_lease_s` and `faults`."""
+    """One machine's service. Tests read what it stored, and turn `order`, `funding_lease_s` and `faults`.
+
+    left_for_s  once the machine has reported a notice and the exit of its ranks
+    """
 
     machine: UUID = field(default_factory=uuid4)
     boot_token: str = "boot-token-of-this-machine"
@@ -57,6 +60,7 @@ class Service:
     funding_lease_s: float = 60.0
     funded_until: float | None = None  # monotonic; from there on nothing is extended
     report_interval_s: float = 0.25
+    left_for_s: float = 0
     order: Order = field(default_factory=lambda: Order(kind="wait"))
     batches: list[ReportBatch] = field(default_factory=list)
     members: list[MemberStatus] = field(default_factory=list)
@@ -203,6 +207,7 @@ class Service:
             lease_s=30,
             funding_lease_s=self.funded_until - time.monotonic() if self.funded_until else self.funding_lease_s,
             report_interval_s=self.report_interval_s,
+            left_for_s=self.left_for_s if self.notices and self.exits(self.generation) else 0,
             upload_urls=self.uploads(),
         )
 

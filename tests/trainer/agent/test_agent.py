@@ -432,6 +432,23 @@ def test_a_spot_notice_saves_the_work_and_leaves(machine: Machine, key: str) -> 
     assert not machine.ranks()
 
 
+def test_a_machine_that_its_provider_ends_for_nothing_waits_for_it_with_its_work_saved(machine: Machine) -> None:
+    machine.service.left_for_s = 600
+    machine.boot()
+    machine.service.run(1, steps=10_000)
+    machine.until_trained(5)
+    machine.metadata.notice(5)
+    machine.until_exited()
+    machine.service.say(Order(kind="shutdown", reason="preempted"))
+    said = machine.service.calls["/agent/v1/report"]
+    machine.until(lambda: machine.service.calls["/agent/v1/report"] >= said + 2)
+    assert machine.agent.poll() is None
+    assert machine.service.commits[-1].step == machine.service.points("train/loss")[-1][0]
+    assert not machine.ranks()
+    machine.agent.send_signal(signal.SIGTERM)  # as the machine's own shutdown does, when its provider ends it
+    assert machine.exit_code() == 0
+
+
 def test_a_rebalance_recommendation_is_told_and_nothing_else(machine: Machine) -> None:
     machine.metadata.documents["meta-data/events/recommendations/rebalance"] = '{"noticeTime":"2026-11-21T00:00:00Z"}'
     machine.boot()

@@ -164,6 +164,7 @@ class Agent:
             await self.runner.end()
             self.reporter.wake(urgent=True)
             await self.shutdown.wait_until(lambda: self.reporter.is_up_to_date, boottime() + FINAL_REPORT_S)
+            await self.shutdown.leave_to_provider()
             self.runner.stop_watching()
             for task in others:
                 task.cancel()
@@ -175,6 +176,7 @@ class Agent:
         self.rejections = 0
         self.runner.uploader.add_urls(reply.reply.upload_urls)
         self.funding.extend(reply.sent_at, reply.reply.funding_lease_s)
+        self.shutdown.left_until = max(self.shutdown.left_until, reply.sent_at + reply.reply.left_for_s)
         self.receive_order(reply.reply.order)
 
     def receive_order(self, order: Order) -> None:
@@ -239,7 +241,7 @@ class Agent:
                     self.spool.add_event("preemption_notice", {"notice_at": notice_at})
                     self.reporter.wake(urgent=True)
                     by = boottime() + notice_at - time.time() - DEADMAN_RESERVE_S
-                    self.shutdown.begin("the provider preempts this machine", by=by)
+                    self.shutdown.begin("the provider preempts this machine", work_by=by)
                 due = not recommended and polls % 5 == 0
                 if due and (recommendation := await self.metadata.rebalance_recommendation()):
                     recommended = True

@@ -2993,6 +2993,7 @@ export interface components {
             driver: string | null;
             price_per_hour: components["schemas"]["Money"];
             on_demand_per_hour: components["schemas"]["Money"];
+            left: components["schemas"]["Reason"] | null;
             /** Launched At */
             launched_at: string | null;
             /** Ended At */
@@ -3012,7 +3013,8 @@ export interface components {
         };
         /**
          * MachineChange
-         * @description The machine's state changed, its agent registered, or it got a preemption notice.
+         * @description The machine's state changed, its agent registered, or it got a preemption notice, after which its work is over
+         *     and it is left to its provider.
          */
         MachineChange: {
             /**
@@ -3021,7 +3023,7 @@ export interface components {
              */
             machine: string;
             /** State */
-            state: components["schemas"]["MachineState"] | ("registered" | "notice");
+            state: components["schemas"]["MachineState"] | ("registered" | "notice" | "left");
             /** Cause */
             cause: string | null;
         };
@@ -3769,6 +3771,11 @@ export interface components {
             funding_lease_s: number;
             /** Report Interval S */
             report_interval_s: number;
+            /**
+             * Left For S
+             * @default 0
+             */
+            left_for_s: number;
             upload_urls?: components["schemas"]["UploadUrls"] | null;
         };
         /**

@@ -12,6 +12,7 @@ test.each([
   ["machine", "§", { state: "terminated", cause: "preempted", machine: "id-0" }, "Machine m0 terminated", "§"],
   ["machine", "§", { state: "launching", machine: "id-0" }, "Machine m0: not launched yet", "§"],
   ["machine", "§", { state: "notice", machine: "id-0" }, "Machine m0: preemption notice", "§"],
+  ["machine", "§", { state: "left", machine: "id-0" }, "Machine m0: left to its provider", "§"],
   ["cost", "", { action: "held", machine: "id-0", amount: "0.010959" }, "Held $0.0110", "for m0"],
   ["cost", "§", { action: "billed", machine: "id-0" }, "Billed", "for m0: §"],
   ["checkpoint", "§", { step: 1761, bytes: 789134 }, "Checkpoint at step 1,761", "§ 789\u00a0kB"],

@@ -40,6 +40,7 @@ export function describeEvent({ kind, reason, ...event }: Event, machineLabels: 
       const [subject, state] = [machine ? `Machine ${machine}` : "Machine", text("state")];
       if (state === "launching") return eventText(`${subject}: not launched yet`, sentence, "warn");
       if (state === "notice") return eventText(`${subject}: preemption notice`, sentence, "warn");
+      if (state === "left") return eventText(`${subject}: left to its provider`, sentence);
       return eventText(`${subject} ${machineStateLabel(state) || "changed"}`, sentence, "", ROUTINE_MACHINE_STATES.has(state));
     }
     case "generation": {

@@ -60,8 +60,8 @@ class ActiveAttempt:
         return [machine for machine in self.machines if machine.state in rows.ALIVE]
 
     @property
-    def alive(self) -> bool:
-        return bool(self.living_machines)
+    def at_work(self) -> bool:
+        return any(map(rows.is_at_work, self.machines))
 
     @property
     def elastic(self) -> bool:
@@ -182,6 +182,7 @@ def _machine_status(
         state=MachineState(machine.state),
         end_cause=machine.end_cause,
         notice_at=machine.notice_at,
+        is_left=machine.left_until is not None,
         last_report_at=machine.last_report_at,
         ready_at=member.ready_at if member else None,
         exited_at=member.exited_at if member else None,

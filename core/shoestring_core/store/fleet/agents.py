@@ -13,6 +13,7 @@ from sqlalchemy import Update, select, update
 
 from shoestring_core import task, wire
 from shoestring_core.decide import orders, rendezvous
+from shoestring_core.decide.billing import free_if_left_until
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import AgentRefused
@@ -21,12 +22,13 @@ from shoestring_core.spec import JobSpec
 from shoestring_core.states import AttemptState, GenerationState, JobState, MachineState
 from shoestring_core.store import jobs, transitions
 from shoestring_core.store.fleet import active_attempts, gangs, rows
+from shoestring_core.store.fleet.billing import evidence
 from shoestring_core.store.tables import AttemptRow, CheckpointRow, GenerationRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import attempts
 from shoestring_core.wording.agents import of_event
 from shoestring_core.wording.jobs import GenerationFormed
-from shoestring_core.wording.machines import PreemptionAnnounced, RanksExited, SecretRefused
+from shoestring_core.wording.machines import LeftToProvider, PreemptionAnnounced, RanksExited, SecretRefused
 
 
 def register(
@@ -139,6 +141,7 @@ def record_notice(db: Write, machine_id: UUID, at: int) -> None:
         rows.record_machine_event(
             db, rows.load_job(db, machine.job), machine.attempt, machine_id, "notice", reason=PreemptionAnnounced()
         )
+        _leave_to_provider(db, machine_id)
         db.request_tick()
 
 
@@ -172,8 +175,37 @@ def record_member_status(db: Write, machine_id: UUID, status: wire.MemberStatus)
             generation=status.generation,
             reason=RanksExited(tuple(sorted({end.outcome for end in status.exits}))),
         )
+        _leave_to_provider(db, machine_id)
         db.request_tick()
     return False
+
+
+def _leave_to_provider(db: Write, machine_id: UUID) -> None:
+    """Let a machine live on, though its work is over, if its provider has given notice and makes it free.
+
+    Its work is over by its agent's word: its ranks drained or finished, which an agent reports only once their
+    checkpoint is committed, and one that reports a notice starts no others. The slots of an elastic gang are filled
+    within their attempt, so its machines end at once.
+    """
+    machine = rows.load_machine(db, machine_id)
+    job = rows.load_job(db, machine.job)
+    generation = db.sql.get(GenerationRow, (job.id, job.generation))
+    if machine.notice_at is None or rows.is_elastic(job) or generation is None:
+        return
+    if (generation.attempt, generation.state) != (machine.attempt, GenerationState.FORMED):
+        return
+    members = rows.load_members(db, job.id, generation.number)
+    exits = next((member.exits for member in members if member.machine == machine_id), None)
+    if not exits or any(end["outcome"] not in ("drained", "finished") for end in exits):
+        return
+    until = free_if_left_until(evidence(machine), machine.notice_at)
+    if until is None or until <= db.now:
+        return
+    left = update(MachineRow).where(
+        MachineRow.id == machine_id, MachineRow.left_until.is_(None), MachineRow.state.in_(("launching", "running"))
+    )
+    if rows.try_update(db, left.values(left_until=until)):
+        rows.record_machine_event(db, job, machine.attempt, machine_id, "left", reason=LeftToProvider(until))
 
 
 def current_order(

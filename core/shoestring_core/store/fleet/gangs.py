@@ -85,8 +85,8 @@ def _latest_kept(db: Read, job: JobRow, step: int) -> dict[str, Any]:
 
 
 def close_attempt(db: Write, job_id: UUID, attempt_number: int, reason: str) -> bool:
-    """Wind an attempt down: its machines are no longer wanted. Its generation stays the current one until they
-    are terminated, so that a checkpoint being uploaded still counts."""
+    """Wind an attempt down: its machines are no longer wanted. Its generation stays the current one until none
+    is at work, so that a checkpoint being uploaded still counts."""
     trained = exists(
         select(GenerationRow.number).where(
             GenerationRow.job == job_id,
@@ -169,18 +169,17 @@ _REQUEUED = (StopReason.EVICTION, StopReason.MARKET)
 
 
 def finish_attempt(db: Write, job_id: UUID, attempt_number: int) -> bool:
-    """An attempt is closed once all its machines are terminated; a stopping job ends, pauses or queues with it."""
+    """An attempt is closed once all its machines are terminated or left to their provider; a stopping job ends, pauses
+    or queues with it."""
     job = rows.lock_job(db, job_id)
-    alive = exists(
-        select(MachineRow.id).where(
-            MachineRow.job == job_id, MachineRow.attempt == attempt_number, MachineRow.state.in_(rows.ALIVE)
-        )
+    at_work = exists(
+        select(MachineRow.id).where(MachineRow.job == job_id, MachineRow.attempt == attempt_number, rows.AT_WORK)
     )
-    if db.sql.scalar(select(alive)):
+    if db.sql.scalar(select(at_work)):
         return False
     if job.state == JobState.STOPPING and job.attempt == attempt_number:
         _after_stopping(db, job)
-    if not rows.try_update(db, transitions.move_attempt(job_id, attempt_number, AttemptState.CLOSED).where(~alive)):
+    if not rows.try_update(db, transitions.move_attempt(job_id, attempt_number, AttemptState.CLOSED).where(~at_work)):
         return False
     if job.attempt == attempt_number:
         _end_generation(db, job_id, attempts.AttemptEnded())

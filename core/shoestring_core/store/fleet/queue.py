@@ -272,7 +272,7 @@ def _load_tried(db: Read, jobs: dict[UUID, QueuedJob], timeouts: Timeouts) -> di
     tried = (AttemptRow.job, AttemptRow.number, AttemptRow.state, AttemptRow.reason)
     columns = (*tried, AttemptRow.trained, AttemptRow.closed_at)
     attempts = rows.group_by_job(_select_in(db, columns, AttemptRow.job, list(jobs)))
-    rented = (MachineRow.job, MachineRow.attempt, MachineRow.state, MachineRow.launched_at)
+    rented = (MachineRow.job, MachineRow.attempt, MachineRow.state, MachineRow.left_until, MachineRow.launched_at)
     machines = rows.group_by_job(_select_in(db, rented, MachineRow.job, list(jobs)))
     return {
         job: _after_attempts(jobs[job], sorted(own, key=lambda row: row.number), machines[job], timeouts)
@@ -289,7 +289,7 @@ def _after_attempts(
         job,
         attempt=last.number if reopened else last.number + 1,
         reopened=reopened,
-        terminating_machines=sum(row.state in rows.ALIVE for row in machines),
+        terminating_machines=sum(map(rows.is_at_work, machines)),
         closing=last.state != AttemptState.CLOSED,
         not_before=_not_before(job.job, attempts, timeouts),
         refused=last.reason in retries.RULES and retries.RULES[last.reason].refused,

@@ -30,8 +30,13 @@ from shoestring_core.wording import Reason
 ALIVE = tuple(state for state, allowed in MACHINE_TRANSITIONS.items() if allowed)
 """States of machines that run, or may run without our knowledge, or may yet be launched."""
 
+AT_WORK = MachineRow.state.in_(ALIVE) & MachineRow.left_until.is_(None)
+"""Machines that may still work for their attempt. Those that are left to their provider live on and are paid for, but
+the work is over by their agents' word: their attempt is closed without waiting for their end, and the next one begins.
+"""
+
 UNCLOSED = ("open", "closing")
-"""States of attempts whose machines may be alive."""
+"""States of attempts whose machines may be at work."""
 
 
 def try_update(db: Write, statement: Update) -> bool:
@@ -97,6 +102,11 @@ def is_wanted(job: JobRow, attempt: AttemptRow) -> bool:
     )
 
 
+def is_at_work(machine: Any) -> bool:
+    """AT_WORK, of a row that has been read."""
+    return machine.state in ALIVE and machine.left_until is None
+
+
 def is_elastic(job: JobRow) -> bool:
     """Whether the job's gang may lose machines and continue."""
     resources = job.spec["resources"]
@@ -124,7 +134,7 @@ def record_machine_event(
     job: JobRow,
     attempt: int,
     machine: UUID,
-    state: MachineState | Literal["registered", "notice"],
+    state: MachineState | Literal["registered", "notice", "left"],
     *,
     reason: Reason | None = None,
     cause: str | None = None,

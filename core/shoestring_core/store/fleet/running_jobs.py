@@ -77,7 +77,8 @@ class InUse:
 def load_in_use(db: Read) -> dict[str, InUse]:
     """The jobs and GPUs that count against concurrency caps, by the owners of teams' and members' accounts.
 
-    A job counts until all its machines have ended. A machine that an open attempt lost counts too: it gets another.
+    A job counts until all its machines have ended, or are left to their provider: the next attempt doesn't wait for
+    these. A machine that an open attempt lost counts too: it gets another.
     """
     gpus = MachineRow.offered_hardware["gpus"].as_integer()
     machine = (JobRow.team_id, JobRow.user_id, MachineRow.job, MachineRow.attempt, MachineRow.slot, gpus)
@@ -86,7 +87,7 @@ def load_in_use(db: Read) -> dict[str, InUse]:
     attempts_open = machines.join(AttemptRow, of_attempt).where(AttemptRow.state == AttemptState.OPEN)
     slots: dict[tuple[UUID, int, int], int] = {}
     owners: dict[UUID, tuple[str, str]] = {}
-    for query in (machines.where(MachineRow.state.in_(rows.ALIVE)), attempts_open):
+    for query in (machines.where(rows.AT_WORK), attempts_open):
         for team, user, job, attempt, slot, of_machine in db.sql.execute(query):
             owners[job] = str(team), f"{team}/{user}"
             slots[job, attempt, slot] = max(slots.get((job, attempt, slot), 0), of_machine or 0)

@@ -60,14 +60,19 @@ def test_refusals_of_an_attempt_are_known_with_their_text_if_they_have_one(fleet
 
 
 @pytest.mark.any_database
-def test_an_attempt_is_alive_as_long_as_a_machine_of_it_may_run(fleet: Fleet) -> None:
-    _, machines = fleet.running(nodes=2)
-    alive = []
-    for machine in machines:
-        alive.append(fleet.read(active_attempts.load_active_attempts)[0].alive)
-        fleet.end(machine)
-    assert alive == [True, True]
-    assert fleet.read(active_attempts.load_active_attempts)[0].alive is False
+def test_an_attempt_is_at_work_as_long_as_a_machine_of_it_may_run_and_is_not_left_to_its_provider(fleet: Fleet) -> None:
+    _, (first, second) = fleet.running(nodes=2)
+
+    def at_work() -> bool:
+        return fleet.read(active_attempts.load_active_attempts)[0].at_work
+
+    assert at_work()
+    fleet.end(first)
+    assert at_work()
+    fleet.alter(MachineRow, MachineRow.id == second, left_until=1)
+    assert not at_work()
+    fleet.end(second)
+    assert not at_work()
 
 
 @pytest.mark.any_database

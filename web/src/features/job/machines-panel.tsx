@@ -67,6 +67,7 @@ function MachinesTable({ attempts }: { attempts: Attempt[] }) {
                   <td>
                     <span className={`state ${machine.state}`}>{machineStateLabel(machine.state)}</span>
                     {machine.end_cause && <span className="muted"> · {MACHINE_END_CAUSES[machine.end_cause] ?? machine.end_cause}</span>}
+                    {machine.left && <div className="muted">{machine.left.text}</div>}
                   </td>
                   <td className="num" data-label="Per hour" title={`on demand ${formatExact(machine.on_demand_per_hour)}`}>{formatExact(machine.price_per_hour)}</td>
                   <td className="num" data-label="Launched"><Time at={machine.launched_at} /></td>
