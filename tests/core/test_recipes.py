@@ -60,6 +60,26 @@ def test_a_variant_changes_defaults_and_claims_and_never_what_was_given():
     assert [(one.when["step"], one.time) for one in claim.variants][-1] == ("batch-768", "154 s")
 
 
+def test_where_an_optimizer_can_be_chosen_each_can_and_has_its_parameters():
+    of_optimizer = {
+        "muon_lr", "muon_momentum", "preconditioner_every_steps", "preconditioner_damping", "kfac_fisher",
+    }  # fmt: skip
+    choices = {
+        recipe.name: recipe.params["optimizer"].choices for recipe in recipes.all() if "optimizer" in recipe.params
+    }
+    assert len(choices) == 4
+    assert set(choices.values()) == {("sgd", "muon", "lars", "shampoo", "kfac")}
+    assert {recipe.name for recipe in recipes.all() if recipe.params.keys() & of_optimizer} == choices.keys()
+    for name in choices:
+        chosen = {
+            "optimizer": "kfac",
+            "preconditioner_damping": 0.1,
+            "preconditioner_every_steps": 3,
+            "kfac_fisher": "sampled",
+        }
+        assert recipes.resolve(name, chosen).items() >= chosen.items()
+
+
 @pytest.mark.parametrize("recipe", recipes.all(), ids=lambda recipe: recipe.name)
 def test_every_recipe_has_the_common_parameters(recipe):
     common = {

@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from multiprocessing.managers import BaseManager
+from multiprocessing.managers import BaseManager, Server
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -105,7 +105,7 @@ def race(postgres: Postgres, tmp_path: Path) -> Iterator[Race]:
     provider = SimulatedProvider(lambda: time.time_ns() // 1000, slots=SLOTS)
     Cloud.register("provider", callable=lambda: provider, exposed=("offers", "launch", "list", "terminate"))
     cloud = Cloud(address=str(tmp_path / "cloud"), authkey=b"cloud").get_server()
-    threading.Thread(target=cloud.serve_forever, daemon=True).start()
+    threading.Thread(target=_manage, args=(cloud,), daemon=True).start()
     with closing(open_store(url)) as store:
         store.migrate()
         ada = store.write(lambda db: identity.ensure_admin(db, "lab", "vision", "ada"))
@@ -144,6 +144,11 @@ def race(postgres: Postgres, tmp_path: Path) -> Iterator[Race]:
                 one.join()
             cloud.stop_event.set()
     postgres.drop(name)
+
+
+def _manage(cloud: Server) -> None:
+    with suppress(SystemExit):  # it ends so, for it expects a process of its own
+        cloud.serve_forever()
 
 
 def _serve(url: str, port: int, folder: Path) -> None:

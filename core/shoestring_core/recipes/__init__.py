@@ -226,11 +226,12 @@ def _read(text: str, vocabulary: Mapping[str, Any]) -> Recipe:
 
 
 def _full_params(own: Mapping[str, Any], vocabulary: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's parameters with the fields that the vocabulary has for them, then those that every recipe has."""
-    every_recipe = vocabulary["every_recipe"]
-    shared = vocabulary["parameters"] | every_recipe
+    """A recipe's parameters with the fields that the vocabulary has for them, then those that it has by rule."""
+    of_optimizer, every_recipe = vocabulary["of_optimizer"], vocabulary["every_recipe"]
+    shared = vocabulary["parameters"] | of_optimizer | every_recipe
     full = {name: shared.get(name, {}) | _param_fields(given) for name, given in own.items()}
-    return full | {name: fields for name, fields in every_recipe.items() if name not in own}
+    by_rule = (of_optimizer if "optimizer" in own else {}) | every_recipe
+    return full | {name: fields for name, fields in by_rule.items() if name not in own}
 
 
 def _param_fields(given: Any) -> dict[str, Any]:

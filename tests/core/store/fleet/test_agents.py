@@ -13,7 +13,6 @@ from shoestring_core.decide.offers import Hardware
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import AgentRefused
 from shoestring_core.events import GenerationChange
-from shoestring_core.states import JobState
 from shoestring_core.store import jobs
 from shoestring_core.store.fleet import agents, gangs, observations
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, MemberRow
@@ -250,7 +249,7 @@ def test_each_attempt_has_its_own_first_generation(fleet: Fleet) -> None:
     job, (machine,) = fleet.running()
     fleet.train(job, 5)
     fleet.commit(machine, 1, 5)
-    end_attempt(fleet, job)
+    fleet.retry(job)
     fleet.open_attempt(job)
     (second,) = fleet.launch(job)
     fleet.register(second)
@@ -258,14 +257,6 @@ def test_each_attempt_has_its_own_first_generation(fleet: Fleet) -> None:
     assert (opened.attempt, opened.state, opened.start_step) == (2, "forming", 5)
     assert opened.start_checkpoint == fleet.job_row(job).checkpoint
     assert [one.machine for one in fleet.member_rows(job, 2)] == [second]
-
-
-def end_attempt(fleet: Fleet, job: UUID) -> None:
-    """The job is queued again, and all its machines have ended."""
-    row = fleet.job_row(job)
-    fleet.write(jobs.transition, row, JobState.QUEUED, actor="test", reason=attempts.MachineLost(0, None))
-    fleet.write(gangs.close_attempt, job, row.attempt, "machine_lost")
-    fleet.finish_attempt(job)
 
 
 # Forming
@@ -476,7 +467,7 @@ def test_weights_are_initialized_from_another_job_only_without_an_own_checkpoint
 
 def test_a_machine_of_an_earlier_attempt_shuts_down(fleet: Fleet) -> None:
     job, (machine,) = fleet.running()
-    end_attempt(fleet, job)
+    fleet.retry(job)
     fleet.clock.pass_(1)
     fleet.open_attempt(job)
     fleet.alter(MachineRow, MachineRow.id == machine, state=RUNNING, ended_at=None)

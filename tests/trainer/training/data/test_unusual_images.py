@@ -16,9 +16,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from shoestring_trainer.training.cli.predict import list_files
+from shoestring_trainer.training.cli.prepare import index_source
 from shoestring_trainer.training.data import decoded_cache, mapped_images
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
 from shoestring_trainer.training.data.image_folder import index_class_folders
+from shoestring_trainer.training.data.prepare_shards import prepare_shards
+from shoestring_trainer.training.data.shard_plan import PrepareOptions
+from shoestring_trainer.training.data.shard_reader import ShardReader
 from shoestring_trainer.training.errors import DataError
 
 from tests.trainer.training.data.sample_images import COLOURS, load, open_source, sample_image, save_image
@@ -126,11 +130,29 @@ def test_a_file_that_is_no_picture_is_said_to_be_what_its_first_bytes_are(tmp_pa
 
 
 def test_no_warning_without_a_file_name_is_printed(flat: Path):
-    four_corners().save(flat / "red" / "odd.tif", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12")
+    save_with_damaged_exif(flat / "red" / "odd.tif")
     (flat / "red" / "large.png").write_bytes(png(9_480, 9_480, 8, 0, b"\0" * 9_480))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load(flat, on_corrupt="skip")
+    assert [str(warning.message) for warning in caught] == []
+
+
+def save_with_damaged_exif(file: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # Pillow reads it here too
+        four_corners().save(file, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12")
+
+
+def test_nor_is_one_where_shards_are_decoded(flat: Path, tmp_path: Path):
+    save_with_damaged_exif(flat / "red" / "odd.jpg")
+    index = prepare_shards(
+        index_source(flat, skip=False), tmp_path / "shards", PrepareOptions(400, 90, 50, False), 1, lambda _: None
+    )
+    reader = ShardReader(tmp_path / "shards", index)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        images = reader.decode(reader.chunk(reader.rows_of("train"), ResizeSpec(8, 8)))
+    assert len(images) == 10 * len(COLOURS) + 1
     assert [str(warning.message) for warning in caught] == []
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from shoestring_trainer.data_sync.shard_requests import ShardRequests, ShardsUnavailable
 from shoestring_trainer.training.data.confined_files import require_confined
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_crop, decode_image
-from shoestring_trainer.training.data.image_files import open_image_bytes
+from shoestring_trainer.training.data.image_files import ignored_pillow_warnings, open_image_bytes
 from shoestring_trainer.training.data.shard_index import map_samples, require_whole_shards, sample_key
 from shoestring_trainer.training.data.shard_list import ShardIndex, Split
 from shoestring_trainer.training.errors import DataError
@@ -82,16 +82,17 @@ class ShardReader:
     def decode(self, chunk: Chunk) -> Tensor:
         """Return the images, uint8 NHWC. Raises DataError that names the shard and the sample."""
         images_NHWC = torch.empty(len(chunk.rows_N), chunk.spec.height, chunk.spec.width, 3, dtype=torch.uint8)
-        for place, (row, sample) in enumerate(zip(chunk.rows_N.tolist(), chunk.samples_N, strict=True)):
-            path = self.folder / self._name(row, int(sample["shard"]))
-            opener = partial(self._open, sample, path)
-            if chunk.boxes_N4 is None:
-                image_HWC = decode_image(opener, path, chunk.spec, _REMEDY)[0].permute(1, 2, 0)
-            else:
-                box, size = chunk.boxes_N4[place].tolist(), chunk.spec.width
-                image_HWC = decode_crop(opener, path, box, size, _REMEDY)
-            flipped = chunk.flips_N is not None and chunk.flips_N[place]
-            images_NHWC[place] = image_HWC.flip(1) if flipped else image_HWC
+        with ignored_pillow_warnings():
+            for place, (row, sample) in enumerate(zip(chunk.rows_N.tolist(), chunk.samples_N, strict=True)):
+                path = self.folder / self._name(row, int(sample["shard"]))
+                opener = partial(self._open, sample, path)
+                if chunk.boxes_N4 is None:
+                    image_HWC = decode_image(opener, path, chunk.spec, _REMEDY)[0].permute(1, 2, 0)
+                else:
+                    box, size = chunk.boxes_N4[place].tolist(), chunk.spec.width
+                    image_HWC = decode_crop(opener, path, box, size, _REMEDY)
+                flipped = chunk.flips_N is not None and chunk.flips_N[place]
+                images_NHWC[place] = image_HWC.flip(1) if flipped else image_HWC
         return images_NHWC
 
     def _name(self, row: int, number: int) -> str:
