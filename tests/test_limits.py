@@ -25,6 +25,9 @@ DOCUMENTED = {
         "MAX_BYTES": "256 KiB", "MAX_VALUES": "4,000", "MAX_DEPTH": "12", "MAX_KEY_CHARACTERS": "200 characters",
         "MAX_NUMBER_DIGITS": "30",
     },
+    "core/shoestring_core/regular_files.py": {"MAX_TEXT_BYTES": "64 MiB"},
+    "core/shoestring_core/task.py": {"MAX_CHECKPOINT_BYTES": "8 GiB"},
+    "core/shoestring_core/data_splits.py": {"MAX_CLASS_NAME": "255 characters"},
     "core/shoestring_core/rest.py": {"MAX_SENTENCE": "500; 100; 1,000 characters"},
     "core/shoestring_core/money.py": {"MAX_MICRO": "a billion dollars"},
     "core/shoestring_core/spec/model.py": {"MAX_PARAMS": "200; 64"},
@@ -63,7 +66,7 @@ DOCUMENTED = {
     "core/shoestring_core/store/sessions.py": {"MAX_LOGIN_CODES": "20", "MAX_SESSIONS": "50"},
     "core/shoestring_core/store/sizing_inputs.py": {"MAX_JOBS": "200 jobs"},
     "core/shoestring_core/wire.py": {
-        "MAX_BATCH_BYTES": "1 MiB", "MAX_CHECKPOINT_BYTES": "8 GiB", "MAX_MANIFEST_BYTES": "16 MB",
+        "MAX_BATCH_BYTES": "1 MiB", "MAX_MANIFEST_BYTES": "16 MB",
     },
     "api/shoestring_api/admin.py": {"MAX_NAME": "100 characters"},
     "api/shoestring_api/data_folders.py": {
@@ -86,8 +89,9 @@ DOCUMENTED = {
         "MAX_PIXELS": "100 million", "MAX_FILE_BYTES": "512 MiB",
     },
     "trainer/shoestring_trainer/training/data/nvjpeg.py": {"MAX_GPU_PIXELS": "16.8 million"},
-    "trainer/shoestring_trainer/training/data/tar_samples.py": {"MAX_LABEL_BYTES": "1 MiB"},
-    "trainer/shoestring_trainer/training/data/webdataset.py": {"MAX_CLASS_NAMES_BYTES": "64 MiB"},
+    "trainer/shoestring_trainer/training/data/tar_samples.py": {
+        "MAX_LABEL_BYTES": "1 MiB", "MAX_PADDING_BYTES": "64 MiB after its end mark",
+    },
     "trainer/shoestring_trainer/training/hooks.py": {"MAX_VALUES": "500", "MAX_NAME_LENGTH": "200 characters"},
 }  # fmt: skip
 """Each bound and how the table writes it."""
@@ -120,6 +124,7 @@ INTERNAL = {
     "trainer/shoestring_trainer/training/checkpoint/warm_start.py": {"MAX_NAMED"},
     "trainer/shoestring_trainer/training/data/decoding.py": {"MAX_VALUE"},
     "trainer/shoestring_trainer/training/optim/preconditioners.py": {"MAX_DIM"},
+    "trainer/shoestring_trainer/training/results/sample_log.py": {"MAX_HEADER_BYTES", "MAX_MISSING_STEPS"},
     "worker/shoestring_worker/deadlines.py": {"MAX_POLICIES"},
     "worker/shoestring_worker/control_loop.py": {"MAX_ROUNDS"},
     "worker/shoestring_worker/launcher.py": {"MAX_CONCURRENT_LAUNCHES"},

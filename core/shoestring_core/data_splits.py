@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from shoestring_core.wording.units import counted
+
 Role = Literal["train", "val", "test"]
 
 
@@ -189,10 +191,27 @@ def _roles(words: set[str]) -> set[Role]:
     return {_ROLES[word] for word in words}
 
 
-def require_distinct(names: Iterable[str], place: Path) -> None:
-    """Raise LayoutError if two classes have one name in two Unicode spellings."""
+MAX_CLASS_NAME = 255
+_ALTERS_LINES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, ends of lines, and marks that change the direction of writing."""
+
+
+def require_class_names(names: Iterable[str], place: Path) -> None:
+    """Raise LayoutError for names that logs, pages and terminals can't show in a line, and for one in two spellings."""
     seen: dict[str, str] = {}
     for name in names:
+        if not name.strip():
+            raise LayoutError(f"{place} has a class whose name is blank, {name!a}; rename it")
+        if len(name) > MAX_CLASS_NAME:
+            raise LayoutError(
+                f"{place} has a class whose name has {counted(len(name), 'character')}, {name[:40]!a}…; "
+                f"{MAX_CLASS_NAME} are allowed: rename it"
+            )
+        if _ALTERS_LINES.search(name):
+            raise LayoutError(
+                f"{place} has the class {name!a}, whose name has characters that can't be shown in a line (control "
+                "characters, ends of lines or direction marks); rename it"
+            )
         if (other := seen.setdefault(unicodedata.normalize("NFC", name), name)) != name:
             raise LayoutError(f"{place} has a class {name} twice: {spellings(name, other)}")
 

@@ -19,7 +19,7 @@ from shoestring_core.data_splits import (
     find_splits,
     find_twin,
     folder_role,
-    require_distinct,
+    require_class_names,
     spellings,
 )
 from shoestring_core.shard_checks import SHARD_INDEX
@@ -104,7 +104,7 @@ def list_classes(folder: Path, view: ShardView) -> list[str]:
         raise LayoutError(
             f"{folder} holds {counted(len(classes), 'class folder')}; a classifier needs two: {folder}/CLASS/image.jpg"
         )
-    require_distinct(classes, folder)
+    require_class_names(classes, folder)
     return classes
 
 

@@ -26,6 +26,10 @@ that finds none fails instead of training on the CPU."""
 Precision = Literal["auto", "fp16", "fp16-true", "bf16", "fp32"]
 
 
+MAX_CHECKPOINT_BYTES = 8 << 30
+"""Data of a checkpoint, or other weights; more are neither stored nor read."""
+
+
 @dataclass(frozen=True)
 class CheckpointFiles:
     """Paths of a checkpoint's two files."""

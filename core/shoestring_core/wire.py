@@ -39,9 +39,6 @@ MAX_BATCH_BYTES = 1 << 20
 """A larger report is refused with `too-large`; the agent then sends an empty batch with the same number (see
 `ReportBatch`)."""
 
-MAX_CHECKPOINT_BYTES = 8 << 30
-"""The URL for a checkpoint's data takes no more."""
-
 MULTIPART_BYTES = 64 << 20
 """Data of a checkpoint above this size go up in parts of it, where the object store takes parts."""
 

@@ -29,6 +29,7 @@ from shoestring_core.store import checkpoints, queries, reports
 from shoestring_core.store.fleet import agents
 from shoestring_core.store.tables import MachineRow
 from shoestring_core.store.transactions import Write
+from shoestring_core.task import MAX_CHECKPOINT_BYTES
 from shoestring_core.wording.machines import SecretRefused
 
 from shoestring_api.app_state import AppState
@@ -201,8 +202,8 @@ async def get_orders(
 def start_upload(machine: MachineDep, body: wire.UploadStart, state: StateDep) -> wire.UploadParts:
     """Return addresses for the parts of a checkpoint's data, if the object store takes parts."""
     _check_protocol(body.protocol)
-    if body.bytes > wire.MAX_CHECKPOINT_BYTES:
-        raise TooLarge(f"A checkpoint may have at most {wire.MAX_CHECKPOINT_BYTES:,} bytes.")
+    if body.bytes > MAX_CHECKPOINT_BYTES:
+        raise TooLarge(f"A checkpoint may have at most {MAX_CHECKPOINT_BYTES:,} bytes.")
     with state.store.read() as db:
         upload = checkpoints.next_upload_target(db, machine.id)
         expires_at = _urls_expire_at(state, machine, db.now)
@@ -320,7 +321,7 @@ def _sign_upload(state: AppState, upload: checkpoints.Upload | None, expires_at:
     return wire.UploadUrls(
         generation=upload.generation,
         nonce=upload.nonce,
-        data_url=state.objects.put_url(f"{upload.key}/data", expires_at, wire.MAX_CHECKPOINT_BYTES),
+        data_url=state.objects.put_url(f"{upload.key}/data", expires_at, MAX_CHECKPOINT_BYTES),
         manifest_url=state.objects.put_url(f"{upload.key}/manifest.json", expires_at, wire.MAX_MANIFEST_BYTES),
     )
 
@@ -350,8 +351,8 @@ def _check_objects(state: AppState, machine: MachineRow, commit: wire.Checkpoint
         raise InvalidRequest("The manifest does not match the commit: its SHA-256 differs.")
     if not manifest.describes(data) or data.bytes != commit.bytes:
         raise InvalidRequest("The data does not match its manifest: size or checksum differ.")
-    if data.bytes > wire.MAX_CHECKPOINT_BYTES:
-        raise InvalidRequest(f"A checkpoint may have at most {wire.MAX_CHECKPOINT_BYTES:,} bytes.")
+    if data.bytes > MAX_CHECKPOINT_BYTES:
+        raise InvalidRequest(f"A checkpoint may have at most {MAX_CHECKPOINT_BYTES:,} bytes.")
     if (manifest.job, manifest.generation, manifest.step) != (machine.job, commit.generation, commit.step):
         raise InvalidRequest("The manifest belongs to another job, generation or step.")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from awscrt.checksums import crc64nvme
+from shoestring_core.task import MAX_CHECKPOINT_BYTES
 from shoestring_core.wire import (
-    MAX_CHECKPOINT_BYTES,
     MAX_MANIFEST_BYTES,
     CheckpointCommit,
     CheckpointDownload,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -96,3 +97,71 @@ def test_a_log_that_is_missing_cut_or_doubled_is_seen(two_generations: Path, tmp
     assert main([str(two_generations)]) == 1
     assert "repeated: [0]" in capsys.readouterr().out
     assert main([str(tmp_path_factory.mktemp("empty"))]) == 2
+
+
+HEADER = {"format": 1, "generation": 1, "rank": 1, "world_size": 2, "start": 0, "samples_per_epoch": 50}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a log of samples of this version (its first line: "),
+        (b"\x9c\x00\x1b" + b"\xff\0" * 4000, "(its first line: "),
+        (b"[]\n", "(its first line: "),
+        (json.dumps(HEADER | {"format": 2}).encode() + b"\n", "(format: "),
+        (json.dumps(HEADER | {"rank": "1"}).encode() + b"\n", "(rank: "),
+        (json.dumps(HEADER | {"start": float("nan")}).encode() + b"\n", "(start: "),
+        (json.dumps(HEADER | {"world_size": 0}).encode() + b"\n", "(world_size: "),
+        (json.dumps(HEADER | {"samples_per_epoch": 1.5}).encode() + b"\n", "(samples_per_epoch: "),
+        (b"[" * 100_000, "(its first line: "),
+    ],
+)
+def test_what_is_no_log_is_said_by_its_name(two_generations: Path, capsys, content: bytes, message: str):
+    (two_generations / "machine-1" / "gen" / "1" / "samples-rank1.bin").write_bytes(content)
+    assert main([str(two_generations)]) == 1
+    told = capsys.readouterr().out
+    assert "machine-1/gen/1/samples-rank1.bin" in told
+    assert message in told
+    assert "generation 2: 3 of 3 ranks, steps 7 to 20" in told
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ((0, 0, 0, 0), "step 0 comes after step 10"),
+        ((9, 0, 0, 0), "step 9 comes after step 10"),
+        ((2_000_000_000, 0, 0, 0), "step 2000000000 comes after step 10"),
+        ((-2_147_483_648, 0, 0, 0), "step -2147483648 comes after step 10"),
+        ((11, -1, 0, 0), "samples 0 to 0 of epoch -1"),
+        ((11, 0, 0, 2_000_000_000), "samples 0 to 2000000000 of epoch 0"),
+        ((11, 0, 9, -1), "samples 9 to 8 of epoch 0"),
+        ((11, 0, 0, 1, 50), "sample 50 after"),
+        ((11, 0, 0, 2, 3, -7), "sample -7 after"),
+    ],
+)
+def test_a_damaged_record_ends_a_log_and_is_told(
+    two_generations: Path, capsys, record: tuple[int, ...], message: str
+):  # fmt: skip
+    damaged = two_generations / "machine-1" / "gen" / "1" / "samples-rank1.bin"
+    with damaged.open("ab") as file:
+        file.write(b"".join(number.to_bytes(4, "little", signed=True) for number in record))
+    assert main([str(two_generations)]) == 1
+    told = capsys.readouterr().out
+    assert f"{damaged} is damaged: {message}" in told
+    assert "generation 1: 2 of 2 ranks, steps 1 to 6, 30 samples, 4 more recomputed later" in told
+
+
+@pytest.mark.parametrize("kind", ["sparse", "pipe", "folder"])
+def test_a_log_of_terabytes_or_that_is_no_file_is_told_at_once(two_generations: Path, capsys, kind: str):
+    path = two_generations / "machine-1" / "gen" / "1" / "samples-rank1.bin"
+    if kind == "sparse":
+        os.truncate(path, 256 << 30)
+    else:
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    assert main([str(two_generations)]) == 1
+    assert ("damaged: step 0" if kind == "sparse" else f"cannot read {path}: it is a {kind}") in capsys.readouterr().out
+
+
+def test_a_run_that_is_named_twice_counts_once(two_generations: Path):
+    assert main([str(two_generations), str(two_generations / "machine-0")]) == 0

@@ -265,6 +265,15 @@ def test_a_test_folder_without_classes_is_not_held_out(tmp_path: Path, test: str
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "a\u202eb", " ", "a\x85b"])
+def test_a_folder_whose_name_no_line_can_show_is_refused(tmp_path: Path, name: str):
+    pictures(tmp_path, f"train/{name}", "train/tea")
+    with pytest.raises(DataError, match=f"{tmp_path}/train has .*rename it") as refused:
+        index_image_folder(tmp_path, 1, 0.5)
+    assert ascii(name) in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
 def test_one_class_in_two_spellings_is_named_with_both(tmp_path: Path):
     pictures(tmp_path, "train/caf\xe9", "train/tea", "val/cafe\u0301", "val/tea")
     with pytest.raises(DataError, match=r"it is 'cafe\\u0301' and 'caf\\xe9', in two Unicode spellings"):

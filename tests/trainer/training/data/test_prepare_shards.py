@@ -162,7 +162,7 @@ def test_a_shard_that_was_changed_or_cut_off_is_found_and_written_anew(source: P
     whole = file.read_bytes()
     for damaged in (whole.replace(b"IHDR", b"IHDS", 1), whole[:-600]):
         file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"train-000001\.tar isn't as it was written: another SHA-256"):
+        with pytest.raises(DataError, match=r"train-000001\.tar isn't as it was written: another (SHA-256|size)"):
             prepare(source, tmp_path / "shards")
         prepare(source, tmp_path / "shards")
         assert contents(tmp_path / "shards") == before
@@ -273,7 +273,7 @@ def test_a_name_with_tabs_and_line_breaks_is_one_field_of_a_line(source: Path, t
 @pytest.mark.parametrize("name", ["two\nlines", "  "])
 def test_a_class_that_is_no_line_of_text_is_refused(source: Path, tmp_path: Path, name: str):
     save_image(source / name / "1.png", (9, 9, 9), 1)
-    with pytest.raises(TrainerError, match="can't be named in a line of text; rename it"):
+    with pytest.raises(TrainerError, match="rename it"):
         prepare(source, tmp_path / "shards")
 
 

@@ -129,6 +129,24 @@ def test_a_file_that_is_no_picture_is_said_to_be_what_its_first_bytes_are(tmp_pa
         decode_file(tmp_path / "a.jpg", ResizeSpec(8, 8))
 
 
+@pytest.mark.parametrize("kind", ["sparse", "pipe", "device", "folder"])
+def test_what_is_no_picture_of_bounded_size_is_neither_read_nor_waited_for(tmp_path: Path, kind: str):
+    path = tmp_path / "x.jpg"
+    match kind:
+        case "sparse":
+            path.touch()
+            os.truncate(path, 256 << 30)
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.mkdir()
+    expected = "it has 274,877,906,944 bytes" if kind == "sparse" else f"it is a {kind}"
+    with pytest.raises(DataError, match=rf"x\.jpg cannot be read as an image \({expected}, where"):
+        decode_file(path, ResizeSpec(8, 8))
+
+
 def test_no_warning_without_a_file_name_is_printed(flat: Path):
     save_with_damaged_exif(flat / "red" / "odd.tif")
     (flat / "red" / "large.png").write_bytes(png(9_480, 9_480, 8, 0, b"\0" * 9_480))

@@ -210,7 +210,7 @@ def test_class_names_are_read_from_a_file_beside_the_shards(shards: Path):
     (shards / "classes.txt").write_text("blue\nred\nyellow\n")
     assert load(shards, **FORMAT).classes == NAMES
     (shards / "classes.txt").write_text("blue\nred\nblue\n")
-    with pytest.raises(DataError, match=r"classes\.txt must name"):
+    with pytest.raises(DataError, match=r"classes\.txt must name each class once, and has blue twice"):
         load(shards, **FORMAT)
 
 
@@ -319,6 +319,62 @@ def test_concatenated_or_compressed_shards_are_rejected(shards: Path):
         tar.add(__file__, "x.jpg")
     with pytest.raises(DataError, match="isn't a complete, uncompressed tar"):
         load(shards, **FORMAT)
+
+
+@pytest.mark.parametrize("file", ["pics-001.tar", "classes.txt"])
+def test_a_sparse_file_of_terabytes_is_refused_before_it_is_read(shards: Path, file: str):
+    with (shards / file).open("ab") as opened:
+        opened.truncate(256 << 30)
+    with pytest.raises(DataError, match=rf"{file}.*274,877,\d{{3}},\d{{3}} bytes"):
+        load(shards, **FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_to_fill_the_memory_is_refused(shards: Path, kind: bytes):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 200 << 30
+    with (shards / "bad.tar").open("wb") as opened:
+        opened.write(header.tobuf(tarfile.GNU_FORMAT))
+        opened.truncate(256 << 30)
+    with pytest.raises(DataError, match=r"bad\.tar isn't .*a header of 214,748,364,800 bytes"):
+        load(shards, **FORMAT)
+
+
+@pytest.mark.parametrize("file", ["pics-003.tar", "classes.txt"])
+def test_a_pipe_beside_the_shards_is_named_or_no_shard(shards: Path, file: str):
+    os.mkfifo(shards / file)
+    if file.endswith(".tar"):
+        assert len(load(shards, **FORMAT).train) == 48
+    else:
+        with pytest.raises(DataError, match=r"cannot read .*classes\.txt \(it is a pipe, where a file is needed\)"):
+            load(shards, **FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("a\x1b]0;x\x07\nb\nc", r"has the class 'a\\x1b\]0;x\\x07', whose name has characters"),
+        ("a\0b\nb\nc", r"the class 'a\\x00b'"),
+        ("a\x1cb\nb\nc", r"the class 'a\\x1cb'"),
+        ("a\u2028b\nb\nc", r"the class 'a\\u2028b'"),
+        ("a\u202eb\nb\nc", r"the class 'a\\u202eb'"),
+        ("a\n\nb\nc", "a class whose name is blank, ''; rename it"),
+        ("a\n" + "b" * 300 + "\nc", "a class whose name has 300 characters"),
+        ("a\nb\na", "must name each class once, and has a twice"),
+        ("a\n", "must name at least two classes, one a line"),
+        ("", "must name at least two classes, one a line"),
+    ],
+)
+def test_names_of_classes_that_no_line_can_show_are_refused(shards: Path, names: str, message: str):
+    (shards / "classes.txt").write_text(names)
+    with pytest.raises(DataError, match=rf"classes\.txt.* {message}"):
+        load(shards, **FORMAT)
+
+
+def test_names_of_classes_may_be_in_any_script_and_end_in_blank_lines(shards: Path):
+    names = ["कुत्ता", "می‌خواهم", "👩‍🚒 engine"]
+    (shards / "classes.txt").write_text("\r\n".join([*names, "", ""]))
+    assert load(shards, **FORMAT).classes == names
 
 
 def test_damage_anywhere_in_a_shard_raises_a_data_error_or_changes_no_sample(tmp_path: Path):

@@ -6,19 +6,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from shoestring_core.regular_files import MAX_TEXT_BYTES, open_regular, read_regular
+from shoestring_core.task import MAX_CHECKPOINT_BYTES
 from torch import Tensor
 
 from shoestring_trainer.training.errors import DataError
 
 FORMAT = 1
+
+
+class Read(Protocol):
+    def __call__(self, path: Path, at_most: int, /) -> bytes:
+        """Return a file's content. Raises OSError, also if it has more bytes than `at_most`."""
 
 
 def write_checkpoint(
@@ -53,11 +60,12 @@ def list_checkpoint_files(folder: Path) -> list[str]:
     return [f"ckpt/{path.with_suffix(suffix).name}" for path in manifests for suffix in (".json", ".data")]
 
 
-def read_checkpoint(data: Path, manifest: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, bytes]:
+def read_checkpoint(data: Path, manifest: Path, read: Read = read_regular) -> dict[str, bytes]:
     """Return the parts of a checkpoint, with verified hashes. Raises DataError that names the file and the remedy."""
     entries = _read_manifest(manifest, read)
+    end = max((part["offset"] + part["bytes"] for part in entries), default=0)
     try:
-        content = read(data)
+        content = read(data, min(end, MAX_CHECKPOINT_BYTES)) if entries else b""
     except OSError as error:
         raise DataError(
             f"cannot read the checkpoint {data}: {error.strerror}; start from another checkpoint"
@@ -80,11 +88,11 @@ FILE_LIST_PART = "files.json.gz"
 
 def read_part(data: Path, manifest: Path, name: str) -> bytes | None:
     """Return one part of a checkpoint, with its hash verified; None if there is none. Raises DataError as above."""
-    entry = next((part for part in _read_manifest(manifest, Path.read_bytes) if part["name"] == name), None)
+    entry = next((part for part in _read_manifest(manifest, read_regular) if part["name"] == name), None)
     if entry is None:
         return None
     try:
-        with data.open("rb") as file:
+        with open_regular(data) as file:
             file.seek(entry["offset"])
             piece = file.read(entry["bytes"])
     except OSError as error:
@@ -97,7 +105,7 @@ def read_part(data: Path, manifest: Path, name: str) -> bytes | None:
 def read_step(manifest: Path) -> int:
     """Return after which step a checkpoint was written. Raises DataError as above."""
     with _naming(manifest):
-        step: Any = json.loads(manifest.read_bytes())["step"]
+        step: Any = json.loads(read_regular(manifest))["step"]
         if not isinstance(step, int) or step < 0:
             raise ValueError(f"its step is {step!r}")
         return step
@@ -138,9 +146,9 @@ def _part(parts: Mapping[str, bytes], name: str, source: Path) -> bytes:
     return parts[name]
 
 
-def _read_manifest(path: Path, read: Callable[[Path], bytes]) -> list[dict[str, Any]]:
+def _read_manifest(path: Path, read: Read) -> list[dict[str, Any]]:
     with _naming(path):
-        manifest = json.loads(read(path))
+        manifest = json.loads(read(path, MAX_TEXT_BYTES))
         if manifest["format"] != FORMAT:
             raise DataError(f"{path} has format {manifest['format']}, this trainer reads {FORMAT}; update the trainer")
         parts = [{key: part[key] for key in ("name", "offset", "bytes", "sha256")} for part in manifest["parts"]]

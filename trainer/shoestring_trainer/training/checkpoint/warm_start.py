@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load
-from shoestring_core.task import CheckpointFiles
+from shoestring_core.task import MAX_CHECKPOINT_BYTES, CheckpointFiles
 from shoestring_core.wording.units import counted
 from torch import Tensor, nn
 
@@ -59,12 +59,13 @@ def _read(source: CheckpointFiles | Path) -> dict[str, Tensor]:
         return unpack_tensors(read_checkpoint(data, manifest, read_confined), "model.safetensors", data)
     file = next((file for name in WEIGHT_FILES if (file := source / name).is_file()), source)
     try:
-        tensors: dict[str, Tensor] = load(read_confined(file))
+        tensors: dict[str, Tensor] = load(read_confined(file, MAX_CHECKPOINT_BYTES))
     except DataError:
         raise
     except Exception as error:  # a damaged file can raise anything
+        why = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"init: no weights can be read at {file} ({error}); give the folder of a run, a folder with "
+            f"init: no weights can be read at {file} ({why}); give the folder of a run, a folder with "
             f"{WEIGHT_FILES[0]} or {WEIGHT_FILES[1]}, or a .safetensors file, on every machine"
         ) from error
     return tensors

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from shoestring_core.terminal_text import printable
 from shoestring_core.wording.units import counted
 
+from shoestring_trainer.terminal import escape_unencodable, say
+from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.results.sample_log import FILE_NAME, RankLog, read_sample_log
 
 
@@ -64,13 +67,21 @@ class SampleAudit:
 
 
 def main(folders: list[str]) -> int:
-    """Print the audit of the logs below `folders`; 1 if a sample is missing or repeated."""
-    paths = [path for folder in folders for path in Path(folder).glob(f"**/{FILE_NAME.format('*')}")]
+    """Print the audit of the logs below `folders`; 1 if a sample is missing or repeated, or a log is damaged."""
+    escape_unencodable()
+    found = (path for folder in folders for path in Path(folder).glob(f"**/{FILE_NAME.format('*')}"))
+    paths = sorted({path.resolve(): path for path in found}.values())
     if not paths:
         where = ", ".join(folders) or "nothing"
-        print(f"no {FILE_NAME.format('*')} below {where}: give the folder of a run", file=sys.stderr)
+        sys.stderr.write(f"no {FILE_NAME.format('*')} below {printable(where)}: give the folder of a run\n")
         return 2
-    audit = audit_samples(read_sample_log(path) for path in paths)
+    logs, unusable = [], []
+    for path in paths:
+        try:
+            logs.append(read_sample_log(path))
+        except DataError as error:
+            unusable.append(str(error))
+    audit = audit_samples(logs)
     for summary in audit.generations:
         rolled_back = f", {summary.rolled_back} more recomputed later" if summary.rolled_back else ""
         print(
@@ -82,9 +93,9 @@ def main(folders: list[str]) -> int:
         skipped = f"; skipped, {len(epoch.skipped)}: {sorted(epoch.skipped)}" if epoch.skipped else ""
         samples = f"{sum(epoch.counts.values())} of {epoch.expected} samples"
         print(f"epoch {epoch.number}: {samples}, {result}{skipped}")
-    for gap in audit.gaps:
-        print(gap)
-    return 0 if audit.passed else 1
+    for gap in (*audit.gaps, *unusable):
+        say(gap)
+    return 0 if audit.passed and not unusable else 1
 
 
 def audit_samples(logs: Iterable[RankLog]) -> SampleAudit:
@@ -93,13 +104,14 @@ def audit_samples(logs: Iterable[RankLog]) -> SampleAudit:
     A generation continues after its start; a later one that began earlier replaces everything after its own start.
     """
     by_generation: dict[int, list[RankLog]] = {}
+    gaps: list[str] = []
     for log in logs:
         by_generation.setdefault(log.generation, []).append(log)
+        gaps += [log.damage] if log.damage else []
     by_generation = {number: ranks for number, ranks in by_generation.items() if any(rank.steps for rank in ranks)}
     numbers = sorted(by_generation)
     generations: list[GenerationSummary] = []
     epochs: dict[int, EpochCoverage] = {}
-    gaps: list[str] = []
     for position, number in enumerate(numbers):
         ranks = by_generation[number]
         start, reached = ranks[0].start, max(max(rank.steps, default=0) for rank in ranks)

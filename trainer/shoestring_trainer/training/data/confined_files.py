@@ -11,25 +11,21 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from shoestring_core.image_folders import leads_out
+from shoestring_core.regular_files import MAX_TEXT_BYTES, open_regular, read_opened, read_regular
 
 from shoestring_trainer.training.errors import DataError, UserError
 
 ROOTS_VARIABLE, HOOKS_ROOTS_VARIABLE = "SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS"
 
 
-def open_confined(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises DataError if links lead out of the roots, and OSError as `open` does.
-
-    Pipes are refused: to open one waits for its writer, for ever.
-    """
+def open_confined(path: Path) -> BufferedReader:
+    """Open a file for reading. Raises DataError if links lead out of the roots, and OSError as `open_regular` does."""
     require_confined(path)
-    if path.is_fifo():
-        raise DataError(f"{path} is a pipe, not a file; give the path of a file")
-    file = path.open("rb")
+    file = open_regular(path)
     try:  # what was opened counts: links may have been changed since
         _require_below_roots(path, os.path.realpath(f"/proc/self/fd/{file.fileno()}"))
     except BaseException:
@@ -38,10 +34,10 @@ def open_confined(path: Path) -> BinaryIO:
     return file
 
 
-def read_confined(path: Path) -> bytes:
-    """Read a file, as `open_confined` opens it."""
+def read_confined(path: Path, at_most: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a file, as `open_confined` opens it. Raises OSError if it has more bytes than `at_most`."""
     with open_confined(path) as file:
-        return file.read()
+        return read_opened(file, path, at_most)
 
 
 def require_confined(path: Path) -> None:
@@ -78,11 +74,11 @@ _OPENING = frozenset({"open", "os.listdir", "os.scandir"})
 def read_hooks(path: Path) -> bytes:
     """Return the source of a file with hooks. Raises UserError if jobs may not run it, and OSError as `open` does."""
     if HOOKS_ROOTS_VARIABLE not in os.environ:
-        return path.read_bytes()
+        return read_regular(path)
     _require_hooks_root(path, os.path.realpath(path))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         _require_hooks_root(path, os.path.realpath(f"/proc/self/fd/{file.fileno()}"))
-        return file.read()
+        return read_opened(file, path)
 
 
 def _require_hooks_root(path: Path, real: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoestring_trainer.training.data.confined_files import open_confined
+from shoestring_trainer.training.data.confined_files import read_confined
 from shoestring_trainer.training.data.file_signatures import describe_signature
 from shoestring_trainer.training.errors import DataError, first_line
 
@@ -30,8 +30,7 @@ TRANSPOSED_ORIENTATIONS = range(5, 9)
 
 def open_image_file(path: Path) -> Image.Image:
     """Open an image file, read into memory, without decoding it."""
-    with open_confined(path) as file:
-        return open_image_bytes(file.read(MAX_FILE_BYTES + 1))
+    return open_image_bytes(read_confined(path, MAX_FILE_BYTES))
 
 
 def open_image_bytes(content: bytes) -> Image.Image:
@@ -56,7 +55,8 @@ def require_decodable(opened: Image.Image, path: Path, remedy: str) -> None:
 
 def unreadable(path: Path, error: Exception, remedy: str) -> DataError:
     """Return the error of an image that can't be decoded."""
-    return DataError(f"{path} cannot be read as an image ({first_line(error)}); {remedy}")
+    why = error.strerror if isinstance(error, OSError) else None
+    return DataError(f"{path} cannot be read as an image ({why or first_line(error)}); {remedy}")
 
 
 def file_content(opened: Image.Image) -> bytes:

@@ -44,7 +44,6 @@ from shoestring_trainer.training.data.shard_plan import (
     ShardPlan,
     plan_digest,
     plan_shards,
-    require_lines,
 )
 from shoestring_trainer.training.data.stored_image import store_image
 from shoestring_trainer.training.errors import DataError, UserError
@@ -99,7 +98,6 @@ def prepare_shards(
     """
     for images in sources.values():
         validate_classes(images)
-        require_lines(images)
     plans, digest = plan_shards(sources, options), plan_digest(sources, options)
     try:
         with (

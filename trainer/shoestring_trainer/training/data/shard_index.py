@@ -8,6 +8,7 @@ takes 28 bytes and is memory-mapped, so that a million images neither delay the 
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from shoestring_core.regular_files import open_regular
 from shoestring_core.shard_checks import require_indexed
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.image_folder import refuse_layout
@@ -30,6 +33,8 @@ SAMPLE = np.dtype(
 original image as it is shown. Rows are in the order of the shards."""
 
 BLOCK_BYTES = 1 << 20
+_HEADER_BYTES = 1 << 16
+"""The most that NumPy's format has before the rows."""
 
 
 def sample_key(number: int) -> str:
@@ -39,9 +44,12 @@ def sample_key(number: int) -> str:
 
 def map_samples(folder: Path, index: ShardIndex) -> npt.NDArray[Any]:
     """Memory-map the rows of `shards.npy`. Raises DataError if it isn't the one that belongs to the index."""
-    file = folder / SAMPLES_FILE
+    file, images = folder / SAMPLES_FILE, sum(shard.images for shard in index.shards)
     try:
-        with open_confined(file) as opened:  # block by block: a rank keeps what it has once taken of the memory
+        with open_confined(file) as opened:
+            if (size := os.fstat(opened.fileno()).st_size) > _HEADER_BYTES + images * SAMPLE.itemsize:
+                raise ValueError(f"it has {size:,} bytes for {counted(images, 'image')}")
+            # block by block: a rank keeps what it has once taken of the memory
             digest = hashlib.sha256()
             while block := opened.read(BLOCK_BYTES):
                 digest.update(block)
@@ -64,7 +72,9 @@ def verify_shard(folder: Path, shard: Shard, rows: npt.NDArray[Any]) -> str:
     """Return what is wrong with a shard, whose rows of the index these are; empty: nothing."""
     expected = iter(rows)
     try:
-        with (folder / shard.name).open("rb") as file:
+        with open_regular(folder / shard.name) as file:
+            if os.fstat(file.fileno()).st_size != shard.bytes:
+                return "another size than when it was written"
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 return "another SHA-256 than when it was written"
             file.seek(0)

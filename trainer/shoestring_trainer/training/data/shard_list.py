@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
+from shoestring_core.data_splits import LayoutError, require_class_names
 
 from shoestring_trainer.training.data.confined_files import read_confined
 from shoestring_trainer.training.errors import DataError
@@ -68,6 +69,10 @@ def read_shard_index(folder: Path, remedy: str = "prepare the shards again") -> 
         raise DataError(f"cannot read {file}: {error.strerror}") from error
     except ValidationError as error:
         raise DataError(f"{file} is damaged, or no index of shards ({error.errors()[0]['msg']}); {remedy}") from error
+    try:
+        require_class_names(index.classes, file)
+    except LayoutError as error:
+        raise DataError(str(error)) from error
     if (index.format, index.version) != (FORMAT, VERSION):
         raise DataError(
             f"{file} has the format {index.format} {index.version}, this trainer reads {FORMAT} {VERSION}; {remedy}, "

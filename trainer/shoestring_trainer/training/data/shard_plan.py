@@ -14,7 +14,6 @@ import PIL
 
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.shard_list import VERSION, Split
-from shoestring_trainer.training.errors import UserError
 
 SHUFFLE_SEED = 0
 """Images are shuffled, so that a shard has images of all classes: WebDataset shuffles only within a few shards."""
@@ -70,10 +69,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return 0
-
-
-def require_lines(images: ImageIndex) -> None:
-    """Raise UserError for a class whose name can't be a line of `classes.txt`."""
-    for name in images.classes:
-        if not name.strip() or len(name.splitlines()) != 1:
-            raise UserError(f"the class {name!r} in {images.root} can't be named in a line of text; rename it")

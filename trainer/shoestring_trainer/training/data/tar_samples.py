@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tarfile import TarInfo
+from typing import BinaryIO, cast
 
 from shoestring_core.image_folders import IMAGE_EXTENSIONS
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.data.confined_files import open_confined
 from shoestring_trainer.training.data.image_files import MAX_FILE_BYTES
@@ -23,6 +25,8 @@ from shoestring_trainer.training.errors import DataError, first_line
 LABEL_KEYS = ("label", "cls", "class")
 """Keys of a JSON member that can hold the label, in this order."""
 MAX_LABEL_BYTES = 1 << 20
+MAX_PADDING_BYTES = 64 << 20
+"""After the end mark; tar itself pads to 10 KiB."""
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 Label = int | str
@@ -65,29 +69,49 @@ def read_samples(shard: Path) -> dict[str, Sample]:
 def _read_members(shard: Path) -> Iterator[tuple[TarInfo, bytes]]:
     """Yield the members of a shard up to its end mark; the content only of those that hold a label."""
     try:
-        with open_confined(shard) as opened, tarfile.open(fileobj=opened, mode="r:", errorlevel=2) as tar:
-            size = os.fstat(opened.fileno()).st_size
+        file = open_confined(shard)
+    except OSError as error:
+        raise DataError(f"cannot read the shard {shard}: {error.strerror}; fetch or create it again") from error
+    try:
+        with file, tarfile.open(fileobj=cast("BinaryIO", _BoundedReads(file)), mode="r:", errorlevel=2) as tar:
+            size = os.fstat(file.fileno()).st_size
             for member in tar:
                 if member.offset_data + member.size > size and member.isreg():
                     raise tarfile.ReadError(f"{member.name} is truncated")
                 readable = _is_label(member.name) and member.isreg() and member.size <= MAX_LABEL_BYTES
                 reader = tar.extractfile(member) if readable else None
                 yield member, reader.read() if reader else b""
-            end = tar.offset
-        with open_confined(shard) as file:
-            file.seek(end)
-            rest = file.read(2 * tarfile.BLOCKSIZE)
-            if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-                raise tarfile.ReadError(f"neither an end mark nor a member at byte {end}")
-            while rest := file.read(1 << 20):
-                if rest.strip(b"\0"):
-                    raise tarfile.ReadError(f"data after its end mark at byte {end}: were tar files concatenated?")
-    except DataError:
-        raise
+            _require_end(file, tar.offset, size)
     except Exception as error:  # a damaged archive can raise anything
         raise DataError(
             f"{shard} isn't a complete, uncompressed tar file ({first_line(error)}); fetch or create it again"
         ) from error
+
+
+def _require_end(file: BinaryIO, end: int, size: int) -> None:
+    """Raise ReadError unless an end mark lies at byte `end`, and only padding follows it."""
+    file.seek(end)
+    rest = file.read(2 * tarfile.BLOCKSIZE)
+    if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+        raise tarfile.ReadError(f"neither an end mark nor a member at byte {end}")
+    if size - end > MAX_PADDING_BYTES:
+        raise tarfile.ReadError(f"{counted(size - end, 'byte')} follow from its end mark at byte {end} on")
+    while rest := file.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(f"data after its end mark at byte {end}: were tar files concatenated?")
+
+
+class _BoundedReads:
+    """A file as tarfile reads it: what a damaged header says of its own length doesn't fill the memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_LABEL_BYTES + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"a header of {size:,} bytes at byte {self._file.tell()}")
+        return self._file.read(size)
 
 
 def _is_label(name: str) -> bool:

@@ -6,7 +6,9 @@ Shards are indexed once, then images are read in place. Nothing is extracted, an
 
 from __future__ import annotations
 
+import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +20,20 @@ from shoestring_core.data_splits import (
     Splits,
     find_twin,
     folder_role,
-    require_distinct,
+    require_class_names,
     spellings,
 )
 from shoestring_core.shard_checks import expand_pattern
 from shoestring_core.spec import SHARD_RANGE
 
 from shoestring_trainer.terminal import say
-from shoestring_trainer.training.data.confined_files import open_confined
+from shoestring_trainer.training.data.confined_files import open_confined, read_confined
 from shoestring_trainer.training.data.image_files import open_image_bytes
 from shoestring_trainer.training.data.image_folder import Folders, refuse_layout
 from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val
 from shoestring_trainer.training.data.tar_samples import Label, decode_text, read_samples
 from shoestring_trainer.training.errors import DataError
 
-MAX_CLASS_NAMES_BYTES = 1 << 26
 CLASS_NAME_FILES = ("classes.txt", "classnames.txt")
 
 
@@ -82,22 +83,22 @@ def find_shards(path: Path) -> Splits:
 def _read_class_names(folders: Sequence[Path]) -> list[str]:
     """Read the class names, one a line, if there is a file with them beside the shards."""
     for path in (folder / name for folder in folders for name in CLASS_NAME_FILES):
-        if path.is_file():
+        if path.exists():
             try:
-                names = [line.strip() for line in decode_text(_read(path)).splitlines() if line.strip()]
-            except (OSError, ValueError) as error:
+                lines = re.split(r"\r\n|\r|\n", decode_text(read_confined(path)).rstrip())
+            except OSError as error:
+                raise DataError(f"cannot read {path} ({error.strerror}); give one class name a line") from error
+            except ValueError as error:
                 raise DataError(f"cannot read {path} ({error}); give one class name a line, in UTF-8") from error
-            if len(set(names)) < max(2, len(names)):
-                raise DataError(f"{path} must name at least two classes, each once; correct it")
+            names = [line.strip(" \t") for line in lines]
+            if len(names) < 2:
+                raise DataError(f"{path} must name at least two classes, one a line; correct it")
             with refuse_layout():
-                require_distinct(names, path)
+                require_class_names(names, path)
+            if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+                raise DataError(f"{path} must name each class once, and has {twice} twice; correct it")
             return names
     return []
-
-
-def _read(path: Path) -> bytes:
-    with open_confined(path) as file:
-        return file.read(MAX_CLASS_NAMES_BYTES)
 
 
 def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
@@ -113,7 +114,7 @@ def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
             f"the classes in {CLASS_NAME_FILES[0]}"
         )
     with refuse_layout():
-        require_distinct(strings, parts[0].root)
+        require_class_names(strings, parts[0].root)
     if negative := [label for label in examples if isinstance(label, int) and label < 0]:
         if not skip:
             raise DataError(
