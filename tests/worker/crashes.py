@@ -13,10 +13,12 @@ import threading
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from shoestring_core import money
+from shoestring_core.decide.billing import BillingRules
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.sweeps import Leftover
@@ -39,6 +41,8 @@ from tests.worker.saboteur import DELAY_S, Fault, Killed, Saboteur
 GOAL = 60
 """Steps of a job."""
 LONGEST_S = 4_000
+NOTICE = 12 * S
+"""How long before a notice comes true: less than T_drain, after which the worker ends the machine."""
 
 
 class Regions(SimulatedProvider):
@@ -75,11 +79,19 @@ class Day:
         world.control_loop = world.another_control_loop()
         self.sim = world.providers["sim"]
         self.sim.slots, self.far.slots = 8, 1
+        free_hour = BillingRules(free_if_interrupted_within=3600 * S)
+        offers = self.sim.offers
+        self.sim.offers = lambda wanted: [replace(one, billing=free_hour) for one in offers(wanted)]
         self.steps: Counter[UUID] = Counter()
         self.running: dict[UUID, int] = {}
         self.exited: set[tuple[UUID, int]] = set()
         self.silent: set[UUID] = set()
         self.forgotten: set[str] = set()
+        self.left: dict[str, int] = {}
+        """Machines whose work is over after a notice, and when their provider interrupts them."""
+        self.interrupted: set[str] = set()
+        self.overlapping: set[str] = set()
+        """Those of `left` beside which the next machine of their slot was alive."""
         self.done: set[str] = set()
         """What happens once."""
 
@@ -130,14 +142,26 @@ class Day:
             world.store.write(lambda db: jobs.stop(db, self.unwanted, "ann"))
         if self._once("silence", self.steps[self.unheard] >= 20):
             self.silent |= {machine.id for machine in world.alive(self.unheard)}
-        if self._once("forget", self.steps[self.lost] >= 20):
+        if self._once("notice", self.steps[self.lost] >= 10):
             for machine in world.alive(self.lost):
+                self.left[str(machine.id)] = world.clock.now + NOTICE
+                world.store.write(lambda db, m=machine.id: agents.record_notice(db, m, self.left[str(m)]))
+                self._drain(machine, world.job(self.lost).generation)
+        for one in self.sim.alive():
+            if world.clock.now >= self.left.get(one.token, world.clock.now + 1):
+                self._interrupt(one)
+        if self._once("forget", self.steps[self.lost] >= 20):
+            for machine in [one for one in world.alive(self.lost) if str(one.id) not in self.left]:
                 self.sim.end(machine.provider_id, "crashed")
                 self.forgotten.add(str(machine.id))
         if self._once("strand", self.steps[self.gang] >= 20):
             self._strand_upload(self.gang)
-            for machine in world.alive(self.gang):
-                self.sim.end(machine.provider_id, "preempted")
+            for machine in [one for one in self.sim.alive() if one.tags.get("job") == str(self.gang)]:
+                self._interrupt(machine)
+
+    def _interrupt(self, machine: ProviderMachine) -> None:
+        self.sim.end(machine.id, "preempted")
+        self.interrupted.add(machine.token)
 
     def _once(self, what: str, due: bool) -> bool:
         if not due or what in self.done:
@@ -202,7 +226,7 @@ class Day:
                 continue
             world.store.write(lambda db, m=machine.id: agents.renew_lease(db, m, world.timeouts))
             order = world.order(machine.id)
-            if order.kind == "shutdown":
+            if order.kind == "shutdown" and (machine.left_until or 0) <= world.clock.now:
                 self._end(machine)
             elif order.kind == "prepare":
                 world.say(machine.id, "ready", order.generation, port=29500)
@@ -213,7 +237,7 @@ class Day:
             elif order.kind == "drain":
                 self._drain(machine, order.generation)
         for job in self.jobs:
-            members = [machine for machine in running if machine.job == job]
+            members = [machine for machine in running if machine.job == job and str(machine.id) not in self.left]
             if len(members) == (2 if job == self.gang else 1):
                 self._train(job, members)
 
@@ -259,8 +283,10 @@ class Day:
         return [one for provider in self.world.providers.values() for one in provider.alive()]
 
     def _check_now(self) -> None:
-        places = Counter((one.tags["job"], one.tags["slot"]) for one in self._alive() if "job" in one.tags)
+        at_work = [one for one in self._alive() if "job" in one.tags and one.token not in self.left]
+        places = Counter(map(_place, at_work))
         assert all(count == 1 for count in places.values()), f"two machines are billed for a slot: {places}"
+        self.overlapping |= {one.token for one in self._alive() if one.token in self.left and _place(one) in places}
 
     def _check_the_end(self) -> None:
         world = self.world
@@ -288,7 +314,8 @@ class Day:
             ended = {entry.token: entry.at for entry in provider.journal if entry.event == "end"}
             for entry in provider.journal:
                 if entry.event == "launch" and entry.token in rows and entry.token not in self.forgotten:
-                    due = money.cost(entry.price, ended[entry.token] - entry.at)
+                    free = entry.token in self.interrupted and rows[entry.token].market == "spot"
+                    due = 0 if free else money.cost(entry.price, ended[entry.token] - entry.at)
                     assert billed.get(UUID(entry.token), 0) == due, f"machine {entry.token}"
 
     def told(self, job: UUID) -> tuple[str, ...]:
@@ -296,3 +323,7 @@ class Day:
         machines = [(one.attempt, one.slot, one.state, one.refusal, one.end_cause) for one in self.world.machines(job)]
         told = (row.state, row.wait_detail, row.end_reason, row.end_detail, self.steps[job], row.generation, machines)
         return tuple(map(str, told))
+
+
+def _place(machine: ProviderMachine) -> tuple[str, str]:
+    return machine.tags["job"], machine.tags["slot"]

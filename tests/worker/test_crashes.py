@@ -101,3 +101,4 @@ def test_every_call_of_a_provider_has_a_failpoint_on_either_side():
 def test_a_day_without_faults_reaches_every_failpoint(make_world: Callable[..., World]):
     day = Day(make_world("sim", "far")).play()
     assert set(day.saboteur.reached) == on_the_day()
+    assert day.overlapping & day.interrupted, "no machine was left to its provider while its job went on"
