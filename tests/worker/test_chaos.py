@@ -15,6 +15,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money
+from shoestring_core.decide.billing import BillingRules
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
@@ -22,7 +23,7 @@ from shoestring_core.errors import AgentRefused, InvalidRequest
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet import agents, rows, service_heartbeats
 from shoestring_core.store.tables import AccountRow, AttemptRow, CheckpointRow, GenerationRow, HoldRow, MachineRow
-from shoestring_worker.providers.sim import SimulatedProvider
+from shoestring_worker.providers.sim import JournalEntry, SimulatedProvider
 from sqlalchemy import select, update
 
 from tests.worker.conftest import World
@@ -48,6 +49,11 @@ def test_invariants_hold_under_random_faults_of_two_providers(make_world: Callab
     Drama(make_world("local", "sim"), seed, (1, 2, "1..2"), (None, "local", "sim")).play()
 
 
+def bill_like_ec2(provider: SimulatedProvider) -> None:
+    offers, rules = provider.offers, BillingRules(free_if_interrupted_within=3600 * S)
+    provider.offers = lambda wanted: [replace(one, billing=rules) for one in offers(wanted)]
+
+
 @dataclass
 class Agent:
     """What a machine's agent knows."""
@@ -59,6 +65,9 @@ class Agent:
     running: int = 0
     exited: int = 0
     notice: int | None = None
+    notice_comes_true: bool = True
+    saved: bool = False
+    """Its ranks exited with their work saved, and it starts no others."""
     silent_until: int = 0
 
 
@@ -102,6 +111,9 @@ class Drama:
         self.lists = [UnreliableList(self, provider) for provider in self.providers]
         for provider, listed in zip(self.providers, self.lists, strict=True):
             provider.list = listed
+            if self._bills_like_ec2(provider):
+                bill_like_ec2(provider)
+        self.interrupted: set[str] = set()
         self.jobs = [
             self.world.submit(self.dice.choice(self.nodes), provider=provider, retry={"max": 1000})
             for provider in self.choices
@@ -155,6 +167,7 @@ class Drama:
                 agent.provider.end(agent.provider_id, "crashed")
             elif self._chance(60):
                 agent.notice = agent.notice or now + 10 * S
+                agent.notice_comes_true = not self._chance(4)
             elif self._chance(80):
                 agent.silent_until = now + self.dice.choice((5, 40)) * S
             elif agent.running and self._chance(60):
@@ -187,7 +200,8 @@ class Drama:
 
     def _act(self, agent: Agent) -> None:
         world, now = self.world, self.world.clock.now
-        if agent.notice is not None and now >= agent.notice:
+        if agent.notice is not None and now >= agent.notice and agent.notice_comes_true:
+            self.interrupted.add(str(agent.id))
             return agent.provider.end(agent.provider_id, "preempted")
         row = self._row(agent.id)
         if row.funded_until is not None and now >= row.funded_until:
@@ -203,10 +217,11 @@ class Drama:
         order = world.order(agent.id)
         if agent.running and agent.running == order.generation and (order.kind == "drain" or agent.notice is not None):
             self._drain(agent)
-        elif order.kind == "shutdown":
-            agent.provider.end(agent.provider_id, "exited")
+        elif order.kind == "shutdown" or agent.notice is not None:
+            if not agent.saved or now >= (row.left_until or 0):
+                agent.provider.end(agent.provider_id, "exited")
         elif order.kind == "prepare":
-            agent.running = 0
+            agent.running, agent.saved = 0, False
             world.say(agent.id, "ready", order.generation, port=self.dice.randrange(1024, 65535))
         elif order.kind == "run" and agent.running != order.generation and agent.exited != order.generation:
             agent.running = order.generation
@@ -239,6 +254,7 @@ class Drama:
             self._checkpoint(agent.job, agent.running, "order")
             for member in members:
                 self._exit(member, "drained")
+                member.saved = True
 
     def _exit(self, agent: Agent, outcome: str) -> None:
         generation, agent.exited, agent.running = agent.running, agent.running, 0
@@ -261,7 +277,10 @@ class Drama:
 
     def _check_now(self) -> None:
         alive = [one for provider in self.providers for one in provider.alive()]
-        places = Counter((one.tags["job"], one.tags["slot"]) for one in alive)
+        saved = {str(one.id) for one in self.agents.values() if one.saved and one.notice is not None}
+        launched = [(entry, one) for one in self.providers for entry in one.journal if entry.event == "launch"]
+        left = {entry.token for entry, provider in launched if entry.token in saved and self._is_free(entry, provider)}
+        places = Counter((one.tags["job"], one.tags["slot"]) for one in alive if one.token not in left)
         assert all(count == 1 for count in places.values()), f"two machines alive in a slot: {places}"
         assert all(len(provider.alive()) <= provider.slots for provider in self.providers)
         with self.world.store.read() as db:
@@ -275,6 +294,13 @@ class Drama:
         for token, cost in self._costs().items():
             assert token not in running or holds[token].consumed <= cost <= holds[token].amount
         assert self.unrecorded_calls == []
+
+    def _bills_like_ec2(self, provider: SimulatedProvider) -> bool:
+        return provider.name == "sim" and len(self.providers) > 1
+
+    def _is_free(self, launched: JournalEntry, provider: SimulatedProvider) -> bool:
+        """Whether nothing is billed for the machine, a spot one, if it is interrupted."""
+        return self._bills_like_ec2(provider) and launched.price == provider.price
 
     def _costs(self) -> dict[str, int]:
         """What each machine that was launched costs, if it ran until now."""
@@ -290,7 +316,9 @@ class Drama:
             assert provider.alive() == []
             ends = {entry.machine: entry.at for entry in provider.journal if entry.event == "end"}
             launched = [entry for entry in provider.journal if entry.event == "launch"]
-            due += sum(money.cost(entry.price, ends[entry.machine] - entry.at) for entry in launched)
+            free = {entry.token for entry in launched if self._is_free(entry, provider)} & self.interrupted
+            billed = [entry for entry in launched if entry.token not in free]
+            due += sum(money.cost(entry.price, ends[entry.machine] - entry.at) for entry in billed)
         with world.store.read() as db:
             assert ledger.find_discrepancies(db) == []
             top = db.sql.scalars(select(AccountRow).where(AccountRow.kind == "org")).one()
