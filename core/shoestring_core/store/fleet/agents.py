@@ -190,9 +190,9 @@ def _leave_to_provider(db: Write, machine_id: UUID) -> None:
     machine = rows.load_machine(db, machine_id)
     job = rows.load_job(db, machine.job)
     generation = db.sql.get(GenerationRow, (job.id, job.generation))
-    if machine.notice_at is None or rows.is_elastic(job) or generation is None:
+    if machine.notice_at is None or rows.is_elastic(job):
         return
-    if (generation.attempt, generation.state) != (machine.attempt, GenerationState.FORMED):
+    if generation is None or generation.state != GenerationState.FORMED:
         return
     members = rows.load_members(db, job.id, generation.number)
     exits = next((member.exits for member in members if member.machine == machine_id), None)

@@ -80,6 +80,81 @@ def test_the_first_preemption_notice_counts_and_requests_a_tick(fleet: Fleet) ->
     assert [state for state, _ in fleet.told("machine", machine)].count("notice") == 1
 
 
+# Left to the provider
+
+
+FREE_HOUR = {"free_if_interrupted_within": 3600 * S}
+DRAINED = wire.RankExit(rank=0, outcome="drained", at=0.0)
+NOTICE = 120 * S
+
+
+def noticed(fleet: Fleet, nodes: int = 1, **fields: object) -> tuple[UUID, UUID]:
+    """A job that trains, and a machine of it that its provider would interrupt for nothing."""
+    job, (machine, *_) = fleet.running(nodes, **fields)
+    fleet.alter(MachineRow, MachineRow.job == job, billing=FREE_HOUR, market="spot")
+    fleet.write(agents.record_notice, machine, fleet.clock.now + NOTICE)
+    return job, machine
+
+
+def drained(fleet: Fleet, machine: UUID, generation: int = 1, *more: wire.RankExit) -> int | None:
+    """Until when it is left to its provider once its ranks have exited."""
+    fleet.say(machine, "exited", generation, exits=[DRAINED, *more])
+    return fleet.machine_row(machine).left_until
+
+
+def test_a_machine_whose_work_is_saved_is_left_to_its_provider_until_a_minute_after_the_notice(fleet: Fleet) -> None:
+    _, machine = noticed(fleet, 2)
+    until = fleet.clock.now + NOTICE + 60 * S
+    assert fleet.machine_row(machine).left_until is None
+    assert drained(fleet, machine) == until
+    assert [state for state, _ in fleet.told("machine", machine)].count("left") == 1
+    fleet.alter(MachineRow, MachineRow.id == machine, notice_at=None)
+    fleet.write(agents.record_notice, machine, fleet.clock.now + 2 * NOTICE)
+    assert fleet.machine_row(machine).left_until == until, "the first counts"
+    assert [state for state, _ in fleet.told("machine", machine)].count("left") == 1
+
+
+@pytest.mark.parametrize("outcome", ["error", "signal"])
+def test_a_rank_that_failed_has_saved_nothing(fleet: Fleet, outcome: str) -> None:
+    _, machine = noticed(fleet)
+    assert drained(fleet, machine, 1, wire.RankExit(rank=1, outcome=outcome, at=0.0)) is None
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [{"market": "on_demand"}, {"billing": {}}, {"launched_at": 0}, {"state": TERMINATING}, {"launched_at": None}],
+)
+def test_a_machine_that_ends_or_is_billed_anyway_is_not_left(fleet: Fleet, unlike: dict[str, Any]) -> None:
+    _, machine = noticed(fleet)
+    fleet.alter(MachineRow, MachineRow.id == machine, **unlike)
+    assert drained(fleet, machine) is None
+
+
+def test_a_machine_is_not_left_after_its_time(fleet: Fleet) -> None:
+    _, machine = noticed(fleet)
+    fleet.clock.pass_((NOTICE + 60 * S) / S)
+    assert drained(fleet, machine) is None
+
+
+def test_a_machine_whose_ranks_were_to_start_again_is_not_left(fleet: Fleet) -> None:
+    job, machine = noticed(fleet)
+    fleet.write(gangs.open_generation, job, 1, attempts.RankKilled(0))
+    assert (drained(fleet, machine, 1), drained(fleet, machine, 2)) == (None, None)
+
+
+def test_a_machine_of_a_closed_attempt_is_not_left(fleet: Fleet) -> None:
+    job, machine = noticed(fleet)
+    fleet.retry(job)
+    fleet.launch_again(job)
+    fleet.alter(MachineRow, MachineRow.id == machine, state=RUNNING, ended_at=None)
+    assert drained(fleet, machine) is None
+
+
+def test_a_machine_of_an_elastic_gang_is_not_left(fleet: Fleet) -> None:
+    _, machine = noticed(fleet, "1..2")
+    assert drained(fleet, machine) is None
+
+
 # Boot
 
 
