@@ -16,6 +16,7 @@ from shoestring_core.decide.billing import INTERRUPTION_GRACE, BillingRules
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import agents
+from shoestring_core.store.projection_inputs import load_projection_inputs
 from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, HoldRow, MachineRow, TransferRow
 from sqlalchemy import select
 
@@ -111,6 +112,9 @@ def test_a_noticed_machine_of_the_first_hour_lives_on_for_nothing_while_its_job_
     assert state(world, machine).left_until == until
     assert attempts(world, job) == ["closed", "open"]
     assert held(world).keys() == {machine.id, fresh.id}, "both are paid for"
+    with world.store.read() as db:
+        (run,) = load_projection_inputs(db, world.timeouts).runs
+    assert run.nodes == 1, "the queue expects one to be free when the job ends"
     assert world.form(job) == 2
     assert world.order(fresh.id).run.resume.step == 40
     world.tick(NOTICE / S)
