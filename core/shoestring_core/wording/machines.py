@@ -200,7 +200,7 @@ class LeftToProvider(Reason):
     until: int
 
     def text(self) -> str:
-        return f"Its work is over. It is left to its provider until {clock_time(self.until)}: interrupted it is free."
+        return f"Its work is saved. It stays until {clock_time(self.until)}: if its provider interrupts it, it is free."
 
 
 @dataclass(frozen=True)
