@@ -56,9 +56,11 @@ assert "torch" not in sys.modules
 OPTIONS = PrepareOptions(side=32, quality=90, images_per_shard=4, skip_damaged=False)
 
 
-def prepare(source: Path, folder: Path, options: PrepareOptions = OPTIONS) -> ShardIndex:
+def prepare(
+    source: Path, folder: Path, options: PrepareOptions = OPTIONS, log: Callable[[str], object] = id
+) -> ShardIndex:  # fmt: skip
     seen: list[Progress] = []
-    index = prepare_shards(index_source(source, skip=options.skip_damaged), folder, options, 1, seen.append)
+    index = prepare_shards(index_source(source, skip=options.skip_damaged), folder, options, 1, seen.append, log)
     assert all(one.total_images == len(list(source.rglob("*.png"))) for one in seen)
     return index
 
@@ -155,14 +157,83 @@ def test_a_full_disk_is_said_and_when_it_has_room_again_it_goes_on(source: Path,
     assert sum(prepare(source, tmp_path / "shards").class_images["train"]) == 31
 
 
-def test_a_shard_that_was_changed_or_cut_off_is_found_and_written_anew(source: Path, tmp_path: Path):
+def written(folder: Path) -> dict[str, int]:
+    """Tell the shards' files apart: one that is written again is another file."""
+    return {path.name: path.stat().st_ino for path in folder.glob("*.tar")}
+
+
+def changed(before: dict[str, int], folder: Path) -> list[str]:
+    return sorted(name for name, number in written(folder).items() if before[name] != number)
+
+
+def test_shards_that_were_changed_or_cut_off_are_found_and_only_they_are_written_anew(source: Path, tmp_path: Path):
     prepare(source, tmp_path / "shards")
-    before = contents(tmp_path / "shards")
-    file = tmp_path / "shards" / "train-000001.tar"
+    before, files = contents(tmp_path / "shards"), written(tmp_path / "shards")
+    file, other = tmp_path / "shards" / "train-000001.tar", tmp_path / "shards" / "train-000005.tar"
     whole = file.read_bytes()
     for damaged in (whole.replace(b"IHDR", b"IHDS", 1), whole[:-600]):
         file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"train-000001\.tar isn't as it was written: another (SHA-256|size)"):
+        other.unlink()
+        message = r"train-000001\.tar isn't as it was written, nor 1 other shard: another (SHA-256|size)"
+        with pytest.raises(DataError, match=message):
+            prepare(source, tmp_path / "shards")
+        prepare(source, tmp_path / "shards")
+        assert contents(tmp_path / "shards") == before
+        assert changed(files, tmp_path / "shards") == [file.name, other.name]
+
+
+def test_what_was_left_out_stays_so_when_another_shard_is_written_anew(source: Path, tmp_path: Path):
+    skipping = PrepareOptions(32, 90, 4, skip_damaged=True)
+    for number in (3, 4, 17):
+        next(source.rglob(f"{number:02d}.png")).write_bytes(b"no image")
+    prepare(source, tmp_path / "shards", skipping)
+    before = contents(tmp_path / "shards")
+    (tmp_path / "shards" / "train-000002.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train-000002\.tar isn't as it was written: another (SHA-256|size)"):
+        prepare(source, tmp_path / "shards", skipping)
+    prepare(source, tmp_path / "shards", skipping)
+    assert contents(tmp_path / "shards") == before
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("was_damaged", [True, False])
+def test_an_image_that_is_another_one_of_the_same_size_is_packed_again(
+    source: Path, tmp_path: Path, *, complete: bool, was_damaged: bool
+):
+    """Into the shard that holds it, the others stay; also one that was damaged and left out, and is mended since."""
+    skipping = PrepareOptions(32, 90, 4, skip_damaged=True)
+    image, folder = source / "red" / "01.png", tmp_path / "shards"
+    Image.new("RGB", (20, 24), (250, 0, 0)).save(image, "BMP")
+    date = image.stat()
+    if was_damaged:
+        image.write_bytes(b"?" * date.st_size)
+    if complete:
+        prepare(source, folder, skipping)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            prepare_shards(index_source(source, skip=False), folder, skipping, 1, interrupt_when_packed)
+    files, log = written(folder), []
+    Image.new("RGB", (20, 24), (0, 250, 0)).save(image, "BMP")
+    os.utime(image, ns=(date.st_atime_ns, date.st_mtime_ns))  # as `cp --preserve` may leave it
+    assert image.stat().st_size == date.st_size
+    index = prepare(source, folder, skipping, log.append)
+    (again,) = changed(files, folder)
+    assert log[1:] == [f"images have changed since they were packed into {again}: packing them again"]
+    assert index.skipped == []
+    prepare(source, tmp_path / "fresh", skipping)
+    assert contents(folder) == contents(tmp_path / "fresh")
+    log.clear()
+    prepare(source, folder, skipping, log.append)
+    assert log == ["comparing the files of 31 images with those that 8 shards were made from"]
+
+
+def test_a_list_of_names_that_is_lost_is_made_anew_with_the_shards(source: Path, tmp_path: Path):
+    prepare(source, tmp_path / "shards")
+    before = contents(tmp_path / "shards")
+    for damage in (Path.unlink, lambda file: file.write_bytes(b"\xff\n"), lambda file: file.write_text("one\n")):
+        damage(tmp_path / "shards" / "sources.tsv")
+        (tmp_path / "shards" / "train-000001.tar").unlink()
+        with pytest.raises(DataError, match=r"train-000001\.tar isn't as it was written"):
             prepare(source, tmp_path / "shards")
         prepare(source, tmp_path / "shards")
         assert contents(tmp_path / "shards") == before

@@ -62,7 +62,7 @@ def _prepare(source: str, destination: str, options: PrepareOptions, processes: 
     if is_remote(source):
         local = asyncio.run(sync_dataset(source, work / "source", os.environ, _report, _report))
     index = prepare_shards(
-        index_source(local, skip=options.skip_damaged), folder, options, processes, ProgressLine()
+        index_source(local, skip=options.skip_damaged), folder, options, processes, ProgressLine(), _report
     )  # fmt: skip
     if uploads:
         asyncio.run(upload_shards(folder, destination, os.environ, _report))

@@ -18,13 +18,13 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.processes import die_with_parent
 from shoestring_trainer.training.data.image_files import ignored_pillow_warnings
@@ -39,6 +39,15 @@ from shoestring_trainer.training.data.shard_list import (
     Split,
     has_shard_index,
 )
+from shoestring_trainer.training.data.shard_parts import (
+    SOURCES_FILE,
+    Part,
+    part_file,
+    read_part,
+    restore_parts,
+    source_digest,
+    write_part,
+)
 from shoestring_trainer.training.data.shard_plan import (
     PrepareOptions,
     ShardPlan,
@@ -48,16 +57,7 @@ from shoestring_trainer.training.data.shard_plan import (
 from shoestring_trainer.training.data.stored_image import store_image
 from shoestring_trainer.training.errors import DataError, UserError
 
-CLASSES_FILE, SOURCES_FILE = "classes.txt", "sources.tsv"
-
-
-class Part(BaseModel):
-    """A shard that is written. `rows`: as in the index, but for the shard's place; `sources`: the images' names."""
-
-    shard: Shard
-    rows: list[tuple[int, int, int, int, int]]
-    sources: list[str]
-    skipped: list[str]
+CLASSES_FILE = "classes.txt"
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,11 @@ def prepare_shards(
     options: PrepareOptions,
     processes: int,
     report: Callable[[Progress], None],
+    log: Callable[[str], object] = lambda _: None,
 ) -> ShardIndex:
     """Write the shards of `sources` into a folder, or those that are missing, and verify all of them.
+
+    A shard is packed again, and `log` told so, if a file of its images has changed since.
 
     Raises DataError or UserError, with what to do.
     """
@@ -104,12 +107,13 @@ def prepare_shards(
             open_shard_folder(folder, digest) as parts,
             _process_pool(_Work(sources, folder, parts, options), processes, len(plans)) as pool,
         ):
-            if has_shard_index(folder):
-                index = read_earlier_index(folder)
-            else:
+            index = read_earlier_index(folder) if has_shard_index(folder) else None
+            if _discard_changed(pool, plans, folder, parts, index, log):
+                index = None
+            if index is None:
                 _pack(pool, plans, parts, report)
                 index = _write_samples(folder, parts, plans, sources, options, digest)
-            _verify(pool, sources, folder, parts, index)
+            _verify(pool, sources, plans, folder, parts, index)
             replace_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in index.classes).encode())
             replace_file(folder / INDEX_FILE, index.model_dump_json(indent=1).encode())
         shutil.rmtree(parts)
@@ -143,11 +147,48 @@ def _process_pool(work: _Work, processes: int, shards: int) -> Iterator[ProcessP
         pool.shutdown(cancel_futures=True)
 
 
+def _discard_changed(
+    pool: ProcessPoolExecutor, plans: Sequence[ShardPlan], folder: Path, parts: Path, index: ShardIndex | None,
+    log: Callable[[str], object],
+) -> bool:  # fmt: skip
+    """Forget the shards whose images have changed since they were packed; return whether there are any."""
+    packed = index.shards if index else [part.shard for plan in plans if (part := read_part(parts, plan.name))]
+    known = {shard.name: shard.source_sha256 for shard in packed if shard.source_sha256}
+    earlier = [plan for plan in plans if plan.name in known]
+    if earlier:
+        images = counted(sum(len(plan.members) for plan in earlier), "image")
+        log(f"comparing the files of {images} with those that {counted(len(earlier), 'shard')} were made from")
+    digests = pool.map(_digest_of_sources, earlier)
+    changed = [plan.name for plan, digest in zip(earlier, digests, strict=True) if digest != known[plan.name]]
+    if changed:
+        _discard(changed, plans, folder, parts, index)
+        more = f" and {counted(len(changed) - 1, 'other shard')}" if len(changed) > 1 else ""
+        log(f"images have changed since they were packed into {changed[0]}{more}: packing them again")
+    return bool(changed)
+
+
+def _digest_of_sources(plan: ShardPlan) -> str:
+    with ignored_pillow_warnings():
+        return source_digest(_work.sources[plan.split], plan.members)
+
+
+def _discard(
+    shards: Sequence[str], plans: Sequence[ShardPlan], folder: Path, parts: Path, index: ShardIndex | None
+) -> None:  # fmt: skip
+    """Let these shards be written anew, and the index of a folder that was complete."""
+    if has_shard_index(folder) and index:
+        with suppress(DataError):  # without its list of samples, all shards are
+            restore_parts(folder, parts, plans, index, map_samples(folder, index))
+    for name in shards:
+        part_file(parts, name).unlink(missing_ok=True)
+    (folder / INDEX_FILE).unlink(missing_ok=True)
+
+
 def _pack(
     pool: ProcessPoolExecutor, plans: Sequence[ShardPlan], parts: Path, report: Callable[[Progress], None]
 ) -> None:
     """Write the shards that have no part yet."""
-    missing = [plan for plan in plans if _read_part(parts, plan.name) is None]
+    missing = [plan for plan in plans if read_part(parts, plan.name) is None]
     total, to_do = (sum(len(plan.members) for plan in some) for some in (plans, missing))
     shards, images = len(plans) - len(missing), total - to_do
     report(Progress(shards, len(plans), images, total, total - to_do))
@@ -161,6 +202,7 @@ def _pack(
 def write_shard(plan: ShardPlan) -> None:
     """Write one shard and its part, in a process of the pool. Raises DataError for a damaged image."""
     source, options = _work.sources[plan.split], _work.options
+    digest = _digest_of_sources(plan)  # before they are packed: one that changes meanwhile is noticed the next time
     rows: list[tuple[int, int, int, int, int]] = []
     sources, skipped = [], []
     draft, file = _work.folder / f"{plan.name}.tmp", _work.folder / plan.name
@@ -188,10 +230,10 @@ def write_shard(plan: ShardPlan) -> None:
         size = os.fstat(opened.fileno()).st_size
     draft.replace(file)
     shard = Shard(
-        name=plan.name, split=plan.split, first=plan.first, images=len(rows), bytes=size, sha256=sha256
+        name=plan.name, split=plan.split, first=plan.first, images=len(rows), bytes=size, sha256=sha256,
+        source_sha256=digest,
     )  # fmt: skip
-    part = Part(shard=shard, rows=rows, sources=sources, skipped=skipped)
-    replace_file(_part_file(_work.parts, plan.name), part.model_dump_json().encode())
+    write_part(_work.parts, Part(shard=shard, rows=rows, sources=sources, skipped=skipped))
 
 
 def _escaped(name: str) -> str:
@@ -210,7 +252,7 @@ def _write_samples(
     digest: str,
 ) -> ShardIndex:  # fmt: skip
     """Write what lies beside the shards, and return the index, which is to be written last."""
-    read = [part for plan in plans if (part := _read_part(parts, plan.name))]
+    read = [part for plan in plans if (part := read_part(parts, plan.name))]
     rows = np.array([(number, *row) for number, part in enumerate(read) for row in part.rows], SAMPLE)
     content = io.BytesIO()
     np.save(content, rows, allow_pickle=False)
@@ -233,8 +275,9 @@ def _write_samples(
 
 
 def _verify(
-    pool: ProcessPoolExecutor, sources: dict[Split, ImageIndex], folder: Path, parts: Path, index: ShardIndex
-) -> None:
+    pool: ProcessPoolExecutor, sources: dict[Split, ImageIndex], plans: Sequence[ShardPlan], folder: Path, parts: Path,
+    index: ShardIndex,
+) -> None:  # fmt: skip
     """Read every shard again, and count. Raises DataError for what isn't as it should be, and lets it be written anew.
 
     What has been left out was damaged; whatever else the source holds must be there.
@@ -246,31 +289,19 @@ def _verify(
         raise DataError(f"{error} by running the same command") from error
     numbers = range(len(index.shards))
     checks = [pool.submit(verify_shard, folder, index.shards[n], np.array(rows[rows["shard"] == n])) for n in numbers]
-    for shard, check in zip(index.shards, checks, strict=True):
-        if problem := check.result():
-            _part_file(parts, shard.name).unlink(missing_ok=True)
-            (folder / INDEX_FILE).unlink(missing_ok=True)
-            raise DataError(
-                f"the shard {folder / shard.name} isn't as it was written: {problem}; run the same command again, "
-                "which writes what is missing"
-            )
+    problems = {shard.name: check.result() for shard, check in zip(index.shards, checks, strict=True)}
+    if damaged := [name for name, problem in problems.items() if problem]:
+        _discard(damaged, plans, folder, parts, index)
+        others = f", nor {counted(len(damaged) - 1, 'other shard')}" if len(damaged) > 1 else ""
+        raise DataError(
+            f"the shard {folder / damaged[0]} isn't as it was written{others}: {problems[damaged[0]]}; run the same "
+            "command again, which writes what is missing"
+        )
     counts = {split: count_labels(rows, index.shards, split, len(index.classes)) for split in sources}
     stored, given = sum(map(sum, counts.values())), sum(map(len, sources.values()))
     if counts != index.class_images or stored + len(index.skipped) != given:
-        (folder / INDEX_FILE).unlink(missing_ok=True)
+        _discard([], plans, folder, parts, index)
         raise DataError(
             f"{folder / INDEX_FILE} counts other images than the {stored:,} in its shards, made from {given:,}; run "
             "the same command again, which writes them anew"
         )
-
-
-def _read_part(parts: Path, shard: str) -> Part | None:
-    """None: the shard isn't written, or what is known of it is damaged."""
-    try:
-        return Part.model_validate_json(_part_file(parts, shard).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def _part_file(parts: Path, shard: str) -> Path:
-    return parts / f"{shard}.json"

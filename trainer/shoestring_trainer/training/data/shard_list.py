@@ -25,7 +25,11 @@ ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar$", 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar file. `first`: the number that is the key of its first sample; the others follow without gaps."""
+    """One tar file.
+
+    first          the number that is the key of its first sample; the others follow without gaps
+    source_sha256  a digest of the images' files that it was made from; empty: made before there was one
+    """
 
     name: ShardName
     split: Split
@@ -33,6 +37,7 @@ class Shard:
     images: int
     bytes: int
     sha256: str
+    source_sha256: str = ""
 
 
 class ShardIndex(BaseModel):
