@@ -158,12 +158,12 @@ def test_a_full_disk_is_said_and_when_it_has_room_again_it_goes_on(source: Path,
 
 
 def written(folder: Path) -> dict[str, int]:
-    """Tell the shards' files apart: one that is written again is another file."""
-    return {path.name: path.stat().st_ino for path in folder.glob("*.tar")}
+    """Return when each shard was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
 
 
 def changed(before: dict[str, int], folder: Path) -> list[str]:
-    return sorted(name for name, number in written(folder).items() if before[name] != number)
+    return sorted(name for name, at in written(folder).items() if before[name] != at)
 
 
 def test_shards_that_were_changed_or_cut_off_are_found_and_only_they_are_written_anew(source: Path, tmp_path: Path):
