@@ -277,7 +277,7 @@ def test_a_job_that_can_soon_store_nothing_says_until_when_it_goes_on_and_what_i
     agent.points(range(1, 8))
     assert deployment.store.write(lambda db: billing.tell_storage(db, job, 1, "Sign in again.", lost=True))
     shown = deployment.job(job)
-    assert shown.status_text.startswith("Training. Its machines go on until 20")
+    assert shown.status_text.startswith("Training. Its machines run only until 20")
     assert "Sign in again. With the upload URLs that they hold, they store a last one" in shown.status_text
     events = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
     (told,) = [event for event in events if event["kind"] == "storage"]

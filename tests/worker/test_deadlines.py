@@ -337,7 +337,8 @@ def test_a_job_that_waits_or_trains_says_when_it_changes_to_on_demand(
         f"Waits for spot machines; changes to on-demand at the latest at {at}, to be done by {by}. $"
     )
     assert waits == (
-        f"It starts once spot machines are worth it, on on-demand ones at the latest at {at}, to be done by {by}."
+        f"It starts when spot machines are worth it, or on on-demand machines at {at} at the latest, to be done by "
+        f"{by}."
     )
     course.go(1)
     kept, waits = sentences()

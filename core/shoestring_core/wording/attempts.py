@@ -60,7 +60,7 @@ class MachineNeverRegistered(Reason):
     def text(self) -> str:
         return (
             f"The machine in slot {self.slot} shut itself down before its agent registered. The events of its boot say "
-            "what failed; if there are none, it can't reach the service: check SHOESTRING_AGENT_URL, and its way there."
+            "what failed; if there are none, it can't reach the service: check SHOESTRING_AGENT_URL and its network."
         )
 
 
@@ -95,8 +95,8 @@ class SpotPriceTooHigh(Reason):
 
     def text(self) -> str:
         return (
-            "Spot machines cost more than on-demand ones now, which is the most that we pay for them. They are tried "
-            "again later; resources.spot: prefer takes on-demand machines meanwhile."
+            "Spot machines now cost more than on-demand ones, which is the maximum price. They are tried again later; "
+            "with resources.spot: prefer the job uses on-demand machines meanwhile."
         )
 
 

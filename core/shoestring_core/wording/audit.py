@@ -66,7 +66,7 @@ class SealMissing(Reason):
     seal: int
 
     def text(self) -> str:
-        return f"Seal {self.seal:,} is missing in the object store."
+        return f"Seal {self.seal:,} is missing from the object store."
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ class SealDiffers(Reason):
     seal: int
 
     def text(self) -> str:
-        return f"The database has another seal {self.seal:,} than the object store."
+        return f"Seal {self.seal:,} in the database differs from the one in the object store."

@@ -258,7 +258,7 @@ class Granted(Reason):
 
     def text(self) -> str:
         note = f" {self.note}" if self.note else ""
-        return f"${self.amount} granted to {self.account_title}, whose limit is ${self.limit} now.{note}"
+        return f"${self.amount} granted to {self.account_title}, whose limit is now ${self.limit}.{note}"
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ class TransferAcrossBudgets(Reason):
     target: str
 
     def text(self) -> str:
-        return f"{_capitalized(self.source)} and {self.target} don't share one budget above them."
+        return f"{_capitalized(self.source)} and {self.target} are not parts of the same budget."
 
     def hint(self) -> str:
         return "Transfer between two members of a team, or grant dollars to one: shoestring budget grant."
@@ -342,7 +342,7 @@ class LessLeft(Reason):
 
     def text(self) -> str:
         title = _capitalized(self.account_title)
-        return f"{title} has ${self.left} left that is neither spent nor held, not ${self.amount}."
+        return f"{title} has only ${self.left} left that is neither spent nor held, less than ${self.amount}."
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ class DecidedBefore(Reason):
     approved: bool
 
     def text(self) -> str:
-        return f"{self.decided_by} has {'approved' if self.approved else 'denied'} this request already."
+        return f"{self.decided_by} has already {'approved' if self.approved else 'denied'} this request."
 
     def hint(self) -> str:
         return "See the requests: shoestring budget requests."
@@ -498,17 +498,15 @@ class PeriodChanged(Reason):
     def text(self) -> str:
         title, note = _capitalized(self.account_title), f" {self.note}" if self.note else ""
         if self.ends is None:
-            return f"{title} is one-off now: its limit has no end.{note}"
+            return f"{title} now has a one-off budget: its limit doesn't expire.{note}"
         if self.begins is not None:
             until = "" if self.kind == "month" else f" until {self.ends}"
             what = "a monthly budget" if self.kind == "month" else "a budget for a term"
-            left = "goes to it" if self.carries_over else "expires then"
-            return f"{title} is {what} from {self.begins} on{until}. What is unspent by then {left}.{note}"
-        period = (
-            "a monthly budget now: this month ends" if self.kind == "month" else "a budget for a term now, which ends"
-        )
-        left = "goes to the next" if self.carries_over else "expires then"
-        return f"{title} is {period} {self.ends}. What is unspent {left}.{note}"
+            left = "carries over to it" if self.carries_over else "expires then"
+            return f"{title} has {what} from {self.begins} on{until}. What is unspent by then {left}.{note}"
+        period = "a monthly budget: this month ends" if self.kind == "month" else "a budget for a term, which ends"
+        left = "carries over to the next" if self.carries_over else "expires then"
+        return f"{title} now has {period} {self.ends}. What is unspent {left}.{note}"
 
 
 @dataclass(frozen=True)
@@ -524,7 +522,7 @@ class RolledOver(Reason):
 
     def text(self) -> str:
         left = f"${self.carried_over} carried over" + ("" if self.expired == "0.00" else f", ${self.expired} expired")
-        return f"The period of {self.account_title} ended {self.border}: {left}. The limit is ${self.limit} now."
+        return f"The period of {self.account_title} ended {self.border}: {left}. The limit is now ${self.limit}."
 
 
 @dataclass(frozen=True)

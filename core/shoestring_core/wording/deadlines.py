@@ -24,7 +24,7 @@ class DeadlinePassed(Reason):
         return f"limits.deadline, {moment(self.deadline)}, has passed."
 
     def hint(self) -> str:
-        return "Give a time that lies ahead, or a duration such as 12h."
+        return "Give a future time, or a duration such as 12h."
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class NoOnDemandMachines(Reason):
 
     def text(self) -> str:
         why = f" {self.why.text()}" if self.why else ""
-        return f"A deadline needs on-demand machines, which can be relied on, and none suits the job.{why}"
+        return f"A deadline needs on-demand machines, and none meets the job's requirements.{why}"
 
     def hint(self) -> str:
-        return "Require less of the machines, or leave limits.deadline out."
+        return "Relax the job's requirements, or leave limits.deadline out."
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class DeadlineKept(Reason):
         by = f"to be done by {moment(self.deadline)}"
         reserved = f" {dollars(self.committed)} is reserved for that."
         if self.because == "late":
-            return f"It may not be done by {moment(self.deadline)} any more; it goes on as fast as it can."
+            return f"It may miss its deadline, {moment(self.deadline)}; it continues as fast as it can."
         if self.market == "on_demand":
-            why = {"money": ", as its budget allows no more lost spot machines"}.get(self.because, "")
+            why = {"money": ", because its budget can't cover another lost spot machine"}.get(self.because, "")
             what = "To start on on-demand machines" if self.waiting else "On on-demand machines"
             return f"{what}, {by}{why}.{reserved}"
         spot = "To start on spot" if self.waiting else "On spot"
@@ -165,14 +165,14 @@ class MarketChanged(Reason):
     def text(self) -> str:
         to = {
             "wait": "It leaves its machines",
-            "spot": "It goes on on spot machines",
-            "on_demand": "It goes on on-demand",
+            "spot": "It continues on spot machines",
+            "on_demand": "It continues on on-demand machines",
         }
         why = {
             "policy": "which is expected to cost least",
-            "deadline": "as it could be late otherwise",
-            "money": "as its budget allows no more lost spot machines",
-            "late": "as it is late",
+            "deadline": "because it could be late otherwise",
+            "money": "because its budget can't cover another lost spot machine",
+            "late": "because it is late",
         }
         return f"{to[self.to]}, {why[self.because]}, to be done by {moment(self.deadline)}."
 
@@ -188,6 +188,6 @@ class ForSpot(WaitDetail):
 
     def text(self) -> str:
         return (
-            f"It starts once spot machines are worth it, on on-demand ones at the latest at "
-            f"{moment(self.on_demand_at)}, to be done by {moment(self.deadline)}."
+            f"It starts when spot machines are worth it, or on on-demand machines at {moment(self.on_demand_at)} at "
+            f"the latest, to be done by {moment(self.deadline)}."
         )

@@ -158,12 +158,12 @@ class StorageLost(Reason):
     until: int
 
     def text(self) -> str:
-        problem = self.problem or "Those that the service has end then, and have not been renewed."
+        problem = self.problem or "They have not been renewed."
         return (
-            f"Its machines go on until {moment(self.until)} and no longer, for want of credentials to store "
-            f"checkpoints. {problem} With the upload URLs that they hold, they store a last one at that time, and "
-            "the job resumes from it once the credentials are valid. If they are lost before, what they did since the "
-            "last stored checkpoint is lost."
+            f"Its machines run only until {moment(self.until)}, because the credentials for storing checkpoints "
+            f"expire. {problem} The machines store a last checkpoint at that time, with upload URLs that they "
+            "already have, and the job resumes from it once the credentials are valid. If a machine is lost before "
+            "that, the work since the last stored checkpoint is lost."
         )
 
 
@@ -346,10 +346,10 @@ class Evicted(Reason):
     lender_used: str
 
     def text(self) -> str:
-        own = f", of which ${self.lender_guaranteed} are guaranteed" if self.lender_guaranteed != "0.00" else ""
+        own = f", of which ${self.lender_guaranteed} is guaranteed" if self.lender_guaranteed != "0.00" else ""
         return (
             f"It makes room for a job of {self.team}, which is guaranteed ${self.guaranteed} an hour and used "
-            f"${self.used}; {self.lender} used ${self.lender_used}{own}. It goes on from its checkpoint when machines "
+            f"${self.used}; {self.lender} used ${self.lender_used}{own}. It resumes from its checkpoint when machines "
             "are free."
         )
 

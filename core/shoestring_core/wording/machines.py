@@ -29,7 +29,7 @@ class LaunchUnanswered(Reason):
     problem: str
 
     def text(self) -> str:
-        return f"A machine could not be launched yet; it is tried again. {self.problem}"
+        return f"A machine could not be launched yet; the launch is retried. {self.problem}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LaunchNotNeeded(Reason):
     code = "launch_not_needed"
 
     def text(self) -> str:
-        return "It was not needed any more before it was launched."
+        return "It was no longer needed when it was to be launched."
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class NotNeeded(Reason):
     code = "not_needed"
 
     def text(self) -> str:
-        return "Its job does not need it any more."
+        return "Its job no longer needs it."
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class NoLongerListed(Reason):
     code = "no_longer_listed"
 
     def text(self) -> str:
-        return "The provider does not list it any more."
+        return "The provider no longer lists it."
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ class BootFailed(Reason):
     message: str
 
     def text(self) -> str:
-        advice = _BOOT_ADVICE.get(self.kind, "The job is tried again on another one a few times.")
-        return f"The machine in slot {self.slot} failed in the phase {self.phase} of its boot: {self.message}. {advice}"
+        advice = _BOOT_ADVICE.get(self.kind, "The job is retried on other machines a few times.")
+        return f"The machine in slot {self.slot} failed in boot phase {self.phase}: {self.message}. {advice}"
 
 
 _BOOT_ADVICE = {
-    "image": "Other machines would fail alike: use an image with a driver and an environment as docs/aws.md has them.",
-    "network": "Others would not reach it either: see that the machine's subnet has a route to the object store.",
-    "hardware": "Its GPU can't be used; the job is tried again on another machine.",
+    "image": "Other machines would fail in the same way: use an image with a driver and an environment (docs/aws.md).",
+    "network": "Others would not reach it either: check that the machine's subnet has a route to the object store.",
+    "hardware": "Its GPU can't be used; the job is retried on another machine.",
 }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core.wording.reason import Reason
+from shoestring_core.wording.units import counted
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class OddColumns(Reason):
     columns: str
 
     def text(self) -> str:
-        return f"The first line must name the columns: name, and if wanted role and limit. It has: {self.columns}."
+        return f"The first line must name the columns: name, and optionally role and limit. It has: {self.columns}."
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class OddCells(Reason):
     columns: int
 
     def text(self) -> str:
-        return f"The number of cells is {self.cells}, and of columns {self.columns}."
+        return f"This line has {counted(self.cells, 'cell')}, but the list has {counted(self.columns, 'column')}."
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class NotCsv(Reason):
     message: str
 
     def text(self) -> str:
-        return f"This is no CSV: {self.message}."
+        return f"This is not CSV: {self.message}."
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class NameRepeated(Reason):
     line: int
 
     def text(self) -> str:
-        return f"{self.name} is in line {self.line} already."
+        return f"{self.name} is already in line {self.line}."
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class OddRole(Reason):
     roles: str
 
     def text(self) -> str:
-        return f"{self.role} is no role. Roles: {self.roles}."
+        return f"{self.role} is not a role. Roles: {self.roles}."
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class StartUnknown(Reason):
     def text(self) -> str:
         if self.held_up:
             return "No running job's end lets it start: it waits for something else to change."
-        return "When it starts can't be told: no run says how long the jobs before it take."
+        return "Its start can't be predicted: no earlier run says how long the jobs ahead of it take."
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class WhatIfMoves(Reason):
             (self.earlier, "would start earlier"),
             (self.later, "would start later"),
             (self.newly, "would start at all"),
-            (self.no_more, "could no longer be told when to start"),
+            (self.no_more, "would no longer have an expected start"),
         ]
         said = [f"{counted(count, 'job')} {what}" for count, what in parts if count]
         if self.paused:

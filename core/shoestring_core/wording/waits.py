@@ -74,8 +74,8 @@ class NothingStorable(WaitDetail):
     problem: str
 
     def text(self) -> str:
-        problem = self.problem or "The credentials for that end in a moment, and have not been renewed."
-        return f"No checkpoint could be stored. {problem} The job starts automatically once that is possible."
+        problem = self.problem or "The credentials for that expire in a moment and have not been renewed."
+        return f"Checkpoints can't be stored now. {problem} The job starts automatically once they can."
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_a_job_within_its_teams_guaranteed_rate_takes_back_what_another_team_bor
     assert {one.job for one in evictions} == set(borrowed[2:]), "the newest of the team, and no more than are needed"
     assert evictions[0].reason.text() == (
         "It makes room for a job of team a, which is guaranteed $2.00 an hour and used $0.00; team b used $4.00. "
-        "It goes on from its checkpoint when machines are free."
+        "It resumes from its checkpoint when machines are free."
     )
     assert world.tick().evictions == (), "their machines are about to be free"
     world.drain()

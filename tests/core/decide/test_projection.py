@@ -163,7 +163,7 @@ def test_a_waiting_job_is_told_for_how_much_more_it_would_start_now():
     unknown = project(snap, [replace(runs[0], ends_at=None)], market, NOW, TIMEOUTS, hour)
     said = outlook(job, unknown, market[0], alternative, NOW, hour).text()
     assert said.endswith(
-        f"{fields}. As it is, when it starts can't be told: no run says how long the jobs before it take."
+        f"{fields}. As it is, its start can't be predicted: no earlier run says how long the jobs ahead of it take."
     )
 
 
@@ -188,7 +188,7 @@ def test_the_fields_that_a_spec_would_have_to_change_are_named():
 def test_a_job_that_nothing_holds_up_but_the_unknown_says_so():
     snap = snapshot(queued(1), machines_in_use=1)
     job: QueuedJob = snap.queue[0]
-    assert "no run says" in outlook(job, of(snap, run(1, None), slots=1), None, None, NOW, hour).text()
+    assert "no earlier run says" in outlook(job, of(snap, run(1, None), slots=1), None, None, NOW, hour).text()
     poor = snapshot(queued(1), limits={TEAM_A: 1})
     assert "No running job's end lets it start" in outlook(job, of(poor), None, None, NOW, hour).text()
     assert outlook(job, of(snapshot(queued(1))), None, None, NOW, hour).text().startswith("Now on 1 × cpu (spot)")
