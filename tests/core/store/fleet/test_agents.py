@@ -150,6 +150,12 @@ def test_a_machine_of_a_closed_attempt_is_not_left(fleet: Fleet) -> None:
     assert drained(fleet, machine) is None
 
 
+def test_a_machine_without_a_notice_is_not_left(fleet: Fleet) -> None:
+    job, (machine,) = fleet.running()
+    fleet.alter(MachineRow, MachineRow.job == job, billing=FREE_HOUR, market="spot")
+    assert drained(fleet, machine) is None
+
+
 def test_a_machine_of_an_elastic_gang_is_not_left(fleet: Fleet) -> None:
     _, machine = noticed(fleet, "1..2")
     assert drained(fleet, machine) is None
