@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from shoestring_trainer.data_sync import buckets
 from shoestring_trainer.training.cli.prepare import print_preparation
 from shoestring_trainer.training.data.shard_plan import PrepareOptions
@@ -96,6 +98,33 @@ def test_interrupted_it_goes_on_where_it_stopped(bucket: Bucket, source: Path, t
     assert stored(bucket) == contents(tmp_path / "here")
     bucket.written_keys.clear()
     prepare()  # all is there
+    assert bucket.written_keys == ["shards/shards.json"]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_shard_that_was_made_anew_is_uploaded_though_its_size_is_the_same(
+    bucket: Bucket, source: Path, tmp_path: Path, *, complete: bool
+) -> None:
+    """Over a complete folder the others stay; where an upload was interrupted, the marker tells of it."""
+    image = source / "red" / f"{next(number for number in range(18) if sorted(COLOURS)[number % 3] == 'red'):02d}.png"
+    Image.new("RGB", (20, 24), (250, 0, 0)).save(image, "BMP")
+    bucket.refuses_after = None if complete else 5
+    with nullcontext() if complete else pytest.raises(UserError):
+        prepare(str(source))
+    before = stored(bucket)
+    bucket.put("shards/notes.txt", b"mine")
+    bucket.refuses_after = None
+    Image.new("RGB", (20, 24), (0, 250, 0)).save(image, "BMP")
+    bucket.written_keys.clear()
+    prepare(str(source))
+    prepare(str(source), str(tmp_path / "here"))
+    assert stored(bucket) == contents(tmp_path / "here") | {"notes.txt": b"mine"}
+    tars = {key for key, content in stored(bucket).items() if key.endswith(".tar") and before.get(key) != content}
+    written = {key.removeprefix("shards/") for key in bucket.written_keys}
+    assert not complete or {key for key in written if key.endswith(".tar")} == tars
+    assert not complete or len(tars) == 1
+    bucket.written_keys.clear()
+    prepare(str(source))
     assert bucket.written_keys == ["shards/shards.json"]
 
 
