@@ -103,10 +103,11 @@ def drained(fleet: Fleet, machine: UUID, generation: int = 1, *more: wire.RankEx
 
 
 def test_a_machine_whose_work_is_saved_is_left_to_its_provider_until_a_minute_after_the_notice(fleet: Fleet) -> None:
-    _, machine = noticed(fleet, 2)
+    job, machine = noticed(fleet, 2)
     until = fleet.clock.now + NOTICE + 60 * S
     assert fleet.machine_row(machine).left_until is None
     assert drained(fleet, machine) == until
+    assert [row.left_until for row in fleet.machine_rows(job)] == [until, None]
     assert [state for state, _ in fleet.told("machine", machine)].count("left") == 1
     fleet.alter(MachineRow, MachineRow.id == machine, notice_at=None)
     fleet.write(agents.record_notice, machine, fleet.clock.now + 2 * NOTICE)
