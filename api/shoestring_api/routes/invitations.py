@@ -77,7 +77,7 @@ def take_invitation(body: rest.TakeInvitationRequest, state: StateDep, request: 
 def import_members(body: rest.ImportMembersRequest, state: StateDep, caller: Caller) -> rest.ImportedMembers:
     """Make a member with a budget of each line of a class list (admin), all or none, and an invitation for each.
 
-    Columns: name, and if wanted role and limit (dollars). Each invitation signs its member in, once.
+    Columns: name, and optionally role and limit (dollars). Each invitation signs its member in, once.
     """
 
     def work(db: Write) -> rest.ImportedMembers:

@@ -20,7 +20,7 @@ NAMED = 10
 
 @app.command("ls")
 def list_entries(
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="So many of the newest entries.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of entries to show.")] = 50,
     url: Url = None,
     as_json: Json = False,
 ) -> None:

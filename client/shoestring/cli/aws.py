@@ -16,10 +16,12 @@ from shoestring.client import Client, ServiceError, is_accepted, redeem_code
 from shoestring.supervisor import StartupError
 from shoestring.up import limit_notice
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the AWS account that machines run in.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Set up, check and clear the AWS account that machines run in."
+)
 
 
-ImagePython = Annotated[str, typer.Option(help="Version that the machines' image has.")]
+ImagePython = Annotated[str, typer.Option(help="Python version of the machines' image.")]
 ImagePackages = Annotated[
     bool, typer.Option("--image-packages", help="The image's Python has all packages but Shoestring's own.")
 ]
@@ -46,7 +48,7 @@ def panic(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     deployment: Annotated[str | None, typer.Option(help="Only what this deployment started. Default: all.")] = None,
     region: Annotated[
-        list[str] | None, typer.Option(help="Only this region; can be repeated. Default: all enabled ones.")
+        list[str] | None, typer.Option(help="Only this region; may be repeated. Default: all enabled ones.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -71,20 +73,22 @@ def panic(
 @app.command()
 def bootstrap(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be made, and print policies.")
+        bool, typer.Option("--dry-run", help="Only list what would be created, and print IAM policies.")
     ] = False,
     region: Annotated[
-        list[str] | None, typer.Option(help="Where machines shall run; can be repeated. Default: us-east-1.")
+        list[str] | None, typer.Option(help="Region for machines; may be repeated. Default: us-east-1.")
     ] = None,
-    email: Annotated[str | None, typer.Option(help="Address to which AWS Budgets writes. Default: no alarm.")] = None,
-    monthly: Annotated[str, typer.Option(metavar="USD", help="It writes at 80 % of this in a month.")] = "50",
+    email: Annotated[str | None, typer.Option(help="Address for an AWS Budgets alarm. Default: no alarm.")] = None,
+    monthly: Annotated[
+        str, typer.Option(metavar="USD", help="The alarm is sent at 80 % of this amount a month.")
+    ] = "50",
     image: Annotated[
         str | None,
-        typer.Option(metavar="AMI", help="One that has our environment. Default: AWS's base image, and a wheelhouse."),
+        typer.Option(metavar="AMI", help="An image with our environment. Default: AWS's base image and a wheelhouse."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make what machines need in an account: network, private bucket, role for spot machines, alarm, wheelhouse.
+    """Create what machines need in an account: network, private bucket, role for spot machines, alarm, wheelhouse.
 
     What is there is left as it is: run it again at any time. It prints the service's settings, for a shell.
     The wheelhouse is the machines' Python environment: about 3 GB, downloaded by pip and uploaded to the bucket.
@@ -129,7 +133,7 @@ def wheelhouse(
 
 @app.command()
 def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False, as_json: Json = False) -> None:
-    """List everything of ours in an account, bucket and checkpoints included; ask, and remove it.
+    """List all of our resources in an account, including bucket and checkpoints; ask, and remove them.
 
     \b
     shoestring aws teardown
@@ -142,11 +146,11 @@ def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = Fa
 def up(
     budget: Annotated[str | None, typer.Option(metavar="USD", help="First limit of the team's budget.")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="AMI", help="One that has our environment. Default: Ubuntu 24.04, and wheels.")
+        str | None, typer.Option(metavar="AMI", help="An image with our environment. Default: Ubuntu 24.04 and wheels.")
     ] = None,
     python: ImagePython = "3.12",
     image_packages: ImagePackages = False,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="At which it is reached.")] = 8443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8443,
     as_json: Json = False,
 ) -> None:
     """Run the service on a small machine in the account, and log in to it.
@@ -191,7 +195,7 @@ def up(
 def verify(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     job: Annotated[bool, typer.Option(help="Also train a job on the cheapest GPU, for $1.00 at most.")] = True,
-    report: Annotated[Path, typer.Option(help="File for what was found, in Markdown.")] = Path("aws-verify.md"),
+    report: Annotated[Path, typer.Option(help="File for the report, in Markdown.")] = Path("aws-verify.md"),
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -222,7 +226,7 @@ def verify(
 
 @app.command()
 def down(as_json: Json = False) -> None:
-    """End the machine that runs the service. Its volume and its address stay, and `up` goes on with them.
+    """End the machine that runs the service. Its volume and its address stay, and the next `up` uses them.
 
     \b
     shoestring aws down

@@ -26,13 +26,13 @@ from shoestring.client import Client
 app = typer.Typer()
 
 RequestId = Annotated[str, typer.Argument(help="ID of the request, or the end of it.")]
-Note = Annotated[str, typer.Option("--note", help="Told to who asked.")]
+Note = Annotated[str, typer.Option("--note", help="A note to the member who asked.")]
 
 
 @app.command("request")
 def request(
     amount: Annotated[str, typer.Argument(help="Dollars that you need more, e.g. 5.00.")],
-    why: Annotated[str, typer.Option("--why", help="A sentence for who decides.")],
+    why: Annotated[str, typer.Option("--why", help="The reason, for whoever decides.")],
     owner: Annotated[
         str | None, typer.Option("--owner", help="Your budget or your team's; default: yours if it has a limit.")
     ] = None,

@@ -272,9 +272,9 @@ def set_soft_lines(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Set the soft lines of a budget: percent of its limit at which its team is told, once for each limit.
+    """Set the soft lines of a budget: percentages of its limit at which the team is warned, once per limit.
 
-    Nothing is refused at one.
+    Nothing is refused at a soft line.
 
     \b
     shoestring budget lines 50 80 95 100

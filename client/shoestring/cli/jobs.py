@@ -201,7 +201,9 @@ def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
 
 
 def open_dashboard(
-    job: Annotated[str | None, typer.Argument(metavar="JOB")] = None, url: Url = None, as_json: Json = False
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="A job's page; default: the dashboard.")] = None,
+    url: Url = None,
+    as_json: Json = False,
 ) -> None:
     """Open the dashboard or a job's page, signed in.
 

@@ -70,7 +70,7 @@ def create(
         typer.Option("--scope", help=f"What it may do, repeatable: {', '.join(SCOPES)}. Default: all that you may."),
     ] = None,
     job: Annotated[str | None, typer.Option("--job", help="Of a job key: the only job that it reaches.")] = None,
-    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="It ends in so many days.")] = 90,
+    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="Days until it expires.")] = 90,
     url: Url = None,
     as_json: Json = False,
 ) -> None:

@@ -36,7 +36,7 @@ def login(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Log in to a service, checking and saving the API key. Without a key: back to the service of before.
+    """Log in to a service, checking and saving the API key. Without a key, that of an earlier login there is used.
 
     \b
     shoestring login http://127.0.0.1:8000 < DIR/admin.key

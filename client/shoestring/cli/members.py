@@ -85,7 +85,7 @@ def remove(user: User, url: Url = None, as_json: Json = False) -> None:
 def invite(
     role: Annotated[str, typer.Option("--role", help=f"One of {', '.join(ROLES)}.")] = "member",
     limit: Annotated[str | None, typer.Option("--limit", help="Dollars of their own budget; default: none.")] = None,
-    days: Annotated[int, typer.Option("--days", min=1, max=366, help="It expires in so many days.")] = 14,
+    days: Annotated[int, typer.Option("--days", min=1, max=366, help="Days until it expires.")] = 14,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -149,14 +149,14 @@ def revoke_invitation(
 @app.command("import")
 def import_members(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV: name, role, limit.")],
-    days: Annotated[int, typer.Option("--days", min=1, max=366, help="The links expire in so many days.")] = 14,
+    days: Annotated[int, typer.Option("--days", min=1, max=366, help="Days until the links expire.")] = 14,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Make a member with a budget of each line of a class list (admins), and print a link for each, as CSV.
+    """Add a member for each line of a class list (admins), with their budgets, and print a login link for each, as CSV.
 
-    The first line names the columns: name, and if wanted role (member) and limit (dollars). A list with an odd line
-    adds nobody. Each link signs its member in, once.
+    The first line names the columns: name, and optionally role (default: member) and limit (dollars). If a line is
+    invalid, nobody is added. Each link signs its member in, once.
 
     \b
     shoestring members import class.csv > links.csv
@@ -192,7 +192,7 @@ def list_teams(url: Url = None, as_json: Json = False) -> None:
 
 @teams_app.command("create")
 def create_team(
-    name: Annotated[str, typer.Argument(help="What it is called.")], url: Url = None, as_json: Json = False
+    name: Annotated[str, typer.Argument(help="Name of the team.")], url: Url = None, as_json: Json = False
 ) -> None:
     """Make another team of your organization (admins), and print a key for it, which is shown only now.
 

@@ -46,7 +46,7 @@ def list_recipes(as_json: Json = False) -> None:
 
 @app.command("show")
 def show_recipe(
-    name: Annotated[str, typer.Argument(metavar="RECIPE")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe name.")],
     params: Params = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="Plot learning rate, momentum, batch size and image size over the run.")

@@ -133,7 +133,7 @@ def run_demo(
     data: Annotated[Path | None, typer.Option("--data", help="Default: a new folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train on two spot machines and lose one half-way.
+    """Train on two spot machines and lose one halfway.
 
     Shows the service end to end: the job resumes from its checkpoint and finishes, and the bill is settled.
 

@@ -1068,7 +1068,7 @@ export interface paths {
          * Import Members
          * @description Make a member with a budget of each line of a class list (admin), all or none, and an invitation for each.
          *
-         *     Columns: name, and if wanted role and limit (dollars). Each invitation signs its member in, once.
+         *     Columns: name, and optionally role and limit (dollars). Each invitation signs its member in, once.
          */
         post: operations["import_members"];
         delete?: never;
