@@ -22,6 +22,7 @@ from shoestring_core.image_folders import (
     no_cifar10,
     require_layout,
 )
+from shoestring_core.regular_files import read_regular
 from shoestring_core.shard_checks import SHARD_INDEX, expand_pattern, require_indexed, require_no_gap
 from shoestring_core.spec import SHARD_RANGE, JobSpec
 
@@ -80,7 +81,7 @@ def _require_indexed_shards(folder: Path, view: _RootedFolders) -> None:
     if (view.size(stored.get(SHARD_INDEX)) or MAX_INDEX_BYTES) >= MAX_INDEX_BYTES:
         return
     try:
-        shards = json.loads((folder / SHARD_INDEX).read_bytes())["shards"]
+        shards = json.loads(read_regular(folder / SHARD_INDEX, MAX_INDEX_BYTES))["shards"]
         sizes = {str(shard["name"]): int(shard["bytes"]) for shard in shards}
     except (ValueError, LookupError, TypeError, RecursionError):  # the machine says what is wrong with it
         return

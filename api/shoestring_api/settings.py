@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core import wire
 from shoestring_core.decide.timeouts import Timeouts
+from shoestring_core.regular_files import read_regular_text
 from shoestring_core.tls import load_server
 from shoestring_core.wakeups import RedisUrl
 
@@ -86,7 +87,7 @@ class ApiSettings(BaseSettings):
         if self.secret is not None:
             return self.secret.get_secret_value()
         if self.secret_file is not None:
-            return self.secret_file.read_text(encoding="utf-8").strip()
+            return read_regular_text(self.secret_file).strip()
         raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")
 
     def agent_base_url(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from platformdirs import user_config_path, user_data_path
 from shoestring_core import tls
+from shoestring_core.regular_files import make_folder, read_regular_text, require_replaceable
 
 from shoestring.connections import UnusableVariable
 
@@ -45,10 +46,10 @@ def find_login(url: str | None = None, key: str | None = None) -> Login:
             address = candidate.rstrip("/")
             found_key = key or env_key or (saved.get("key") if address == saved.get("url") else None)
             if not found_key:
-                raise NotLoggedIn(f"No key for {address} (from {source}). Run: shoestring login {address}")
+                raise NotLoggedIn(f"{_damage()}No key for {address} (from {source}). Run: shoestring login {address}")
             ca = authority_of_environment() or (saved.get("ca", "") if address == saved.get("url") else "")
             return Login(address, found_key, source, ca)
-    raise NotLoggedIn("No service is configured. Run: shoestring up  (or: shoestring login URL)")
+    raise NotLoggedIn(f"{_damage()}No service is configured. Run: shoestring up  (or: shoestring login URL)")
 
 
 def authority_of_environment() -> str:
@@ -64,7 +65,7 @@ def authority_of_environment() -> str:
 def save_login(url: str, key: str, ca: str = "") -> Path:
     """Save a login in a file that only the user can read. That of another service is kept beside it, to go back to."""
     path = config_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent, 0o700)
     if (before := _saved_login()) and before.get("url") != url.rstrip("/"):
         write_private(_earlier_path(), json.dumps(before, indent=2) + "\n")
     write_private(path, json.dumps({"url": url.rstrip("/"), "key": key} | ({"ca": ca} if ca else {}), indent=2) + "\n")
@@ -109,6 +110,7 @@ def _user_folder(find: Callable[[str], Path], override: str) -> Path:
 
 def write_private(path: Path, content: str) -> None:
     """Write a file atomically that only its owner can read."""
+    require_replaceable(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(content)
@@ -121,10 +123,27 @@ def _earlier_path() -> Path:
     return config_path().with_suffix(".earlier.json")
 
 
+def _damage() -> str:
+    """What is wrong with the file of the saved login; "" if nothing is, or if there is none."""
+    try:
+        path = config_path()
+    except OSError:  # no home folder, so none
+        return ""
+    try:
+        read_regular_text(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"The saved login {path} can't be read: {error.strerror}. "
+    except UnicodeDecodeError:
+        pass
+    return "" if _saved_login() else f"The saved login {path} is damaged. "
+
+
 def _saved_login(path: Path | None = None) -> dict[str, str]:
     """What is there of a saved login, by default the present one; nothing if the file is damaged."""
     try:
-        content = json.loads((path or config_path()).read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path or config_path()))
     except (OSError, ValueError, RecursionError):
         return {}
     is_login = isinstance(content, dict) and all(isinstance(value, str) for value in content.values())

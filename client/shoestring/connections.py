@@ -8,10 +8,12 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import httpx
 from shoestring_core import tls
+from shoestring_core.regular_files import read_regular, require_replaceable
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
@@ -56,6 +58,10 @@ def certificates(scheme: str, ca: str = "") -> ssl.SSLContext:
     if ca:
         return tls.trust(ca)
     try:
+        if file := os.environ.get("SSL_CERT_FILE"):
+            read_regular(Path(file))  # OpenSSL would wait for a pipe, and read a sparse file to its end
+        if (keys := os.environ.get("SSLKEYLOGFILE")) and keys != os.devnull:
+            require_replaceable(Path(keys))
         folder = os.environ.get("SSL_CERT_DIR")
         if folder and not os.environ.get("SSL_CERT_FILE"):
             os.listdir(folder)  # OpenSSL doesn't say that it is missing

@@ -18,6 +18,7 @@ from shoestring_core import dawnbench, recipes, rest
 from shoestring_core import results as core
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.json_floats import decode_float
+from shoestring_core.regular_files import MAX_RUN_BYTES, make_folder, read_regular, require_replaceable
 from shoestring_core.results import Curve, RentedMachine, RunResult
 from shoestring_core.task import RecipeTask
 
@@ -101,7 +102,7 @@ def from_folder(folder: Path, metric: str | None) -> LoadedRun:
 
 
 def _from_files(folder: Path, metric: str | None) -> LoadedRun:
-    task = RecipeTask.model_validate_json((folder / "task.json").read_bytes())
+    task = RecipeTask.model_validate_json(read_regular(folder / "task.json"))
     points, events = _lines(folder / "metrics.jsonl"), _lines(folder / "events.jsonl")
     name = task.recipe.partition("@")[0]
     chosen = metric or _recipe_metric(name)
@@ -126,7 +127,7 @@ def _from_files(folder: Path, metric: str | None) -> LoadedRun:
 def from_dawnbench(file: Path) -> LoadedRun:
     """Load a DAWNBench entry from `file` and the .tsv beside it. Raises RunError."""
     try:
-        entry = dawnbench.read(file.read_bytes(), file.with_suffix(".tsv").read_bytes())
+        entry = dawnbench.read(read_regular(file), read_regular(file.with_suffix(".tsv")))
     except OSError as error:
         raise RunError(f"can't read {error.filename}: {error.strerror}; an entry is a .json and a .tsv file") from error
     except dawnbench.InvalidEntry as error:
@@ -148,7 +149,9 @@ def write_dawnbench_entry(loaded: LoadedRun, folder: Path, author: str, email: s
         raise RunError(f"{loaded.run.name} can't be an entry: {error}") from error
     description, rows = dawnbench.write(entry)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        for suffix in (".json", ".tsv"):
+            require_replaceable(folder / f"{entry.stem}{suffix}")
         (folder / f"{entry.stem}.json").write_text(description)
         (folder / f"{entry.stem}.tsv").write_text(rows)
     except OSError as error:
@@ -161,7 +164,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
     Raises OSError, and ValueError or RecursionError for another line that is not JSON.
     """
-    *whole, last = file.read_bytes().split(b"\n")
+    *whole, last = read_regular(file, MAX_RUN_BYTES).split(b"\n")
     with contextlib.suppress(ValueError):
         json.loads(last)
         whole.append(last)

@@ -17,6 +17,7 @@ from shoestring_core.decide.queue import MAX_CAP, MAX_WEIGHT, MIN_WEIGHT
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.durations import format_duration, parse_duration
 from shoestring_core.errors import InvalidSpec, Problem
+from shoestring_core.regular_files import read_regular
 
 MAX_JOBS = 10_000
 MAX_NODES = 64
@@ -128,7 +129,7 @@ def _job(job: _Job) -> simulation.Job:
 
 def _tree(file: Path) -> Any:
     """JSON of any length; YAML as long as a job spec may be."""
-    content = file.read_bytes()
+    content = read_regular(file)
     if file.suffix == ".json":
         try:
             return json.loads(content)

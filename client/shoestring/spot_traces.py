@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoestring_core.regular_files import read_regular_text
+
 SUFFIX = ".json"
 
 
@@ -60,7 +62,7 @@ def select_zones(traces: Sequence[SpotTrace], zones: Sequence[str]) -> list[Spot
 
 def _read(path: Path) -> SpotTrace:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_regular_text(path))
         interval, series = tree["metadata"]["gap_seconds"], tree["data"]
     except (ValueError, KeyError, TypeError, RecursionError) as damage:
         raise SpotTraceError(f"{path} is not a trace ({type(damage).__name__}: {damage}).") from damage

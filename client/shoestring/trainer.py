@@ -24,7 +24,8 @@ def require(*modules: str) -> None:
 
 def run(*arguments: str) -> int:
     """Run a command of the trainer in this terminal and return its exit code. Nothing is imported from the folder."""
-    return subprocess.run([sys.executable, "-P", "-m", "shoestring_trainer", *arguments], check=False).returncode
+    code = subprocess.run([sys.executable, "-P", "-m", "shoestring_trainer", *arguments], check=False).returncode
+    return code if code >= 0 else 128 - code  # as a shell says it of a program that a signal ended
 
 
 def plot_schedule(recipe: str, params: list[str], images: int | None, as_json: bool) -> int:

@@ -30,6 +30,7 @@ from urllib.parse import quote
 import httpx
 from shoestring_core import money
 from shoestring_core.isolation import IsolationStatus
+from shoestring_core.regular_files import make_folder, read_regular_text
 from shoestring_core.tls import BadCertificate, find_authority, read_certificates
 from shoestring_core.wording.units import counted
 
@@ -250,7 +251,7 @@ def require_apart(hooks_roots: Sequence[Path], others: Sequence[Path]) -> None:
 def lock_data_folder(data: Path) -> int:
     """Create the data folder, readable by its owner only, and lock it. Returns the lock's file descriptor."""
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        make_folder(data)
         data.chmod(0o700)
         lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
         (data / "objects").mkdir(exist_ok=True)
@@ -291,7 +292,7 @@ def read_secret(path: Path) -> str:
     """Return the service's secret; create it on first use."""
     if not path.exists():
         write_private(path, secrets.token_urlsafe(32))
-    return path.read_text().strip()
+    return read_regular_text(path).strip()
 
 
 def stop_machines(cloud: Path, grace_s: float, report: Callable[[str], None], kill: Callable[[], bool]) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from shoestring_core.wording.units import counted
 
+MAX_RUN_BYTES = 1 << 30
+"""What a file that grows with a run may hold, such as its metrics."""
 MAX_TEXT_BYTES = 64 << 20
 """What a file of settings, certificates, a job spec or a list of names may hold: far more than any of them needs."""
 _OTHER_KINDS = (
@@ -60,6 +62,22 @@ def read_opened(file: BufferedReader, path: Path, at_most: int = MAX_TEXT_BYTES)
 def read_regular_text(path: Path, encoding: str = "utf-8") -> str:
     """Return the text of a regular file. Raises OSError as `read_regular`, and UnicodeDecodeError."""
     return read_regular(path).decode(encoding)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise OSError if something lies at a path that a file isn't to replace, such as /dev/null, a pipe or a folder."""
+    if path.exists():
+        _require_file(path, path.stat().st_mode)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder with those above it, unless it is there. Raises OSError, which says what is in the way."""
+    try:
+        folder.mkdir(mode, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(errno.EEXIST, "it is a file or a broken link, where a folder is needed", str(folder)) from None
+    except NotADirectoryError:
+        raise OSError(errno.ENOTDIR, "a file lies where a folder above it is needed", str(folder)) from None
 
 
 def _require_file(path: Path, mode: int) -> None:

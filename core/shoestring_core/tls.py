@@ -7,6 +7,8 @@ import re
 import ssl
 from pathlib import Path
 
+from shoestring_core.regular_files import read_regular, read_regular_text
+
 EXPIRED, NOT_YET_VALID, OTHER_HOST, OTHER_ADDRESS = 10, 9, 62, 64
 """Of OpenSSL's verification: X509_V_ERR_… in openssl/x509_vfy.h."""
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -19,7 +21,7 @@ class BadCertificate(ValueError):
 def read_certificates(path: Path) -> str:
     """The certificates of a PEM file, without a key that it may hold too. Raises BadCertificate."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_text(path)
     except OSError as error:
         raise BadCertificate(f"{path} can't be read ({error.strerror}).") from error
     except UnicodeDecodeError:
@@ -46,6 +48,7 @@ def load_server(certificate: Path, key: Path) -> ssl.SSLContext:
     read_certificates(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
+        read_regular(key)  # OpenSSL would wait for a pipe
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sys
 from pathlib import Path
@@ -91,6 +92,33 @@ def test_a_folder_in_place_of_a_file_is_named_and_stays(downloads: list[str]) ->
     refused = get("--to", ".", "--force")
     assert (refused.exit_code, downloads) == (ExitCode.USAGE, [])
     assert "model.json: a folder, which no file replaces" in refused.output
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link", "below a file", "name"])
+def test_what_is_no_folder_is_said_with_what_to_do(downloads: list[str], kind: str) -> None:
+    Path("mine").write_text("mine")
+    Path("link").symlink_to("nowhere")
+    target, words = {
+        "file": ("mine", "it is a file or a broken link, where a folder is needed"),
+        "broken link": ("link", "it is a file or a broken link, where a folder is needed"),
+        "below a file": ("mine/model", "a file lies where a folder above it is needed"),
+        "name": ("x" * 300, "File name too long"),
+    }[kind]
+    result = get("--to", target, "--force")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"Files can't be written to {target}: {words}. Correct that, or choose another folder: --to FOLDER" in (
+        result.output
+    )
+    assert (Path("mine").read_text(), downloads) == ("mine", [])
+
+
+def test_a_full_disk_is_said_with_what_to_do(downloads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Client, "download", refuse)
+    result = get("--to", "there")
+    assert (result.exit_code, "written to there: No space left on device. Correct" in result.output) == (2, True)
 
 
 def test_getting_again_downloads_what_is_missing(downloads: list[str]) -> None:

@@ -145,7 +145,7 @@ def test_a_login_that_cannot_be_saved_is_said_with_what_to_type(
     monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null/config")
     service.remember_login(connection_info("http://127.0.0.1:8000", Path("/my data/admin.key")))
     said = capsys.readouterr().err
-    assert "can't be saved (Not a directory)" in said
+    assert "can't be saved (a file lies where a folder above it is needed)" in said
     assert "export SHOESTRING_URL=http://127.0.0.1:8000" in said
     assert "'/my data/admin.key'" in said
 

@@ -22,6 +22,7 @@ from shoestring.cli.service import _print_summary
 from shoestring_core import recipes, rest
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.states import EndReason
+from typer.testing import CliRunner
 
 from tests import servers
 from tests.client.conftest import RunCommand
@@ -228,6 +229,50 @@ def test_flags_beat_the_environment_beats_the_saved_login(tmp_path: Path, monkey
     assert config.find_login("http://flag", "flag-key").key == "flag-key"
     monkeypatch.delenv("SHOESTRING_URL")
     assert (config.find_login().url, config.find_login().key) == ("http://saved", "environment-key")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "damaged"])
+def test_what_is_no_saved_login_is_named_neither_waited_for_nor_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "login.json"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "device":
+            path = Path("/dev/null")
+        case _:
+            path.write_text("{")
+    monkeypatch.setenv("SHOESTRING_CONFIG", str(path))
+    monkeypatch.delenv("SHOESTRING_URL", raising=False)
+    monkeypatch.delenv("SHOESTRING_KEY", raising=False)
+    what = "is damaged." if kind == "damaged" else f"can't be read: it is a {kind}, where a file is needed."
+    with pytest.raises(config.NotLoggedIn, match=f"^The saved login {path} {what} No service is configured. Run: "):
+        config.find_login()
+    with pytest.raises(config.NotLoggedIn, match=f"^The saved login {path} {what} No key for http://other"):
+        config.find_login("http://other")
+    if kind != "damaged":
+        with pytest.raises(OSError, match=f"it is a {kind}, where a file is needed"):
+            config.save_login("http://saved", "key")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "sparse file"])
+def test_a_spec_that_is_no_file_of_bounded_size_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "job.yaml"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case _:
+            path.touch()
+            os.truncate(path, 256 << 30)
+    result = CliRunner().invoke(cli.app, ["submit", str(path)])
+    why = "it has 274,877,906,944 bytes" if kind == "sparse file" else f"it is a {kind}, where a file is needed"
+    assert result.exit_code == ExitCode.USAGE
+    assert f"can't read {path}: {why}" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_a_saved_key_is_sent_to_no_other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,6 +75,16 @@ def test_a_certificate_variable_that_matters_and_leads_nowhere_is_named(
     monkeypatch.setenv(name, NOWHERE)
     with pytest.raises(UnusableVariable, match=f"^{name}: not usable .*No such file"):
         open_http(f"https://{host}")
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSLKEYLOGFILE", "SHOESTRING_CA"])
+def test_a_pipe_that_a_variable_names_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv(name, str(tmp_path / "pipe"))
+    with pytest.raises(UnusableVariable, match=f"^{name}: .*it is a pipe, where a file is needed"):
+        open_http("https://service.example", config.authority_of_environment())
 
 
 @pytest.mark.parametrize(

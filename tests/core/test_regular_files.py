@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from shoestring_core.regular_files import MAX_TEXT_BYTES, open_regular, read_regular
+from shoestring_core.regular_files import MAX_TEXT_BYTES, make_folder, open_regular, read_regular, require_replaceable
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device"])
@@ -51,3 +51,24 @@ def test_a_pipe_that_the_shell_passes_is_read() -> None:
         assert read_regular(Path(f"/dev/fd/{reading}")) == b"recipe: x"
     finally:
         os.close(reading)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    require_replaceable(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    require_replaceable(tmp_path / "file")
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(OSError, match="where a file is needed"):
+            require_replaceable(path)
+
+
+def test_what_lies_in_the_place_of_a_folder_is_said(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(OSError, match="it is a file or a broken link, where a folder is needed"):
+            make_folder(tmp_path / name)
+    with pytest.raises(OSError, match="a file lies where a folder above it is needed"):
+        make_folder(tmp_path / "file" / "below")

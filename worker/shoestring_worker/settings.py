@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shoestring_core.decide.queue import HALF_LIFE
 from shoestring_core.decide.timeouts import Microseconds, S, Timeouts
+from shoestring_core.regular_files import read_regular_text
 from shoestring_core.tls import read_certificates
 from shoestring_core.wakeups import RedisUrl
 
@@ -59,5 +60,5 @@ class WorkerSettings(BaseSettings):
         if self.secret is not None:
             return self.secret.get_secret_value()
         if self.secret_file is not None:
-            return self.secret_file.read_text(encoding="utf-8").strip()
+            return read_regular_text(self.secret_file).strip()
         raise ValueError("Set SHOESTRING_SECRET or SHOESTRING_SECRET_FILE.")

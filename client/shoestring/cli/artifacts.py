@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from shoestring_core import rest
 from shoestring_core.exit_codes import ExitCode
+from shoestring_core.regular_files import make_folder
 from shoestring_core.wording.units import counted
 
 from shoestring.cli.terminal import (
@@ -81,6 +84,8 @@ def get_artifacts(
             print_error(explain_missing(client.job(job_id), "artifacts"))
             raise typer.Exit(ExitCode.NOT_FOUND)
         folder = to or _default_folder(client.job(job_id))
+        with _naming(folder):
+            make_folder(folder)
         targets = {name: folder / name for name in names or sorted(artifacts)}
         missing = {name: path for name, path in targets.items() if not is_complete(artifacts[name], path)}
         if not force and (used := [str(path) for path in missing.values() if path.exists() or path.is_symlink()]):
@@ -91,9 +96,9 @@ def get_artifacts(
         if folders := [str(path) for path in missing.values() if path.is_dir() and not path.is_symlink()]:
             print_error(f"{', '.join(folders)}: a folder, which no file replaces. Remove it, or choose --to FOLDER.")
             raise typer.Exit(ExitCode.USAGE)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, path in missing.items():
-            client.download(artifacts[name], path)
+        with _naming(folder):
+            for name, path in missing.items():
+                client.download(artifacts[name], path)
     written = [str(path) for path in targets.values()]
     print_result(written, as_json, lambda: out.print("\n".join(written)))
     there = len(targets) - len(missing)
@@ -109,6 +114,19 @@ def explain_missing(job: rest.Job, what: str) -> str:
     if job.state != "ended":
         return f"The job has no {what} yet ({job.status}). Follow it: shoestring watch {short_id(job.id)}"
     return f"The job left no {what} ({job.status}). Submit it again: shoestring retry {short_id(job.id)}"
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say of what goes wrong with a folder what to do."""
+    try:
+        yield
+    except OSError as error:
+        print_error(
+            f"Files can't be written to {folder}: {error.strerror or error}. Correct that, or choose another folder: "
+            "--to FOLDER"
+        )
+        raise typer.Exit(ExitCode.USAGE) from error
 
 
 def _default_folder(job: rest.Job) -> Path:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from shoestring_core.decide.access import ROLES
 from shoestring_core.exit_codes import ExitCode
+from shoestring_core.regular_files import read_regular_text
 from shoestring_core.rest import Member
 
 from shoestring.cli.terminal import (
@@ -162,7 +163,7 @@ def import_members(
     shoestring members import class.csv > links.csv
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_regular_text(file, "utf-8-sig")
     except UnicodeDecodeError:
         raise typer.BadParameter(f"{file} is not UTF-8 text; save it as CSV UTF-8", param_hint="FILE") from None
     with open_client(url) as client:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 from shoestring_core import document, spec
+from shoestring_core.regular_files import MAX_TEXT_BYTES, read_regular
 
 RecipeName = Annotated[
     str | None,
@@ -47,6 +48,6 @@ def spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -
     if params:
         raise typer.BadParameter("KEY=VALUE needs a recipe name; with a file, set it there")
     try:
-        return document.decode_text(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+        return document.decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES) if str(file) == "-" else read_regular(file))
     except OSError as error:
         raise typer.BadParameter(f"can't read {file}: {error.strerror}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import ValidationError, model_validator
+from shoestring_core.regular_files import read_regular_text
 from shoestring_core.task import CheckpointFiles, RecipeTask
 
 from shoestring_trainer.training.errors import UserError
@@ -57,7 +58,7 @@ class StepCounter:
 def read_task(path: Path) -> LocalTask:
     """Parse a task file. Raises UserError that names the file and the field."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_regular_text(path))
     except OSError as error:
         raise UserError(f"cannot read the task file {path}: {error.strerror}; give the path of a task.json") from error
     except (ValueError, RecursionError) as error:

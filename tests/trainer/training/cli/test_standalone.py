@@ -255,9 +255,30 @@ def test_a_folder_that_is_gone_or_cannot_be_written_is_named(
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert (ended.value.code, commands.main(["prepare", "photos", "shards"])) == (rank.USAGE, commands.FAILED)
+    assert (ended.value.code, commands.main(["prepare", "photos", "shards"])) == (rank.USAGE, commands.USAGE)
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"{tmp_path / 'file/run'}: Not a directory", "No such file or directory"]
+    in_the_way = "a file lies where a folder above it is needed"
+    assert said == [f"{tmp_path / 'file/run'}: {in_the_way}", "No such file or directory"]
+
+
+def test_a_pipe_in_the_place_of_what_is_trained_or_predicted_with_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("job.yaml", "model.pt2", "run/task.json", "out.onnx"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "x.png").touch()
+    for what in ("job.yaml", "run"):
+        with pytest.raises(SystemExit) as ended:
+            rank.main([str(tmp_path / what)])
+        assert ended.value.code == rank.USAGE
+    assert commands.main(["predict", str(tmp_path / "model.pt2"), str(tmp_path / "x.png")]) == commands.USAGE
+    assert commands.main(["export", str(tmp_path / "model.pt2"), str(tmp_path / "out.onnx")]) == commands.USAGE
+    job, task, model, target = capsys.readouterr().err.splitlines()
+    assert job == f"{tmp_path}/job.yaml: it is a pipe, where a file is needed"
+    assert task.startswith(f"{tmp_path}/run holds no task.json")
+    assert model.startswith(f"cannot read {tmp_path}/model.pt2: it is a pipe, where a file is needed; ")
+    assert target == f"cannot write {tmp_path}/out.onnx: it is a pipe, where a file is needed; choose another path"
 
 
 def test_what_a_terminal_lacks_or_would_obey_is_shown_as_plain_text(

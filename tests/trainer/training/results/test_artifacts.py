@@ -175,7 +175,7 @@ def test_an_image_that_cannot_be_read_is_named_or_skipped_when_asked(
     Image.new("CMYK", (40, 20), (0, 0, 0, 255)).save(tmp_path / "cmyk.jpg")
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "cmyk.jpg").read_bytes()[:99])
     words = ["predict", str(run.first), str(tmp_path)]
-    assert commands.main(words) == commands.FAILED
+    assert commands.main(words) == commands.USAGE
     assert str(tmp_path / "torn.jpg") in capfd.readouterr().err
     assert commands.main([*words, "--on-corrupt", "skip"]) == commands.OK
     spoken = capfd.readouterr()
@@ -203,7 +203,7 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
         "weights.safetensors": "give a model.pt2", "manifest.json": "start from another checkpoint",
         "empty": "shoestring artifacts get", "absent.pt2": "give a model.pt2", "strange.pt2": "put the model.json",
     }.items():  # fmt: skip
-        assert commands.main(["predict", str(tmp_path / name), str(tmp_path / "image.png")]) == commands.FAILED
+        assert commands.main(["predict", str(tmp_path / name), str(tmp_path / "image.png")]) == commands.USAGE
         output = capfd.readouterr().err
         assert str(tmp_path / name) in output
         assert remedy in output

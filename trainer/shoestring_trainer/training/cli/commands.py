@@ -22,7 +22,8 @@ from shoestring_trainer.training.errors import TrainerError, UserError, explain_
 TRACE_POINTS = 1001
 UNCOUNTED = 100_000
 """Images to plan for where only the sizes in a schedule matter, and their number is unknown."""
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, USAGE, INTERRUPTED = 0, 2, 130
+"""As of `shoestring`, which runs these commands: see shoestring_core.exit_codes."""
 PREDICT_EXAMPLES = """\
 examples:
   python -m shoestring_trainer predict model.pt2 cat.jpg dog.png
@@ -66,10 +67,10 @@ def main(arguments: list[str]) -> int:
         code: int = options.run(options)
     except TrainerError as error:
         sys.stderr.write(f"{printable(str(error))}\n")
-        return FAILED
+        return USAGE
     except OSError as error:  # a folder that can't be written, or that is gone
         sys.stderr.write(f"{printable(explain_os_error(error))}\n")
-        return FAILED
+        return USAGE
     except InvalidSpec as invalid:
         sys.stderr.write("".join(f"{printable(problem.message)}\n" for problem in invalid.problems))
         return USAGE

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from shoestring_core.image_folders import IMAGE_EXTENSIONS
 from shoestring_core.terminal_text import printable
+from shoestring_core.wording.units import counted
 from torch import Tensor
 
 from shoestring_trainer.training.data.decoding import MAX_VALUE, ResizeSpec, decode_file
@@ -44,7 +45,7 @@ def print_predictions(model: Path, images: Sequence[Path], *, top: int, as_json:
     else:
         for prediction in predictions:
             classes = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
-            print(printable(f"{prediction.file}  {classes}"), flush=True)
+            print(printable(f"{prediction.file}  {classes}").replace("\n", "\\n"), flush=True)
     return len(skipped)
 
 
@@ -70,7 +71,14 @@ def predict(
                 sys.stderr.write(f"skipped: {printable(str(error))}\n")
         if not images:
             continue
-        best = model.logits(torch.stack(images)).softmax(1).topk(top)
+        logits_NK = model.logits(torch.stack(images))
+        if logits_NK.shape[1:] != (len(model.classes),):
+            raise DataError(
+                f"the model's outputs have the shape {tuple(logits_NK.shape[1:])}, and its description names "
+                f"{counted(len(model.classes), 'class', 'classes')}; put the model.json of its job beside it, or "
+                "download it again"
+            )
+        best = logits_NK.softmax(1).topk(top)
         for file, probabilities, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
             classes = [(model.classes[index], share) for index, share in zip(indices, probabilities, strict=True)]
             yield Prediction(file, classes)

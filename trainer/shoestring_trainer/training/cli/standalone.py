@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from shoestring_core.regular_files import MAX_RUN_BYTES, make_folder, read_regular, read_regular_text
 from shoestring_core.task import CheckpointFiles, RecipeTask, TaskData
 
 from shoestring_trainer import processes
@@ -115,7 +116,7 @@ def _require_no_other_arguments(options: argparse.Namespace, what: str) -> None:
 
 def _is_task(file: Path) -> bool:
     try:
-        text = json.loads(file.read_bytes())
+        text = json.loads(read_regular(file))
     except (ValueError, RecursionError):
         return False
     return isinstance(text, dict) and "format" in text
@@ -136,7 +137,7 @@ def _from_spec(given: Path, params: Sequence[str], output_dir: Path | None) -> P
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and torchrun in _started_by(folder):
         return _resume(folder)
     _require_unused(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if torchrun:
         with (folder / STARTED_BY_FILE).open("a") as file:
             file.write(f"{torchrun}\n")
@@ -155,7 +156,7 @@ def _torchrun() -> str | None:
 def _started_by(folder: Path) -> list[str]:
     """The torchruns that started the run in a folder: one on each machine. Empty until it has a task."""
     file = folder / STARTED_BY_FILE
-    return file.read_text().splitlines() if file.exists() and (folder / TASK_FILE).exists() else []
+    return read_regular_text(file).splitlines() if file.exists() and (folder / TASK_FILE).exists() else []
 
 
 def _require_unused(folder: Path) -> None:
@@ -175,11 +176,11 @@ def _tree(given: Path, params: Sequence[str]) -> dict[str, Any]:
     from shoestring_core.document import read
     from shoestring_core.errors import InvalidSpec
 
-    if not given.is_file():
+    if not given.exists():
         return spec.from_arguments(str(given), list(params))
     if params:
         raise UserError(f"KEY=VALUE arguments go with a recipe's name; write them into {given} instead")
-    tree, problems = read(given.read_bytes())
+    tree, problems = read(read_regular(given))
     if problems:
         raise InvalidSpec(problems)
     if not isinstance(tree, dict):
@@ -249,7 +250,7 @@ def _from_newest(folder: Path, task: RecipeTask) -> RecipeTask:
     step = _step(resume.manifest) if resume else 0
     points = folder / "metrics.jsonl"
     if points.exists():
-        lines = points.read_bytes().splitlines(keepends=True)
+        lines = read_regular(points, MAX_RUN_BYTES).splitlines(keepends=True)
         _replace(points, b"".join(line for line in lines if _is_kept(line, step)))
     return task.model_copy(update={"resume": resume})
 
@@ -278,7 +279,7 @@ def _stored_task(file: Path) -> RecipeTask:
 
 def _json_object(file: Path, remedy: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_regular(file))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read ({error}); {remedy}") from error
     if not isinstance(content, dict):

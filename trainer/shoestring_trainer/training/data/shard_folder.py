@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from shoestring_core.regular_files import make_folder
+
 from shoestring_trainer.training.data.shard_list import ShardIndex, has_shard_index, read_shard_index
 from shoestring_trainer.training.errors import UserError
 
@@ -27,7 +29,7 @@ def open_shard_folder(folder: Path, plan: str) -> Iterator[Path]:
     work = folder / _WORK_FOLDER
     if not has_shard_index(folder) and not work.exists():
         _require_empty(folder)
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     with (work / _LOCK).open("w") as lock:
         if not _locked(lock):
             raise UserError(f"another process is preparing {folder}; wait for its end")

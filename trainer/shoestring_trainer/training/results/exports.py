@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
+from shoestring_core.regular_files import read_regular, require_replaceable
+from shoestring_core.task import MAX_CHECKPOINT_BYTES
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -29,6 +31,8 @@ from shoestring_trainer.training.lazy_dynamo import restore_dynamo
 CARD = "model.json"
 ARCHIVE = "model.pt2"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_MAX_SIDE, _MAX_ZOOM = 10_000, 100
+"""Of a model that predicts: more are a damaged number."""
 FETCH_AGAIN = "download it again: shoestring artifacts get JOB model.pt2"
 
 
@@ -117,14 +121,22 @@ def write_onnx(source: Path, target: Path) -> None:
     if target.suffix != ".onnx":
         raise UserError(f"{target} must end in .onnx, the only export format")
     require_onnx()
+    try:
+        require_replaceable(target)
+        target.parent.stat()
+    except OSError as error:  # before minutes of work
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another path") from error
     model = read_model(source)
     if model.program is None:
         raise UserError(f"{source} is ONNX already; copy it")
     sample_NCHW = torch.linspace(0, 1, 8 * math.prod(model.shape)).view(8, *model.shape)
     content = pack_onnx(model.program, json.dumps(model.card).encode(), sample_NCHW)
+    draft = target.with_name(f".{target.name[:200]}.part")
     try:
-        target.write_bytes(content)
+        draft.write_bytes(content)
+        draft.replace(target)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         raise UserError(f"cannot write {target}: {error.strerror}; choose another path") from error
 
 
@@ -154,11 +166,11 @@ def read_model(path: Path) -> Model:
             return _read_onnx(_content(file), file)
         case _:
             beside = file.with_name(CARD)
-            return _read_program(_content(file), file, beside.read_bytes() if beside.exists() else None)
+            return _read_program(_content(file), file, read_regular(beside) if beside.exists() else None)
 
 
 def _find(path: Path) -> Path:
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         if path.suffix in (".pt2", ".onnx", ".json"):
             return path
         raise DataError(f"{path} is not a model file; give a model.pt2, a model.onnx or a folder with one of them")
@@ -176,7 +188,7 @@ def _find(path: Path) -> Path:
 
 def _content(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_regular(file, MAX_CHECKPOINT_BYTES)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}; {FETCH_AGAIN}") from error
 
@@ -231,9 +243,13 @@ def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
 def _read_card(text: str | bytes | None, source: Path) -> dict[str, Any]:
     try:
         card = json.loads(text or "")
-        _, channels, height, width = card["input"]["shape"]
-        if not card["classes"] or not all(isinstance(number, int) for number in (channels, height, width)):
-            raise ValueError("classes or input shape are missing")
+        _, *shape = card["input"]["shape"]
+        if len(shape) != 3 or not all(type(number) is int and 1 <= number <= _MAX_SIDE for number in shape):
+            raise ValueError(f"its input has the shape {shape}, where channels, height and width are needed")
+        if not isinstance(card["classes"], list) or not card["classes"]:
+            raise ValueError("its classes are no list of names")
+        if not 1 <= float(card["input"].get("zoom", 1.0)) <= _MAX_ZOOM:
+            raise ValueError(f"its input has the zoom {card['input']['zoom']}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{source} lacks a description of its classes and input, so it wasn't written by this trainer; "
