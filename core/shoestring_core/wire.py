@@ -247,7 +247,8 @@ class CheckpointCommit(WireMessage):
     through_seq: Count
     reason: Literal["periodic", "order", "final"]
     save_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
-    """From when ranks began to write it until the object store had it; None: not measured, as after a broken upload."""
+    """From a request to stop until the object store has it: the steps that are trained until all ranks know of it, at
+    their measured pace, writing and uploading. None: not measured, as after a broken upload."""
     result: dict[str, Any] | None = None
     """Metrics of a finished run (`reason` final): this commit ends the job."""
 

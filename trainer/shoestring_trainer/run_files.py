@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 from shoestring_core.wire import Step
 
 Outcome = Literal["finished", "drained", "error"]
+MAX_STOP_S = 1e5
 CheckpointReason = Literal["periodic", "order", "final"]
 
 
@@ -36,6 +37,7 @@ class CheckpointEvent(BaseModel):
 
     lines    of metrics.jsonl by this process that belong to the checkpoint
     seconds  that writing it took
+    stop_s   from a request to stop until a checkpoint begins, at most: the steps that are trained meanwhile
     result   metrics of a finished run
     """
 
@@ -46,6 +48,7 @@ class CheckpointEvent(BaseModel):
     final: bool
     lines: int
     seconds: float | None = None
+    stop_s: Annotated[float, Field(ge=0, le=MAX_STOP_S, allow_inf_nan=False)] = 0.0
     result: dict[str, Any] | None = None
 
 

@@ -22,7 +22,7 @@ MIB = 1 << 20
 class StoredCheckpoint:
     """One that a run has stored on a type of machine.
 
-    seconds  from when ranks began to write it until the object store had it; None: it wasn't measured
+    seconds  from a request to stop until the object store has it, with the steps trained meanwhile; None: not measured
     """
 
     type: str

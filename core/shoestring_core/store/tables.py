@@ -456,7 +456,7 @@ class CheckpointRow(Base):
     manifest_sha: Mapped[str]
     bytes: Mapped[int]
     save_ms: Mapped[int | None]
-    """From when ranks began to write it until the object store had it; None: not measured."""
+    """From a request to stop until the object store has it; None: not measured."""
     stored_at: Mapped[int]
     __table_args__ = (
         ForeignKeyConstraint(["job", "generation"], ["generations.job", "generations.number"]),

@@ -27,9 +27,9 @@ class CheckpointOutlastsNotice(Reason):
     def text(self) -> str:
         needed = format_duration(self.needed_s)
         takes = {
-            "measured": f"took {needed} to store in earlier runs on {self.type}",
+            "measured": f"took {needed} to reach and to store in earlier runs on {self.type}",
             "offered": f"takes {needed} or more to store by the network and disk of {self.type}",
-        }.get(self.basis, f"took {needed} to store on {self.type}")
+        }.get(self.basis, f"took {needed} to reach and to store on {self.type}")
         return (
             f"A checkpoint of this job ({self.bytes / 1e9:.2g} GB) {takes}, longer than the "
             f"{format_duration(self.notice_s)} between a spot machine's notice and its end, so an interruption loses "

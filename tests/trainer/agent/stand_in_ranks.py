@@ -106,7 +106,15 @@ class Rank:
         extra = {"result": {"val/acc": 0.98}} if reason == "final" else {}
         files = {"data": f"{name}.data", "manifest": f"{name}.json"}
         self.event(
-            "checkpoint", step=self.step, **files, final=reason == "final", reason=reason, lines=self.lines, **extra
+            "checkpoint",
+            step=self.step,
+            **files,
+            final=reason == "final",
+            reason=reason,
+            lines=self.lines,
+            seconds=1.5,
+            stop_s=60.0,
+            **extra,
         )
 
     def event(self, name: str, **facts: object) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from shoestring_trainer.training.step_results import result_lag
+from shoestring_trainer.run_files import MAX_STOP_S
+from shoestring_trainer.training.step_results import result_lag, seconds_to_stop
 
 from tests.trainer.training.gangs import Gang, finished, gang
 from tests.trainer.training.late_ranks import PARAMS, Late, points, samples_of
@@ -47,6 +48,7 @@ def test_a_run_that_reads_late_is_the_run_that_reads_at_once(tmp_path: Path, wor
     saved = [event["step"] for ran in (stopped, late) for event in ran.events("checkpoint")]
     assert sorted(saved) == sorted([*(event["step"] for event in at_once.events("checkpoint")), stop_step])
     assert all(event["lines"] == event["step"] for event in stopped.events("checkpoint"))
+    assert all(event["stop_s"] > 0 for event in stopped.events("checkpoint"))
     assert all(event["lines"] == event["step"] - stop_step for event in late.events("checkpoint"))
     times = [line["t"] for line in stopped.metrics()]
     assert times == sorted(times)
@@ -68,6 +70,12 @@ def test_only_a_gpu_reads_late_and_by_a_number_that_all_ranks_share():
     """Hooks see a step's metrics when it ends."""
     assert [result_lag(torch.device(kind), hooks=False) for kind in ("cpu", "cuda")] == [0, 2]
     assert result_lag(torch.device("cuda"), hooks=True) == 0
+
+
+def test_the_time_until_a_stop_counts_the_steps_by_which_results_are_late():
+    """At 10 seconds a step: what the device is behind, the step that began, the next one, which tells all, the lag."""
+    assert [seconds_to_stop(lag, steps=7, seconds=70.0) for lag in (0, 2, 4)] == [20.0, 60.0, 100.0]
+    assert seconds_to_stop(4, steps=1, seconds=1e9) == MAX_STOP_S
 
 
 def test_with_fast_algorithms_a_resumed_run_has_the_steps_and_samples_of_an_unbroken_one(tmp_path: Path):

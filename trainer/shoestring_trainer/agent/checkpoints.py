@@ -54,8 +54,8 @@ class CheckpointUnavailable(Exception):
 
 @dataclass(frozen=True)
 class LocalCheckpoint:
-    """One that the ranks have written. `through_seq`: the batch that holds the last point up to it; `write_s`: the time
-    that writing it took, None: not known."""
+    """One that the ranks have written. `through_seq`: the batch that holds the last point up to it; `write_s`: from a
+    request to stop until it would be written, None: not known."""
 
     generation: int
     step: int

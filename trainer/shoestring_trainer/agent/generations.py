@@ -292,7 +292,7 @@ class GenerationRunner:
             reason=saved.reason,
             through_seq=self._spool.seal(),  # each point up to it was read before this event
             result=saved.result,
-            write_s=saved.seconds,
+            write_s=None if saved.seconds is None else saved.stop_s + saved.seconds,
         )
         if exists(checkpoint.data) and exists(checkpoint.manifest):  # else it was committed before
             self.uploader.submit(checkpoint)

@@ -26,7 +26,7 @@ from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import measure_clocks, measure_throughput
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
-from shoestring_trainer.training.step_results import CompletedStep, StepResults, result_lag
+from shoestring_trainer.training.step_results import CompletedStep, StepResults, result_lag, seconds_to_stop
 from shoestring_trainer.training.stop_listener import StopListener
 from shoestring_trainer.training.task import LocalTask, StepCounter
 
@@ -77,6 +77,10 @@ def run(task: LocalTask, setup: Setup, stop_listener: StopListener, counter: Ste
 
         results = StepResults(logger, setup.precision, step)
         lag = result_lag(distributed.device, hooks=bool(hooks))
+
+        def stop_s() -> float:
+            return seconds_to_stop(lag, steps=step - counter.start_step, seconds=monotonic() - began - evaluation_s)
+
         done = step >= schedule.total_steps
         while not done:
             phase = schedule.phase_at(step)
@@ -133,11 +137,11 @@ def run(task: LocalTask, setup: Setup, stop_listener: StopListener, counter: Ste
             results.settle(lag)
             if results.stop_requested:
                 results.settle(0)
-                logger.save_and_wait(step)
+                logger.save_and_wait(step, stop_s=stop_s())
                 distributed.shutdown()
                 return "drained"
             if logger.save_is_due(step) and results.report_before_save():
-                logger.save(step)
+                logger.save(step, stop_s=stop_s())
 
         finish(task, setup, trainer, logger, counter, train_s=monotonic() - began - evaluation_s)
         distributed.shutdown()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from shoestring_trainer.run_files import MAX_STOP_S
 from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.run_recorder import RunRecorder
@@ -132,6 +133,15 @@ class StepResults:
 def result_lag(device: torch.device, *, hooks: bool) -> int:
     """Return how many steps later results are read. Hooks see a step's metrics as soon as it ends."""
     return 0 if hooks else LAG[device.type]
+
+
+def seconds_to_stop(lag: int, *, steps: int, seconds: float) -> float:
+    """Return how long a request to stop may wait for its checkpoint, at the pace of so many steps in so many seconds.
+
+    The device may be `lag` steps behind. A step that has begun doesn't carry the request to the other ranks, the next
+    one does; and `lag` steps later all ranks have read it.
+    """
+    return min((2 * lag + 2) * seconds / steps, MAX_STOP_S)
 
 
 def describe_divergence(step: int, loss: float, precision: Precision) -> str:

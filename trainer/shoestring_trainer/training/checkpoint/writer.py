@@ -54,17 +54,17 @@ class CheckpointWriter:
         lead_s = policy.every_s * FIRST_LEAD if self._storing_s is None else 2 * self._storing_s
         return since_s >= policy.every_s - min(lead_s, policy.every_s / 2)
 
-    def save(self, step: int) -> None:
-        """Begin a periodic checkpoint."""
+    def save(self, step: int, stop_s: float = 0.0) -> None:
+        """Begin a periodic checkpoint. `stop_s`: how long a request to stop may wait for one."""
         self.wait()
         self._saved_at, self._unstored = monotonic(), None
         snapshot, lines = self._finite_snapshot(step), self._writer.lines
-        self._pending = self._executor.submit(self._write, step, snapshot, "periodic", lines, {}, {})
+        self._pending = self._executor.submit(self._write, step, snapshot, "periodic", lines, {}, {}, stop_s)
 
-    def save_and_wait(self, step: int) -> None:
+    def save_and_wait(self, step: int, stop_s: float = 0.0) -> None:
         """Write a checkpoint on a request to stop, and return once it is durable and its event is written."""
         self.wait()
-        self._write(step, self._finite_snapshot(step), "order", self._writer.lines, {}, {})
+        self._write(step, self._finite_snapshot(step), "order", self._writer.lines, {}, {}, stop_s)
 
     def save_final(self, step: int, artifacts: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
         """Write the final checkpoint, with the job's artifacts as further parts, and the result."""
@@ -89,14 +89,14 @@ class CheckpointWriter:
 
     def _write(
         self, step: int, snapshot: Mapping[str, Any], reason: CheckpointReason, lines: int,
-        artifacts: Mapping[str, bytes], result: Mapping[str, Any],
+        artifacts: Mapping[str, bytes], result: Mapping[str, Any], stop_s: float = 0.0,
     ) -> None:  # fmt: skip
         task, began = self._task, monotonic()
         parts = {**pack_snapshot(snapshot), **artifacts}
         data, manifest = write_checkpoint(task.folder, job=task.job, generation=task.generation, step=step, parts=parts)
         saved = CheckpointEvent(
             step=step, data=data, manifest=manifest, reason=reason, final=reason == "final", lines=lines,
-            seconds=round(monotonic() - began, 3),
+            seconds=round(monotonic() - began, 3), stop_s=round(stop_s, 3),
             result=dict(result) if reason == "final" else None,
         )  # fmt: skip
         self._unstored = task.folder / data

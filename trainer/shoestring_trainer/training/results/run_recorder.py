@@ -58,15 +58,15 @@ class RunRecorder:
         """Return whether it is time for a periodic checkpoint."""
         return self.enabled and self._checkpoints.is_due(step)
 
-    def save(self, step: int) -> None:
-        """Begin a periodic checkpoint."""
+    def save(self, step: int, *, stop_s: float) -> None:
+        """Begin a periodic checkpoint. `stop_s`: how long a request to stop may wait for one."""
         if self.enabled:
-            self._checkpoints.save(step)
+            self._checkpoints.save(step, stop_s)
 
-    def save_and_wait(self, step: int) -> None:
+    def save_and_wait(self, step: int, *, stop_s: float) -> None:
         """Return once a checkpoint of this step is durable."""
         if self.enabled:
-            self._checkpoints.save_and_wait(step)
+            self._checkpoints.save_and_wait(step, stop_s)
 
     def save_final(self, step: int, artifacts: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
         """Return once the final checkpoint, the artifacts and the result are durable."""
