@@ -121,6 +121,7 @@ INTERNAL = {
     "trainer/shoestring_trainer/data_sync/shard_requests.py": {"MAX_FILES", "MAX_ORDER_BYTES"},
     "trainer/shoestring_trainer/machinehost/launch_body.py": {"MAX_SCRIPT_BYTES"},
     "trainer/shoestring_trainer/machinehost/metadata.py": {"MAX_TTL_S"},
+    "trainer/shoestring_trainer/run_files.py": {"MAX_STOP_S"},
     "trainer/shoestring_trainer/training/checkpoint/warm_start.py": {"MAX_NAMED"},
     "trainer/shoestring_trainer/training/data/decoding.py": {"MAX_VALUE"},
     "trainer/shoestring_trainer/training/optim/preconditioners.py": {"MAX_DIM"},
