@@ -89,6 +89,7 @@ DOCUMENTED = {
         "MAX_PIXELS": "100 million", "MAX_FILE_BYTES": "512 MiB",
     },
     "trainer/shoestring_trainer/training/data/nvjpeg.py": {"MAX_GPU_PIXELS": "16.8 million"},
+    "trainer/shoestring_trainer/training/data/confined_files.py": {"MAX_OPENED_BYTES": "16 GiB"},
     "trainer/shoestring_trainer/training/data/tar_samples.py": {
         "MAX_LABEL_BYTES": "1 MiB", "MAX_PADDING_BYTES": "64 MiB after its end mark",
     },

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from platformdirs import user_config_path, user_data_path
 from shoestring_core import tls
-from shoestring_core.regular_files import make_folder, read_regular_text, require_replaceable
+from shoestring_core.regular_files import make_folder, read_regular_text, require_regular
 
 from shoestring.connections import UnusableVariable
 
@@ -110,7 +110,7 @@ def _user_folder(find: Callable[[str], Path], override: str) -> Path:
 
 def write_private(path: Path, content: str) -> None:
     """Write a file atomically that only its owner can read."""
-    require_replaceable(path)
+    require_regular(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(content)

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 from shoestring_core import tls
-from shoestring_core.regular_files import read_regular, require_replaceable
+from shoestring_core.regular_files import read_regular, require_regular
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
@@ -61,7 +61,7 @@ def certificates(scheme: str, ca: str = "") -> ssl.SSLContext:
         if file := os.environ.get("SSL_CERT_FILE"):
             read_regular(Path(file))  # OpenSSL would wait for a pipe, and read a sparse file to its end
         if (keys := os.environ.get("SSLKEYLOGFILE")) and keys != os.devnull:
-            require_replaceable(Path(keys))
+            require_regular(Path(keys))
         folder = os.environ.get("SSL_CERT_DIR")
         if folder and not os.environ.get("SSL_CERT_FILE"):
             os.listdir(folder)  # OpenSSL doesn't say that it is missing

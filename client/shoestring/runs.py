@@ -18,7 +18,7 @@ from shoestring_core import dawnbench, recipes, rest
 from shoestring_core import results as core
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.json_floats import decode_float
-from shoestring_core.regular_files import MAX_RUN_BYTES, make_folder, read_regular, require_replaceable
+from shoestring_core.regular_files import MAX_RUN_BYTES, make_folder, read_regular, require_regular
 from shoestring_core.results import Curve, RentedMachine, RunResult
 from shoestring_core.task import RecipeTask
 
@@ -151,7 +151,7 @@ def write_dawnbench_entry(loaded: LoadedRun, folder: Path, author: str, email: s
     try:
         make_folder(folder)
         for suffix in (".json", ".tsv"):
-            require_replaceable(folder / f"{entry.stem}{suffix}")
+            require_regular(folder / f"{entry.stem}{suffix}")
         (folder / f"{entry.stem}.json").write_text(description)
         (folder / f"{entry.stem}.tsv").write_text(rows)
     except OSError as error:

@@ -20,7 +20,8 @@ MAX_RUN_BYTES = 1 << 30
 """What a file that grows with a run may hold, such as its metrics."""
 MAX_TEXT_BYTES = 64 << 20
 """What a file of settings, certificates, a job spec or a list of names may hold: far more than any of them needs."""
-_OTHER_KINDS = (
+_KINDS = (
+    (stat.S_ISREG, "is a file"), (stat.S_ISLNK, "is a broken link"),
     (stat.S_ISDIR, "is a folder"), (stat.S_ISFIFO, "is a pipe"), (stat.S_ISSOCK, "is a socket"),
     (stat.S_ISCHR, "is a device"), (stat.S_ISBLK, "is a device"),
 )  # fmt: skip
@@ -64,8 +65,8 @@ def read_regular_text(path: Path, encoding: str = "utf-8") -> str:
     return read_regular(path).decode(encoding)
 
 
-def require_replaceable(path: Path) -> None:
-    """Raise OSError if something lies at a path that a file isn't to replace, such as /dev/null, a pipe or a folder."""
+def require_regular(path: Path) -> None:
+    """Raise OSError if something else than a file lies there, which none is to replace: a pipe, /dev/null, a folder."""
     if path.exists():
         _require_file(path, path.stat().st_mode)
 
@@ -75,16 +76,20 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
     try:
         folder.mkdir(mode, parents=True, exist_ok=True)
     except FileExistsError:
-        raise OSError(errno.EEXIST, "it is a file or a broken link, where a folder is needed", str(folder)) from None
+        mode = folder.stat().st_mode if folder.exists() else folder.lstat().st_mode
+        raise OSError(errno.EEXIST, f"it {_kind(mode)}, where a folder is needed", str(folder)) from None
     except NotADirectoryError:
         raise OSError(errno.ENOTDIR, "a file lies where a folder above it is needed", str(folder)) from None
 
 
 def _require_file(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((text for is_kind, text in _OTHER_KINDS if is_kind(mode)), "is something else")
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(code, f"it {kind}, where a file is needed", str(path))
+        raise OSError(code, f"it {_kind(mode)}, where a file is needed", str(path))
+
+
+def _kind(mode: int) -> str:
+    return next((text for is_kind, text in _KINDS if is_kind(mode)), "is something else")
 
 
 def _require_size(path: Path, content: bytes, at_most: int) -> bytes:

@@ -99,8 +99,8 @@ def test_what_is_no_folder_is_said_with_what_to_do(downloads: list[str], kind: s
     Path("mine").write_text("mine")
     Path("link").symlink_to("nowhere")
     target, words = {
-        "file": ("mine", "it is a file or a broken link, where a folder is needed"),
-        "broken link": ("link", "it is a file or a broken link, where a folder is needed"),
+        "file": ("mine", "it is a file, where a folder is needed"),
+        "broken link": ("link", "it is a broken link, where a folder is needed"),
         "below a file": ("mine/model", "a file lies where a folder above it is needed"),
         "name": ("x" * 300, "File name too long"),
     }[kind]

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from shoestring_core.regular_files import MAX_TEXT_BYTES, make_folder, open_regular, read_regular, require_replaceable
+from shoestring_core.regular_files import MAX_TEXT_BYTES, make_folder, open_regular, read_regular, require_regular
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device"])
@@ -54,12 +54,12 @@ def test_a_pipe_that_the_shell_passes_is_read() -> None:
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
-    require_replaceable(tmp_path / "absent")
+    require_regular(tmp_path / "absent")
     (tmp_path / "file").touch()
-    require_replaceable(tmp_path / "file")
+    require_regular(tmp_path / "file")
     for path in (tmp_path, Path("/dev/null")):
         with pytest.raises(OSError, match="where a file is needed"):
-            require_replaceable(path)
+            require_regular(path)
 
 
 def test_what_lies_in_the_place_of_a_folder_is_said(tmp_path: Path) -> None:
@@ -67,8 +67,9 @@ def test_what_lies_in_the_place_of_a_folder_is_said(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
-    for name in ("file", "link"):
-        with pytest.raises(OSError, match="it is a file or a broken link, where a folder is needed"):
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in {"file": "file", "link": "broken link", "pipe": "pipe"}.items():
+        with pytest.raises(OSError, match=f"it is a {kind}, where a folder is needed"):
             make_folder(tmp_path / name)
     with pytest.raises(OSError, match="a file lies where a folder above it is needed"):
         make_folder(tmp_path / "file" / "below")

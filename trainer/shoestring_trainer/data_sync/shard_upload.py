@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoestring_core.regular_files import read_regular
 from shoestring_core.wording.units import counted
 
 from shoestring_trainer.data_sync.buckets import Bucket, list_bucket
@@ -88,7 +89,7 @@ async def _claim(
 
     Raises DataUnavailable if they are of other images, or made with other options.
     """
-    index, content = read_shard_index(folder), (folder / INDEX_FILE).read_bytes()
+    index, content = read_shard_index(folder), read_regular(folder / INDEX_FILE)
     marker = f"{index.plan} {hashlib.sha256(content).hexdigest()}".encode()
     noted = await _read(bucket, found.get(MARKER), MARKER_BYTES)
     stored = await _read(bucket, found.get(INDEX_FILE))

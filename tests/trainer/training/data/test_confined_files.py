@@ -102,6 +102,24 @@ def test_torchvision_follows_links_below_the_roots(root: Path):
     assert len(index_torchvision_dataset("MNIST", root / "some", 0, 0.1)) == 2
 
 
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+def test_torchvision_waits_for_no_pipe_and_reads_no_file_of_terabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    monkeypatch.delenv(ROOTS_VARIABLE, raising=False)
+    write_mnist(tmp_path)
+    images = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    images.unlink()
+    os.mkfifo(images) if kind == "pipe" else images.touch()
+    if kind == "sparse":
+        os.truncate(images, 256 << 30)
+    what = (
+        "doesn't hold torchvision's MNIST" if kind == "pipe" else f"cannot read {images}: it has 274,877,906,944 bytes"
+    )
+    with pytest.raises(DataError, match=what):
+        index_torchvision_dataset("MNIST", tmp_path, 0, 0.1)
+
+
 def _replace_by_link(path: Path, target: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     path.symlink_to(target)

@@ -275,7 +275,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "around the source": (lambda source, _: source.parent, "lie in each other"),
     "other files": (lambda _, other: other, r"holds other files, such as notes\.txt"),
     "a file": (lambda _, other: other / "notes.txt", "is not a folder"),
-    "below a file": (lambda _, other: other / "notes.txt" / "shards", "Not a directory"),
+    "below a file": (lambda _, other: other / "notes.txt" / "shards", "a file lies where a folder above it is needed"),
 }
 
 

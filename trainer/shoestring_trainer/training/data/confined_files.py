@@ -7,6 +7,7 @@ variables, as in a run by hand, paths and links lead anywhere. Hooks are never r
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from io import BufferedReader
 from pathlib import Path
 
 from shoestring_core.image_folders import leads_out
-from shoestring_core.regular_files import MAX_TEXT_BYTES, open_regular, read_opened, read_regular
+from shoestring_core.regular_files import MAX_TEXT_BYTES, open_regular, read_opened, read_regular, require_regular
+from shoestring_core.wording.units import counted
 
 from shoestring_trainer.training.errors import DataError, UserError
 
@@ -49,22 +51,39 @@ def require_confined(path: Path) -> None:
 def confine_opens(folder: Path) -> Iterator[None]:
     """Confine what other libraries open below a folder meanwhile: their `open` raises DataError, just before it opens.
 
+    They would also wait for a pipe, and read a file of terabytes to its end.
+
     To be used once or twice in a process: Python has no way to remove the check, which does nothing afterwards.
     """
-    active = bool(os.environ.get(ROOTS_VARIABLE))
+    active = True
 
     def check(event: str, arguments: tuple[object, ...]) -> None:
         if active and event in _OPENING and isinstance(arguments[0], str | os.PathLike):
             path = Path(arguments[0])
             if path.is_relative_to(folder):
                 require_confined(path)
+                _require_readable(path)
 
-    if active:
-        sys.addaudithook(check)
+    sys.addaudithook(check)
     try:
         yield
     finally:
         active = False
+
+
+MAX_OPENED_BYTES = 16 << 30
+"""Of a file that another library reads: the largest of torchvision's data sets has 3 GB."""
+
+
+def _require_readable(path: Path) -> None:
+    if not path.exists() or path.is_dir():
+        return  # which the library expects, or says
+    try:
+        require_regular(path)
+        if (size := path.stat().st_size) > MAX_OPENED_BYTES:
+            raise OSError(errno.EFBIG, f"it has {counted(size, 'byte')}, where at most {MAX_OPENED_BYTES:,} are read")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 _OPENING = frozenset({"open", "os.listdir", "os.scandir"})

@@ -29,6 +29,7 @@ def open_shard_folder(folder: Path, plan: str) -> Iterator[Path]:
     work = folder / _WORK_FOLDER
     if not has_shard_index(folder) and not work.exists():
         _require_empty(folder)
+    make_folder(folder)
     make_folder(work)
     with (work / _LOCK).open("w") as lock:
         if not _locked(lock):

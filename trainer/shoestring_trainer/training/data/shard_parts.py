@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
+from shoestring_core.regular_files import open_regular, read_regular
 
 from shoestring_trainer.training.data.image_files import file_content
 from shoestring_trainer.training.data.image_index import ImageIndex
@@ -38,7 +39,7 @@ def part_file(parts: Path, shard: str) -> Path:
 def read_part(parts: Path, shard: str) -> Part | None:
     """None: the shard isn't written, or what is known of it is damaged."""
     try:
-        return Part.model_validate_json(part_file(parts, shard).read_bytes())
+        return Part.model_validate_json(read_regular(part_file(parts, shard)))
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -55,7 +56,8 @@ def restore_parts(
     None, if its files don't fit one another: then all are.
     """
     with suppress(FileNotFoundError, UnicodeDecodeError):
-        lines = (folder / SOURCES_FILE).read_bytes().decode().split("\n")[:-1]
+        with open_regular(folder / SOURCES_FILE) as file:
+            lines = file.read().decode().split("\n")[:-1]
         _restore(parts, plans, index, rows, lines)
 
 

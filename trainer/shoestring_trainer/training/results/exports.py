@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
-from shoestring_core.regular_files import read_regular, require_replaceable
+from shoestring_core.regular_files import read_regular, require_regular
 from shoestring_core.task import MAX_CHECKPOINT_BYTES
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -122,7 +122,7 @@ def write_onnx(source: Path, target: Path) -> None:
         raise UserError(f"{target} must end in .onnx, the only export format")
     require_onnx()
     try:
-        require_replaceable(target)
+        require_regular(target)
         target.parent.stat()
     except OSError as error:  # before minutes of work
         raise UserError(f"cannot write {target}: {error.strerror}; choose another path") from error
