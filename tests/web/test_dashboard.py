@@ -402,12 +402,41 @@ def test_another_recipe_begins_another_spec_and_asks_for_its_data(deployment: De
     recipe = page.get_by_role("combobox", name="Recipe")
     expect(recipe).to_have_value("digits/quickstart")
     recipe.select_option("cifar10/airbench94")
+    expect(page.get_by_label("CIFAR-10 folder")).to_have_value("")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_label("CIFAR-10 folder")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator(".field.wide .field-error")).to_contain_text("needs images")
     page.get_by_label("CIFAR-10 folder").fill("/nowhere")
     expect(page.get_by_label("Job spec, YAML")).to_have_value(
         re.compile(r"recipe: cifar10/airbench94\n.*train: /nowhere", re.S)
     )
     page.get_by_role("button", name="Validate").click()
     expect(page.get_by_label("CIFAR-10 folder")).to_have_attribute("aria-invalid", "true")
+
+
+def test_a_draft_outlives_a_reload_and_the_end_of_the_session_until_it_is_discarded(
+    deployment: Deployment, open_page: OpenPage
+) -> None:
+    job = deployment.submit(name="the first")
+    page = open_page(f"/new?from={job}")
+    changes = page.locator("[data-changes]")
+    expect(changes).to_contain_text("Copy of the first. Nothing is changed yet.")
+    page.get_by_label("lr", exact=True).fill("0.07")
+    expect(changes).to_contain_text("params.lr")
+    page.reload()
+    expect(page.get_by_label("lr", exact=True)).to_have_value("0.07")
+    expect(page.get_by_text("What you had typed here before is back.")).to_be_visible()
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("status")).to_contain_text("Your session has ended")
+    page.get_by_label("API key").fill(deployment.keys[1])
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_label("lr", exact=True)).to_have_value("0.07")
+    page.get_by_role("button", name="Discard draft").click()
+    expect(changes).to_contain_text("Nothing is changed yet.")
+    page.reload()
+    expect(changes).to_contain_text("Nothing is changed yet.")
+    expect(page.get_by_role("button", name="Discard draft")).to_have_count(0)
 
 
 def test_the_yaml_of_the_spec_can_be_edited(deployment: Deployment, open_page: OpenPage) -> None:

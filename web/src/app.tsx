@@ -15,6 +15,7 @@ import { ProblemNote } from "./components/problem-note";
 import { Skeleton } from "./components/skeleton";
 import { navigate, Link, useLocation } from "./router";
 import { stream } from "./live/stream";
+import { forgetDrafts } from "./lib/drafts";
 import { useRights } from "./lib/use-rights";
 import { setTheme, THEMES, useTheme } from "./lib/theme";
 
@@ -150,18 +151,20 @@ function ThemeSwitch() {
   );
 }
 
-/** To the sign-in page, which leads back here. */
+/** To the sign-in page, which leads back here, and says so to whom had been signed in. */
 function signIn(): void {
   const { pathname, search, hash } = window.location;
   if (pathname === "/login") return;
+  const ended = queries.getQueryData(me.queryKey) !== undefined;
   queries.clear();
-  navigate(`/login?${new URLSearchParams({ next: pathname + search + hash })}`, { replace: true });
+  navigate(`/login?${new URLSearchParams({ next: pathname + search + hash, ...(ended ? { ended: "1" } : {}) })}`, { replace: true });
 }
 
 async function signOut(): Promise<void> {
   try {
     await api.DELETE("/v1/session");
   } finally {
+    forgetDrafts();
     queries.clear();
     navigate("/login");
   }

@@ -3,25 +3,26 @@ import { useMutation } from "@tanstack/react-query";
 import { type FormEvent, type KeyboardEvent, type ReactNode, useEffect, useId, useRef, useState } from "react";
 import { api, body, newIdempotencyKey } from "../../api/client";
 import { type Budget, queries } from "../../api/queries";
+import { amountProblem, typedDollars } from "../../lib/amount";
 import { formatDollars, toMicro } from "../../lib/money";
+import { ButtonWithReason } from "../../components/button-with-reason";
 import { ProblemNote } from "../../components/problem-note";
 
 const MAX_WEIGHT = 1000;
 const MAX_LINES = 20;
-const DOLLARS = /^\d{1,12}(\.\d{1,6})?$/;
 
 export function LimitForm({ budget, done }: { budget: Budget; done: () => void }) {
   const [limit, setLimit] = useState(budget.limit?.amount ?? "");
-  const dollars = limit.trim().replace(/^\$/, "");
+  const dollars = typedDollars(limit);
   const committed = toMicro(budget.posted.amount) + toMicro(budget.held.amount);
-  const valid = DOLLARS.test(dollars);
+  const problem = amountProblem(limit);
   return (
     <BudgetForm
       name="limit"
       label="New limit, dollars"
       value={limit}
       setValue={setLimit}
-      problem={valid ? "" : "Enter dollars as a decimal number such as 25.00."}
+      problem={problem}
       save={async (reason) =>
         body(
           await api.PUT("/v1/budgets/{budget_id}", {
@@ -32,7 +33,7 @@ export function LimitForm({ budget, done }: { budget: Budget; done: () => void }
       }
       done={done}
     >
-      {valid && toMicro(dollars) < committed && (
+      {!problem && toMicro(dollars) < committed && (
         <p className="note warn">
           {formatDollars(committed)} is already spent or held. With this limit, running jobs save a checkpoint and pause, and the excess is
           shown as overdraft.
@@ -70,7 +71,9 @@ export function GrantForm({ budget, done }: { budget: Budget; done: () => void }
 
 /** `others`: the budgets that may get dollars of this one. */
 export function TransferForm({ budget, others, done }: { budget: Budget; others: readonly Budget[]; done: () => void }) {
-  const { amount, setAmount, dollars, problem, key } = useAmount();
+  const { amount, setAmount, dollars, problem: noAmount, key } = useAmount();
+  const missing = noAmount || !budget.left ? 0n : toMicro(dollars) - toMicro(budget.left.amount);
+  const problem = missing > 0n ? `${formatDollars(missing)} more than is left: what is spent or held can't be moved.` : noAmount;
   const [to, setTo] = useState(others[0]?.id ?? "");
   const id = useId();
   return (
@@ -106,10 +109,9 @@ export function TransferForm({ budget, others, done }: { budget: Budget; others:
 /** An amount of dollars as it is entered, and the key that keeps a repeated request from moving it twice. */
 function useAmount() {
   const [amount, setAmount] = useState("");
-  const dollars = amount.trim().replace(/^\$/, "");
-  const problem = DOLLARS.test(dollars) && toMicro(dollars) > 0n ? "" : "Enter dollars as a decimal number such as 5.00.";
+  const problem = amountProblem(amount, { example: "5.00", zero: false });
   const [key] = useState(newIdempotencyKey);
-  return { amount, setAmount, dollars, problem, key };
+  return { amount, setAmount, dollars: typedDollars(amount), problem, key };
 }
 
 export function WeightForm({ budget, done }: { budget: Budget; done: () => void }) {
@@ -139,14 +141,14 @@ export function WeightForm({ budget, done }: { budget: Budget; done: () => void 
 
 export function GuaranteeForm({ budget, done }: { budget: Budget; done: () => void }) {
   const [rate, setRate] = useState(budget.guaranteed_rate?.amount ?? "");
-  const dollars = rate.trim().replace(/^\$/, "");
+  const dollars = typedDollars(rate);
   return (
     <BudgetForm
       name="guaranteed rate"
       label="Dollars an hour"
       value={rate}
       setValue={setRate}
-      problem={DOLLARS.test(dollars) ? "" : "Enter dollars an hour as a decimal number such as 2.50; 0 guarantees nothing."}
+      problem={amountProblem(rate, { example: "2.50 an hour; 0 guarantees nothing" })}
       save={async (reason) =>
         body(
           await api.PUT("/v1/budgets/{budget_id}/guaranteed-rate", {
@@ -237,8 +239,9 @@ export function PeriodForm({ budget, done }: { budget: Budget; done: () => void 
   const [starts, setStarts] = useState("");
   const [zone, setZone] = useState(now?.time_zone ?? new Intl.DateTimeFormat().resolvedOptions().timeZone);
   const [over, setOver] = useState(now?.rollover === "unspent" ? (now.rollover_cap?.amount ?? "all") : "0");
-  const dollars = over.trim().replace(/^\$/, "");
-  const valid = dollars === "all" || DOLLARS.test(dollars);
+  const dollars = typedDollars(over);
+  const noAmount = dollars === "all" ? "" : amountProblem(over, { example: "20.00; all, or 0 for nothing" });
+  const valid = noAmount === "";
   const carries = dollars === "all" || (valid && toMicro(dollars) > 0n);
   const missing = kind === "term" && until === "" ? "Enter the last day of the term." : "";
   return (
@@ -247,7 +250,7 @@ export function PeriodForm({ budget, done }: { budget: Budget; done: () => void 
       label="Carries over, dollars at most"
       value={over}
       setValue={setOver}
-      problem={valid ? missing : "Enter dollars such as 20.00; all, or 0 for nothing."}
+      problem={noAmount || missing}
       save={async (reason) =>
         body(
           await api.PUT("/v1/budgets/{budget_id}/period", {
@@ -350,13 +353,12 @@ function BudgetForm({ name, label, value, setValue, problem, save, done, childre
         </div>
       </div>
       {children}
-      {problem && value !== "" && <p className="field-error">{problem}</p>}
       <ProblemNote error={change.error} />
       <div className="row end">
         <button type="button" onClick={done}>Cancel</button>
-        <button type="submit" className="primary" disabled={problem !== "" || change.isPending}>
+        <ButtonWithReason type="submit" className="primary" reason={problem} wrong={value !== ""} busy={change.isPending}>
           {change.isPending ? "Saving…" : `Save ${name}`}
-        </button>
+        </ButtonWithReason>
       </div>
     </form>
   );

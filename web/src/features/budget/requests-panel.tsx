@@ -6,6 +6,8 @@ import { type BudgetRequest, budgetRequests, queries } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
 import { Async } from "../../components/async";
 import { useRights } from "../../lib/use-rights";
+import { ButtonWithReason } from "../../components/button-with-reason";
+import { amountProblem, typedDollars } from "../../lib/amount";
 import { ProblemNote } from "../../components/problem-note";
 import { Sentence } from "../../components/sentence";
 import { Time } from "../../components/time";
@@ -103,8 +105,9 @@ function AskForm({ done }: { done: () => void }) {
   const [amount, setAmount] = useState("");
   const [why, setWhy] = useState("");
   const [key] = useState(newIdempotencyKey);
-  const dollars = amount.trim().replace(/^\$/, "");
-  const valid = /^\d{1,12}(\.\d{1,6})?$/.test(dollars) && why.trim() !== "";
+  const dollars = typedDollars(amount);
+  const noAmount = amountProblem(amount, { example: "5.00", zero: false });
+  const problem = noAmount || (why.trim() === "" ? "Say what it is for: whoever approves it reads that." : "");
   const ask = useMutation({
     mutationFn: async () =>
       body(
@@ -135,9 +138,9 @@ function AskForm({ done }: { done: () => void }) {
       <ProblemNote error={ask.error} />
       <div className="row end">
         <button type="button" onClick={done}>Cancel</button>
-        <button type="submit" className="primary" disabled={!valid || ask.isPending}>
+        <ButtonWithReason type="submit" className="primary" reason={problem} wrong={noAmount !== "" && amount !== ""} busy={ask.isPending}>
           {ask.isPending ? "Asking…" : "Ask"}
-        </button>
+        </ButtonWithReason>
       </div>
     </form>
   );

@@ -2,6 +2,7 @@
 import { useMutation } from "@tanstack/react-query";
 import { type FormEvent, useState } from "react";
 import { api, body, type Schemas } from "../../api/client";
+import { ButtonWithReason } from "../../components/button-with-reason";
 import { ProblemNote } from "../../components/problem-note";
 
 export function InvitationForm({ code, given, done }: { code: string; given: string | null; done: (who: Schemas["Me"]) => void }) {
@@ -29,9 +30,9 @@ export function InvitationForm({ code, given, done }: { code: string; given: str
         onChange={(event) => setName(event.target.value)}
         required
       />
-      <button type="submit" className="primary" disabled={take.isPending || name.trim() === ""}>
+      <ButtonWithReason type="submit" className="primary" reason={name.trim() === "" ? "Enter your name first." : ""} busy={take.isPending}>
         {take.isPending ? "Joining…" : "Join"}
-      </button>
+      </ButtonWithReason>
       <p className="muted">The link works once. It signs this browser in; for the command line, make a key under People and keys.</p>
     </form>
   );

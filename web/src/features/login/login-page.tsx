@@ -1,6 +1,7 @@
 import { type FormEvent, useEffect, useState } from "react";
 import { api, body, Problem, type Schemas } from "../../api/client";
 import { me, queries } from "../../api/queries";
+import { ButtonWithReason } from "../../components/button-with-reason";
 import { ProblemNote } from "../../components/problem-note";
 import { InvitationForm } from "./invitation-form";
 import { navigate, safeRedirect, useLocation } from "../../router";
@@ -43,6 +44,12 @@ export function LoginPage() {
       <form className="login-card" onSubmit={submit}>
         <img src="/icon.svg" alt="" width="40" height="40" />
         <h1>Sign in to Shoestring</h1>
+        {error === null && address.searchParams.has("ended") && (
+          <div className="note warn" role="status">
+            <strong>Your session has ended</strong>
+            <p>It expired, or was ended elsewhere. Sign in again to go on where you were; a job spec that you were writing is kept.</p>
+          </div>
+        )}
         {error !== null && <SignInError error={error} byLink={code !== null && key === ""} />}
         {busy && code && !error ? (
           <p role="status">Signing you in…</p>
@@ -59,9 +66,9 @@ export function LoginPage() {
               onChange={(event) => setKey(event.target.value)}
               required
             />
-            <button type="submit" className="primary" disabled={busy || key.trim() === ""}>
+            <ButtonWithReason type="submit" className="primary" reason={key.trim() === "" ? "Paste an API key first." : ""} busy={busy}>
               {busy ? "Signing in…" : "Sign in"}
-            </button>
+            </ButtonWithReason>
             <p className="muted">
               On the computer that runs the service, <code>shoestring open</code> signs you in with a link, and{" "}
               <code>shoestring up</code> prints where the first admin key is stored.

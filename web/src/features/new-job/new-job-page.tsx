@@ -1,16 +1,20 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
-import { type FormEvent, type ReactNode, useId, useState } from "react";
+import { type FormEvent, useState } from "react";
 import { api, body, newIdempotencyKey, Problem, type Schemas } from "../../api/client";
 import { budgets, me, job as jobQuery, type Job, offers, queries, recipes } from "../../api/queries";
 import { formatDollars } from "../../lib/money";
+import { counted } from "../../lib/number";
 import { Async } from "../../components/async";
 import { Page } from "../../components/page";
 import { Panel } from "../../components/panel";
 import { ProblemNote } from "../../components/problem-note";
-import { navigate, useLocation } from "../../router";
+import { ButtonWithReason } from "../../components/button-with-reason";
+import { keepDraft, readDraft } from "../../lib/drafts";
+import { Link, navigate, useLocation } from "../../router";
 import { gpuChoices, gpuHelp } from "./gpu-choices";
 import { QuotePanel } from "./quote-panel";
-import { parseValue, yamlError, type Path, readField, writeField, specToYaml } from "./spec-yaml";
+import { Choice, Field, Fold, Parameter } from "./spec-fields";
+import { parseValue, yamlError, type Path, readField, specChanges, writeField, specToYaml } from "./spec-yaml";
 import { Sentence } from "../../components/sentence";
 import { tightestBudget } from "../../lib/tightest-budget";
 
@@ -19,7 +23,8 @@ type SpecError = Schemas["Problem"];
 
 export default function NewJobPage() {
   const all = useQuery(recipes);
-  const query = useLocation().searchParams;
+  const { search, searchParams: query } = useLocation();
+  const user = useQuery(me).data?.user ?? "";
   const from = query.get("from");
   const source = useQuery({ ...jobQuery(from ?? ""), enabled: from !== null });
   const ready = all.data && (from === null || source.data || source.error);
@@ -27,7 +32,15 @@ export default function NewJobPage() {
     <Page title="New job" wide>
       <ProblemNote error={source.error} />
       <Async reading={{ ...all, data: ready ? all.data : undefined }} rows={6}>
-        {(recipes) => <Form recipes={recipes} initial={initialSpec(recipes, query.get("recipe"), source.data)} />}
+        {(recipes) => (
+          <Form
+            key={search}
+            recipes={recipes}
+            initial={initialSpec(recipes, query.get("recipe"), source.data)}
+            source={source.data}
+            draftName={`${user} /new${search}`}
+          />
+        )}
       </Async>
     </Page>
   );
@@ -40,14 +53,13 @@ function initialSpec(all: Recipe[], wanted: string | null, source: Job | undefin
 }
 
 function specTemplate(recipe: Recipe): string {
-  const data = recipe.data === "digits" ? "" : "data:\n  train: /path/to/images\n";
-  return `recipe: ${recipe.name}\n${data}`;
+  return `recipe: ${recipe.name}\n`;
 }
 
 /** The data folder field by kind of data; the digits data set is built in. */
-const DATA_FIELDS: Record<string, { label: string; help: string }> = {
-  cifar10: { label: "CIFAR-10 folder", help: "The binary or Python version, below a data root of the service." },
-  imagefolder: { label: "Image folder", help: "One subfolder per class, below a data root of the service." },
+const DATA_FIELDS: Record<string, { label: string; help: string; placeholder: string }> = {
+  cifar10: { label: "CIFAR-10 folder", placeholder: "/path/to/cifar10", help: "The binary or Python version, below a data root of the service." },
+  imagefolder: { label: "Image folder", placeholder: "/path/to/images", help: "One subfolder per class, below a data root of the service." },
 };
 
 function groupByFamily(all: Recipe[]): [string, Recipe[]][] {
@@ -55,9 +67,21 @@ function groupByFamily(all: Recipe[]): [string, Recipe[]][] {
   return [...new Set(all.map(familyOf))].map((family) => [family, all.filter((one) => familyOf(one) === family)]);
 }
 
-function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string }) {
-  const [text, setText] = useState(initial);
-  const [validText, setValidText] = useState(initial); // what the form shows while the text has a slip
+/** The parameters that most jobs set; the others are folded away. */
+const USUAL_PARAMS = ["epochs", "batch_size", "lr"];
+
+function Form({ recipes: all, initial, source, draftName }: {
+  recipes: Recipe[];
+  initial: string;
+  /** The job that this one is a copy of. */
+  source: Job | undefined;
+  draftName: string;
+}) {
+  const [draft] = useState(() => readDraft(draftName));
+  const [restored, setRestored] = useState(draft !== null && draft !== initial);
+  const [text, setText] = useState(draft ?? initial);
+  // What the form shows while the text has a slip.
+  const [validText, setValidText] = useState(draft !== null && yamlError(draft) === null ? draft : initial);
   const [key, setKey] = useState(newIdempotencyKey);
   const syntaxError = yamlError(text);
   const recipe = all.find(({ name }) => name === readField(validText, ["recipe"]).replace(/@\d+$/, ""));
@@ -68,6 +92,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   const submit = useMutation({
     mutationFn: async () => submitSpec(text, false, key),
     onSuccess: (job) => {
+      keepDraft(draftName, null);
       queries.setQueryData(jobQuery(job.id).queryKey, job);
       void queries.invalidateQueries({ queryKey: ["jobs"] });
       navigate(`/jobs/${job.id}`);
@@ -77,6 +102,7 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   /** A changed text is a new request: it gets its own idempotency key, and earlier errors are cleared. */
   function edit(next: string) {
     setText(next);
+    keepDraft(draftName, next === initial ? null : next);
     if (yamlError(next) === null) setValidText(next);
     setKey(newIdempotencyKey());
     validation.reset();
@@ -86,9 +112,38 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
   const error = submit.error ?? validation.error;
   const errors = error instanceof Problem ? error.document.errors : [];
   const set = (path: Path, value: unknown) => edit(writeField(text, path, value));
-  const field = (path: Path) => ({ value: readField(validText, path), errors: errorsAt(errors, path), disabled: syntaxError !== null });
-  const formPointers = new Set(FORM_PATHS.map((path) => pointer(path)).concat((recipe?.params ?? []).map(({ name }) => `/params/${name}`)));
+  const field = (path: Path, also: SpecError[] = []) => ({
+    value: readField(validText, path),
+    errors: [...errorsAt(errors, path), ...also],
+    disabled: syntaxError !== null,
+  });
+  const missingData = errorsAt(errors, ["data"]);
+  /** How many of the fields at these paths have a value, and errors. */
+  const state = (paths: Path[]) => ({
+    set: paths.filter((path) => readField(validText, path) !== "").length,
+    errors: paths.reduce((sum, path) => sum + errorsAt(errors, path).length, 0),
+  });
+  const dataPaths: Path[] = dataField ? [["data"], ["data", "train"]] : [];
+  const formPointers = new Set([...USUAL_PATHS, ...MORE_PATHS, ...dataPaths].map((path) => pointer(path)).concat((recipe?.params ?? []).map(({ name }) => `/params/${name}`)));
   const otherErrors = errors.filter((specError) => !formPointers.has(specError.pointer));
+
+  const [usual, more] = splitParams(recipe?.params ?? []);
+  const slip = syntaxError === null ? "" : "Correct the YAML first: its error is shown below the spec.";
+  const parameter = (param: Schemas["RecipeParameter"]) => (
+    <Parameter key={param.name} param={param} {...field(["params", param.name])} set={(typed) => set(["params", param.name], parseValue(typed, param.type))} />
+  );
+  const discard = (
+    <button
+      type="button"
+      className="small"
+      onClick={() => {
+        edit(initial);
+        setRestored(false);
+      }}
+    >
+      Discard draft
+    </button>
+  );
 
   return (
     <form
@@ -99,6 +154,13 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
         submit.mutate();
       }}
     >
+      {restored && (
+        <div className="note row whole" role="status">
+          <span className="grow">What you had typed here before is back.</span>
+          {discard}
+        </div>
+      )}
+      {source && <Changes source={source} changes={specChanges(initial, validText)} />}
       <div className="stack">
         <Panel title="Recipe">
           <select
@@ -126,30 +188,33 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
         </Panel>
         {dataField && (
           <Panel title="Data">
-            <Field {...dataField} {...field(["data", "train"])} set={(typed) => set(["data", "train"], typed || undefined)} wide />
+            <Field {...dataField} {...field(["data", "train"], missingData)} set={(typed) => set(["data", "train"], typed || undefined)} wide />
           </Panel>
         )}
         <Panel title="Resources and limits">
           <div className="fields">
             <Field label="Machines" help="Number of nodes (distributed training). Leave blank for one, or for as many as the time limit requires." type="number" min={1} placeholder="1" {...field(["resources", "nodes"])} set={(typed) => set(["resources", "nodes"], parseValue(typed, "int"))} />
             <Field label="GPUs" help={gpuHelp(gpus)} placeholder="none needed" suggestions={gpus ?? []} {...field(["resources", "gpu"])} set={(typed) => set(["resources", "gpu"], typed.trim() || undefined)} />
-            <Choice label="Spot instances" help="Cheaper; they may be preempted, and the job then resumes from a checkpoint." options={["prefer", "only", "never"]} {...field(["resources", "spot"])} set={(typed) => set(["resources", "spot"], typed || undefined)} />
             <Field label="Cost limit, dollars" help="The most that the job may cost. Leave blank for the limits of the budgets." inputMode="decimal" placeholder="none" {...field(["limits", "cost"])} set={(typed) => set(["limits", "cost"], typed.trim() || undefined)} />
-            <Field label="Hourly limit, dollars" help="Of all machines together: dearer ones are not rented." inputMode="decimal" placeholder="none" {...field(["limits", "rate"])} set={(typed) => set(["limits", "rate"], typed.trim() || undefined)} />
             <Field label="Time limit" help="Training time, e.g. 90s, 5m, 2h, 1d." placeholder="none" {...field(["limits", "time"])} set={(typed) => set(["limits", "time"], typed.trim() || undefined)} />
+          </div>
+          <Fold title="Name, spot, deadline and other options" {...state(MORE_PATHS)}>
+            <Field label="Name" help="Display name of the job." placeholder={recipe?.name ?? ""} {...field(["name"])} set={(typed) => set(["name"], typed || undefined)} />
+            <Choice label="Spot instances" help="Cheaper; they may be preempted, and the job then resumes from a checkpoint." options={["prefer", "only", "never"]} {...field(["resources", "spot"])} set={(typed) => set(["resources", "spot"], typed || undefined)} />
+            <Field label="Hourly limit, dollars" help="Of all machines together: dearer ones are not rented." inputMode="decimal" placeholder="none" {...field(["limits", "rate"])} set={(typed) => set(["limits", "rate"], typed.trim() || undefined)} />
             <Field label="Deadline" help="By when it must be done: 12h from now, or 2026-12-04T09:00+01:00. What on-demand machines would cost is reserved." placeholder="none" {...field(["limits", "deadline"])} set={(typed) => set(["limits", "deadline"], typed.trim() || undefined)} />
             <Choice label="If out of budget" help="Pause or stop after a checkpoint; finish reserves the cost of the time limit before it starts." options={["pause", "stop", "finish"]} {...field(["on_budget"])} set={(typed) => set(["on_budget"], typed || undefined)} />
             <Field label="Initialize from" help="job/ID, or the path of a model below a data root." placeholder="random weights" {...field(["init"])} set={(typed) => set(["init"], typed.trim() || undefined)} />
-            <Field label="Name" help="Display name of the job." placeholder={recipe?.name ?? ""} {...field(["name"])} set={(typed) => set(["name"], typed || undefined)} />
-          </div>
+          </Fold>
         </Panel>
         {recipe && (
           <Panel title="Parameters" aside={<span className="muted">leave blank for the default</span>}>
-            <div className="fields">
-              {recipe.params.map((param) => (
-                <Parameter key={param.name} param={param} {...field(["params", param.name])} set={(typed) => set(["params", param.name], parseValue(typed, param.type))} />
-              ))}
-            </div>
+            <div className="fields">{usual.map(parameter)}</div>
+            {more.length > 0 && (
+              <Fold title={counted(more.length, "more parameter")} {...state(more.map(({ name }) => ["params", name]))}>
+                {more.map(parameter)}
+              </Fold>
+            )}
           </Panel>
         )}
       </div>
@@ -188,20 +253,52 @@ function Form({ recipes: all, initial }: { recipes: Recipe[]; initial: string })
           <QuotePanel text={validText} />
           <div className="row end">
             <BudgetNote />
-            <button type="button" disabled={syntaxError !== null || validation.isPending} onClick={() => validation.mutate()}>
+            <ButtonWithReason type="button" reason={slip} busy={validation.isPending} onClick={() => validation.mutate()}>
               {validation.isPending ? "Validating…" : "Validate"}
-            </button>
-            <button type="submit" className="primary" disabled={syntaxError !== null || submit.isPending}>
+            </ButtonWithReason>
+            <ButtonWithReason type="submit" className="primary" reason={slip} silent busy={submit.isPending}>
               {submit.isPending ? "Submitting…" : "Submit"}
-            </button>
+            </ButtonWithReason>
           </div>
+          {text !== initial && !restored && (
+            <div className="row end">
+              <span className="muted grow">Your draft is kept in this browser tab until it is submitted.</span>
+              {discard}
+            </div>
+          )}
         </Panel>
       </div>
     </form>
   );
 }
 
-const FORM_PATHS: Path[] = [["data", "train"], ["resources", "nodes"], ["resources", "gpu"], ["resources", "spot"], ["limits", "cost"], ["limits", "rate"], ["limits", "time"], ["limits", "deadline"], ["on_budget"], ["init"], ["name"]];
+const USUAL_PATHS: Path[] = [["resources", "nodes"], ["resources", "gpu"], ["limits", "cost"], ["limits", "time"]];
+const MORE_PATHS: Path[] = [["name"], ["resources", "spot"], ["limits", "rate"], ["limits", "deadline"], ["on_budget"], ["init"]];
+
+function splitParams(params: Schemas["RecipeParameter"][]): [Schemas["RecipeParameter"][], Schemas["RecipeParameter"][]] {
+  const usual = ({ name }: Schemas["RecipeParameter"]) => USUAL_PARAMS.includes(name);
+  return [params.filter(usual), params.filter((param) => !usual(param))];
+}
+
+/** What a copy of a job changes about it. */
+function Changes({ source, changes }: { source: Job; changes: ReturnType<typeof specChanges> }) {
+  return (
+    <div className="note whole" role="status" data-changes>
+      <p>
+        Copy of <Link to={`/jobs/${source.id}`}>{source.name}</Link>. {changes.length === 0 ? "Nothing is changed yet." : "Changed:"}
+      </p>
+      {changes.length > 0 && (
+        <ul className="plain">
+          {changes.map(({ path, before, after }) => (
+            <li key={path}>
+              <code>{path}</code> {before ?? "not set"} → <strong>{after ?? "not set"}</strong>
+            </li>
+          ))}
+        </ul>
+      )}
+    </div>
+  );
+}
 
 async function submitSpec(text: string, dry: boolean, key?: string): Promise<Job> {
   return body(
@@ -210,108 +307,6 @@ async function submitSpec(text: string, dry: boolean, key?: string): Promise<Job
       body: { spec: text, dry_run: dry },
     }),
   ) as Job;
-}
-
-interface FieldProps {
-  value: string;
-  errors: SpecError[];
-  disabled: boolean;
-  set: (typed: string) => void;
-}
-
-function Parameter({ param, ...rest }: { param: Schemas["RecipeParameter"] } & FieldProps) {
-  const defaultText = param.default === null || param.default === undefined ? "" : String(param.default);
-  const range = param.minimum !== null && param.maximum !== null ? ` ${param.minimum} to ${param.maximum}.` : "";
-  const help = `${param.help}${range}`;
-  if (param.choices) return <Choice label={param.name} help={help} options={param.choices.map(String)} defaultOption={defaultText} {...rest} />;
-  if (param.type === "bool") return <Choice label={param.name} help={help} options={["true", "false"]} defaultOption={defaultText} {...rest} />;
-  return <Field label={param.name} help={help} placeholder={defaultText} inputMode={param.type === "str" ? "text" : "decimal"} {...rest} />;
-}
-
-function Field({ label, help, value, errors, disabled, set, suggestions = [], wide = false, ...input }: {
-  label: string;
-  help: string;
-  suggestions?: { value: string; label: string }[];
-  wide?: boolean;
-  type?: string;
-  min?: number;
-  placeholder?: string;
-  inputMode?: "decimal" | "text";
-} & FieldProps) {
-  // The text stays as typed while the field has focus; the spec may hold it in another notation.
-  const [draft, setDraft] = useState<string | null>(null);
-  return (
-    <Labelled label={label} help={help} errors={errors} wide={wide}>
-      {(ids) => (
-        <>
-          <input
-            {...ids}
-            {...input}
-            autoComplete="off"
-            disabled={disabled}
-            list={suggestions.length > 0 ? `${ids.id}-suggestions` : undefined}
-            value={draft ?? value}
-            onBlur={() => setDraft(null)}
-            onChange={(event) => {
-              setDraft(event.target.value);
-              set(event.target.value);
-            }}
-          />
-          {suggestions.length > 0 && (
-            <datalist id={`${ids.id}-suggestions`}>
-              {suggestions.map((one) => (
-                <option key={one.value} value={one.value}>
-                  {one.label}
-                </option>
-              ))}
-            </datalist>
-          )}
-        </>
-      )}
-    </Labelled>
-  );
-}
-
-function Choice({ label, help, options, defaultOption, value, errors, disabled, set }: {
-  label: string;
-  help: string;
-  options: string[];
-  defaultOption?: string;
-} & FieldProps) {
-  return (
-    <Labelled label={label} help={help} errors={errors}>
-      {(ids) => (
-        <select {...ids} disabled={disabled} value={value} onChange={(event) => set(event.target.value)}>
-          <option value="">{defaultOption ?? options[0]} (default)</option>
-          {options.map((one) => (
-            <option key={one} value={one}>
-              {one}
-            </option>
-          ))}
-          {value !== "" && !options.includes(value) && <option value={value}>{value}</option>}
-        </select>
-      )}
-    </Labelled>
-  );
-}
-
-function Labelled({ label, help, errors, wide = false, children }: {
-  label: string;
-  help: string;
-  errors: SpecError[];
-  wide?: boolean;
-  children: (ids: { id: string; "aria-describedby": string; "aria-invalid": boolean }) => ReactNode;
-}) {
-  const id = useId();
-  return (
-    <div className={wide ? "field wide" : "field"}>
-      <label htmlFor={id}>{label}</label>
-      {children({ id, "aria-describedby": `${id}-help`, "aria-invalid": errors.length > 0 })}
-      <p id={`${id}-help`} className={errors.length > 0 ? "field-error" : "help"}>
-        {errors.length > 0 ? <Sentence text={errors.map(({ message }) => message).join(" ")} /> : help}
-      </p>
-    </div>
-  );
 }
 
 function BudgetNote() {

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { specToCommand, parseValue, yamlError, readField, writeField, specToYaml } from "./spec-yaml";
+import { specChanges, specToCommand, parseValue, yamlError, readField, writeField, specToYaml } from "./spec-yaml";
 
 const TEXT = "recipe: digits/quickstart # the quick one\nlimits: {cost: 3.00}\n";
 
@@ -54,4 +54,15 @@ test("the command omits default parameters and quotes for a shell", () => {
   expect(specToCommand(spec, { lr: 0.1, seed: 0 })).toBe(
     `shoestring submit digits/quickstart seed=7 name='it'\\''s' limits.cost=3.00 tags.week='3 4'`,
   );
+});
+
+test("what a copy changes is told field by field, and what is written otherwise but the same is no change", () => {
+  const source = "recipe: digits/quickstart\nparams:\n  lr: 0.1\nlimits:\n  cost: 3.00\nresources:\n  zones: [a]\n";
+  expect(specChanges(source, `${source}# a comment\n`)).toEqual([]);
+  expect(specChanges(source, "recipe: digits/quickstart\nparams: {lr: 0.05}\nresources: {zones: [a, b]}\nname: mine\n")).toEqual([
+    { path: "params.lr", before: "0.1", after: "0.05" },
+    { path: "limits.cost", before: "3", after: undefined },
+    { path: "resources.zones", before: '["a"]', after: '["a","b"]' },
+    { path: "name", before: undefined, after: "mine" },
+  ]);
 });

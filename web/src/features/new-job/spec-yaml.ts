@@ -6,7 +6,7 @@ export type Path = readonly (string | number)[];
 /** Return the YAML syntax error of the text, or null. */
 export function yamlError(text: string): string | null {
   const [error] = parseDocument(text).errors;
-  return error ? error.message.split("\n")[0]! : null;
+  return error ? error.message.split("\n")[0]!.replace(/:$/, ".") : null;
 }
 
 /** Return the scalar at a path as it was typed ("3.00" stays "3.00"), or "" if there is none. */
@@ -59,6 +59,22 @@ export function specToCommand(spec: Record<string, unknown>, defaults: Record<st
   }
   for (const [path, value] of leaves(rest)) words.push(`${path}=${shellQuote(value)}`);
   return words.join(" ");
+}
+
+/** The fields in which a spec's text differs from another, as dotted paths with both values; undefined where one has none. */
+export function specChanges(before: string, after: string): { path: string; before: string | undefined; after: string | undefined }[] {
+  const [old, next] = [before, after].map((text) => {
+    const tree: unknown = parseMapping(text)?.toJS() ?? {};
+    return new Map([...leaves((withoutEmpty(tree) ?? {}) as Record<string, unknown>)].map(([path, value]) => [path, shown(value)]));
+  }) as [Map<string, string>, Map<string, string>];
+  const paths = new Set([...old.keys(), ...next.keys()]);
+  return [...paths]
+    .filter((path) => old.get(path) !== next.get(path))
+    .map((path) => ({ path, before: old.get(path), after: next.get(path) }));
+}
+
+function shown(value: unknown): string {
+  return Array.isArray(value) ? JSON.stringify(value) : String(value);
 }
 
 function parseMapping(text: string): Document | null {

@@ -5,6 +5,7 @@ import { api, body } from "../../api/client";
 import { teams } from "../../api/queries";
 import { CopyButton } from "../../components/copy-button";
 import { Panel } from "../../components/panel";
+import { ButtonWithReason } from "../../components/button-with-reason";
 import { ProblemNote } from "../../components/problem-note";
 import { reread } from "./people-page";
 
@@ -39,9 +40,9 @@ export function TeamsPanel({ admin }: { admin: boolean }) {
               <label htmlFor={id}>New team</label>
               <input id={id} value={name} maxLength={100} required onChange={(event) => setName(event.target.value)} />
             </div>
-            <button type="submit" className="primary" disabled={create.isPending || name.trim() === ""}>
+            <ButtonWithReason type="submit" className="primary" reason={name.trim() === "" ? "Enter its name first." : ""} busy={create.isPending}>
               Make a team
-            </button>
+            </ButtonWithReason>
           </div>
         </form>
       )}

@@ -4,6 +4,8 @@ import { type FormEvent, useId, useState } from "react";
 import { api, body, type Schemas } from "../../api/client";
 import { type Budget, budgets, me, queries, whatIf } from "../../api/queries";
 import { Panel } from "../../components/panel";
+import { ButtonWithReason } from "../../components/button-with-reason";
+import { amountProblem, typedDollars } from "../../lib/amount";
 import { ProblemNote } from "../../components/problem-note";
 import { TableScroll } from "../../components/table-scroll";
 import { Time } from "../../components/time";
@@ -19,7 +21,6 @@ const CHANGES: Record<Change, string> = {
   any_machine: "takes any machine",
   stop: "leaves the queue",
 };
-const DOLLARS = /^\d{1,12}(\.\d{1,6})?$/;
 
 export function WhatIfPanel({ queued }: { queued: readonly Schemas["QueueEntry"][] }) {
   const all = (useQuery(budgets).data ?? []).filter(({ kind }) => kind !== "job");
@@ -31,12 +32,13 @@ export function WhatIfPanel({ queued }: { queued: readonly Schemas["QueueEntry"]
   const [asked, setAsked] = useState<Schemas["WhatIfRequest"] | null>(null);
   const ids = { budget: useId(), limit: useId(), job: useId(), change: useId(), problem: useId() };
   const budget = all.find(({ id }) => id === budgetId) ?? team;
-  const dollars = limit.trim().replace(/^\$/, "");
+  const dollars = typedDollars(limit);
   const chosen = queued.some((one) => one.job === job) ? job : "";
-  const problem = dollars !== "" && !DOLLARS.test(dollars) ? "Enter dollars as a decimal number such as 25.00." : "";
+  const problem = dollars === "" ? "" : amountProblem(limit);
+  const missing = dollars || chosen ? "" : "Enter another limit, or choose a job.";
   function ask(event: FormEvent) {
     event.preventDefault();
-    if (problem || (!dollars && !chosen)) return;
+    if (problem || missing) return;
     setAsked({
       budgets: dollars && budget ? [{ budget: budget.id, limit: dollars, weight: null }] : [],
       jobs: chosen ? [{ job: chosen, first: change === "first", any_machine: change === "any_machine", stop: change === "stop" }] : [],
@@ -86,9 +88,9 @@ export function WhatIfPanel({ queued }: { queued: readonly Schemas["QueueEntry"]
         </div>
         {problem && <p id={ids.problem} className="note bad" role="alert">{problem}</p>}
         <div className="row">
-          <button type="submit" className="primary" disabled={problem !== "" || (!dollars && !chosen)}>
+          <ButtonWithReason type="submit" className="primary" reason={problem || missing} silent={problem !== ""}>
             Show what would change
-          </button>
+          </ButtonWithReason>
           {asked && (
             <button type="button" onClick={() => setAsked(null)}>
               Close
