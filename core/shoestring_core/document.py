@@ -52,6 +52,59 @@ def parse_scalar(text: str) -> Any:
     return int(text) if _INTEGER.fullmatch(text) else Decimal(text)
 
 
+def locate(text: str, pointer: str) -> tuple[int, int] | None:
+    """Line and column, both from 1, of what a JSON pointer names in a document, or of what is there of the way to it.
+
+    Of a document that can't be read, by the empty pointer: where reading it stops. None: it can't be told.
+    """
+    if not pointer and text.lstrip().startswith(("{", "[")) and (place := _locate_json_error(text)):
+        return place
+    wanted = pointer.split("/")[1:]
+    found, depth = None, -1
+    try:
+        for at, event in _places(text):
+            if depth < len(at) <= len(wanted) and at == wanted[: len(at)]:
+                found, depth = (event.start_mark.line + 1, event.start_mark.column + 1), len(at)
+    except yaml.MarkedYAMLError as wrong:
+        mark = wrong.problem_mark or wrong.context_mark
+        return (mark.line + 1, mark.column + 1) if mark else None
+    except yaml.YAMLError:
+        return None
+    return found
+
+
+def _places(text: str) -> Iterator[tuple[list[str], Any]]:
+    """Each key and each item of a YAML document: the way to it, as parts of a pointer, and its parser event."""
+    around: list[str | int | None] = []  # per level: a mapping's last key, None before its first; an item's number
+    in_value = False  # of a mapping
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionEndEvent):
+            around.pop()
+            in_value = False
+        elif isinstance(event, yaml.NodeEvent):
+            is_key = bool(around) and not isinstance(around[-1], int) and not in_value
+            if is_key:
+                around[-1] = str(getattr(event, "value", "")).replace("~", "~0").replace("/", "~1")
+            elif around and isinstance(around[-1], int):
+                around[-1] += 1
+            if is_key or not in_value:
+                yield [str(part) for part in around], event
+            in_value = is_key
+            if isinstance(event, yaml.CollectionStartEvent):
+                around.append(-1 if isinstance(event, yaml.SequenceStartEvent) else None)
+                in_value = False
+
+
+def _locate_json_error(text: str) -> tuple[int, int] | None:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as wrong:
+        return wrong.lineno, wrong.colno
+    except (ValueError, RecursionError):
+        return None
+    return None
+
+
 def json_pointer(parent: str, key: str | int) -> str:
     """Return the JSON pointer (RFC 6901) of `key` inside `parent`."""
     return f"{parent}/{str(key).replace('~', '~0').replace('/', '~1')}"

@@ -19,6 +19,18 @@ class Problem:
     code: str = "invalid"
     suggestion: str | None = None
 
+    @property
+    def sentence(self) -> str:
+        """Such as "resources.nodes: Give at least 1."; the message alone, where it is about the whole input."""
+        place = dotted(self.pointer)
+        return f"{place}: {self.message}" if place else self.message
+
+
+def dotted(pointer: str) -> str:
+    """A JSON pointer as people write it: resources.gpu. Empty: the whole input."""
+    parts = pointer.removeprefix("/").split("/")
+    return ".".join(part.replace("~1", "/").replace("~0", "~") for part in parts)
+
 
 class ShoestringError(Exception):
     """Base class of domain errors. `code` is stable, `title` describes the class, the message the single case."""
@@ -43,7 +55,7 @@ class InvalidSpec(ShoestringError):
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
-        super().__init__("; ".join(f"{p.pointer or '/'}: {p.message}" for p in problems))
+        super().__init__("; ".join(problem.sentence for problem in problems))
 
 
 class InvalidList(ShoestringError):

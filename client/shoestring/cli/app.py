@@ -36,7 +36,7 @@ from shoestring.cli import (
     simulate,
     what_ifs,
 )
-from shoestring.cli.spec_arguments import SpecCommand
+from shoestring.cli.spec_arguments import InvalidSpecFile, SpecCommand
 from shoestring.cli.terminal import out, print_error
 from shoestring.client import ServiceError, ServiceUnreachable
 from shoestring.connections import UnusableVariable
@@ -125,10 +125,13 @@ def main() -> None:
         app()
     except ServiceError as error:
         summary = f"{error.problem.title}." if error.problem.errors else str(error)
-        print_error(summary, error.problem.hint, error.problem.errors)
+        print_error(summary, error.problem.hint, [problem.sentence for problem in error.problem.errors])
         sys.exit(exit_codes.of_problem(error.code))
+    except InvalidSpecFile as error:
+        print_error(str(error), error.hint, error.sentences)
+        sys.exit(error.exit_code)
     except errors.InvalidSpec as error:
-        print_error("The job spec is invalid.", None, error.problems)
+        print_error("The job spec is invalid.", None, [problem.sentence for problem in error.problems])
         sys.exit(ExitCode.USAGE)
     except config.NotLoggedIn as error:
         print_error(str(error))

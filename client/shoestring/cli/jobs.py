@@ -15,7 +15,7 @@ from shoestring_core.terminal_text import printable
 
 from shoestring import exit_codes
 from shoestring import watch as watching
-from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, spec_tree
+from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, errors_by_line, spec_tree
 from shoestring.cli.terminal import (
     JobId,
     Json,
@@ -50,7 +50,7 @@ def submit(
     shoestring submit imagefolder/resnet9 data.train=/data/images init=job/JOB   initialize from that job's weights
     """
     tree = spec_tree(recipe, params, file)
-    with open_client(url) as client:
+    with open_client(url) as client, errors_by_line(tree):
         if isinstance(tree, dict) and str(tree.get("init")).startswith("job/"):
             tree["init"] = f"job/{resolve_job_id(client, tree['init'].removeprefix('job/'))}"
         quoted = client.quote(tree)  # before the job exists, as it says what machines there are now

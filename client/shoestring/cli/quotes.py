@@ -10,7 +10,7 @@ from shoestring_core import money, rest
 from shoestring_core.durations import format_duration
 from shoestring_core.wording.units import counted
 
-from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, spec_tree
+from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, errors_by_line, spec_tree
 from shoestring.cli.terminal import Json, Url, err, format_dollars, open_client, out, print_result, print_table
 
 COLUMNS = (
@@ -60,7 +60,7 @@ def quote(
         print_result(held, as_json, lambda: _print_calibration(held))
         return
     tree, counts = spec_tree(recipe, params, file), _parse_counts(machines)
-    with open_client(url) as client:
+    with open_client(url) as client, errors_by_line(tree):
         quoted = client.quote(tree, machine_counts=counts)
     print_result(quoted, as_json, lambda: _print(quoted))
 

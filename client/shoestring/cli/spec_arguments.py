@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 from shoestring_core import document, spec
+from shoestring_core.errors import InvalidSpec, Problem
+from shoestring_core.exit_codes import ExitCode
 from shoestring_core.regular_files import MAX_TEXT_BYTES, read_regular
+
+from shoestring import exit_codes
+from shoestring.client import ServiceError
 
 RecipeName = Annotated[
     str | None,
@@ -36,8 +43,46 @@ class SpecCommand(typer.core.TyperCommand):
             raise
 
 
+class SpecText(str):
+    """The text of a job spec, and the file that it comes from."""
+
+    def __new__(cls, text: str, file: str) -> SpecText:
+        made = super().__new__(cls, text)
+        made.file = file
+        return made
+
+    file: str
+
+
+class InvalidSpecFile(Exception):
+    """A job spec in a file is invalid: `sentences` say where in the file, and what."""
+
+    def __init__(self, title: str, hint: str | None, sentences: list[str], exit_code: int) -> None:
+        super().__init__(title)
+        self.hint, self.sentences, self.exit_code = hint, sentences, exit_code
+
+
+@contextmanager
+def errors_by_line(tree: str | dict[str, Any]) -> Iterator[None]:
+    """Raises InvalidSpecFile for what the service finds wrong in a spec that comes from a file."""
+    try:
+        yield
+    except ServiceError as error:
+        if not isinstance(tree, SpecText) or not error.problem.errors:
+            raise
+        sentences = [_in_file(tree.file, str(tree), problem) for problem in error.problem.errors]
+        title, exit_code = f"{error.problem.title}.", exit_codes.of_problem(error.code)
+        raise InvalidSpecFile(title, error.problem.hint, sentences, exit_code) from error
+
+
+def _in_file(file: str, text: str, problem: Problem) -> str:
+    """Such as "job.yaml:3: resources.gpu: …", as editors and terminals follow it."""
+    place = document.locate(text, problem.pointer) if problem.pointer or problem.code == "syntax" else None
+    return f"{':'.join(map(str, (file, *(place or ())[:1])))}: {problem.sentence}"
+
+
 def spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -> str | dict[str, Any]:
-    """Return the spec that the arguments of `submit` and `quote` give."""
+    """Return the spec that the arguments of `submit` and `quote` give: a tree, or a file's SpecText."""
     if (recipe is None) == (file is None):
         raise typer.BadParameter("give either a recipe name or a file")
     if recipe is not None and recipe.endswith((".yaml", ".yml", ".json")):
@@ -47,7 +92,12 @@ def spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -
     assert file is not None
     if params:
         raise typer.BadParameter("KEY=VALUE needs a recipe name; with a file, set it there")
+    name = "stdin" if str(file) == "-" else str(file)
     try:
-        return document.decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES) if str(file) == "-" else read_regular(file))
+        raw = sys.stdin.buffer.read(MAX_TEXT_BYTES) if str(file) == "-" else read_regular(file)
+        return SpecText(document.decode_text(raw), name)
     except OSError as error:
         raise typer.BadParameter(f"can't read {file}: {error.strerror}") from error
+    except InvalidSpec as error:
+        sentences = [f"{name}: {problem.sentence}" for problem in error.problems]
+        raise InvalidSpecFile("The job spec is invalid.", None, sentences, ExitCode.USAGE) from error

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from shoestring_core import money, rest
-from shoestring_core.errors import Problem
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.terminal_text import printable
 
@@ -100,10 +99,10 @@ def print_json_document(value: Any) -> None:
     out.print_json(printable(json.dumps(value, ensure_ascii=False)))
 
 
-def print_error(message: str, hint: str | None = None, problems: Sequence[Problem] = ()) -> None:
+def print_error(message: str, hint: str | None = None, problems: Sequence[str] = ()) -> None:
     err.print(message, style="red")
     for problem in problems:
-        err.print(f"  {problem.pointer or '/'}: {problem.message}")
+        err.print(f"  {problem}")
     if hint:
         err.print(hint)
 
