@@ -17,6 +17,7 @@ from shoestring_core import money, rest
 from shoestring_core.durations import format_duration
 from shoestring_core.states import JobStatus
 from shoestring_core.terminal_text import printable
+from shoestring_core.wording.units import dollars
 
 from shoestring.client import Client, Lost, ServiceUnreachable, StreamEvent
 
@@ -170,13 +171,14 @@ def format_metrics(latest: Iterable[tuple[str, float]]) -> list[str]:
 def describe_cost(cost: rest.Cost) -> str:
     """Describe what was spent and the on-demand equivalent."""
     simulated = " (simulated prices)" if cost.price_basis == "simulated" else ""
-    limit = f", limit ${cost.limit.amount}" if cost.limit else ""
+    limit = f", limit {dollars(cost.limit.amount)}" if cost.limit else ""
     state = "spent" if cost.settled else "so far"
     if money.from_decimal(cost.estimated.amount):
-        state += f", ${cost.estimated.amount} of it estimated for disks and addresses"
-    return f"{format_cost(cost)} {state}; on-demand equivalent ${cost.on_demand.amount}{limit}{simulated}"
+        state += f", {dollars(cost.estimated.amount)} of it estimated for disks and addresses"
+    return f"{format_cost(cost)} {state}; on-demand equivalent {dollars(cost.on_demand.amount)}{limit}{simulated}"
 
 
 def format_cost(cost: rest.Cost) -> str:
     """Dollars spent, settled or not."""
-    return f"${money.to_decimal(money.from_decimal(cost.spent.amount) + money.from_decimal(cost.running.amount))}"
+    spent = money.from_decimal(cost.spent.amount) + money.from_decimal(cost.running.amount)
+    return dollars(money.to_decimal(spent))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,23 @@ def test_money_in_sentences_is_rounded_to_a_cent_or_two_digits_and_a_shortage_ne
     assert "team vision has $7.89 left" in promised.text()
     unaffordable = deadlines.DeadlineUnaffordable("team vision", "2.107334", "2.104999", own_limit=False)
     assert "could cost $2.11, on-demand from now on, and team vision has $2.10 left" in unaffordable.text()
+
+
+_AMOUNT = re.compile(r"\d+\.\d{2,6}")
+_PRICES = re.compile(r"\$14\.919886(?= (per|an) | to \$)|at \$14\.919886|limits\.rate (is|of) \$14\.919886")
+"""Prices keep the digits of their lists."""
+
+
+@pytest.mark.parametrize("reason", EXAMPLES, ids=lambda reason: reason.code)
+def test_no_sentence_has_more_digits_of_an_amount_than_people_read(reason: Reason) -> None:
+    facts = {name: _long(value) for name, value in json.loads(json.dumps(reason.facts)).items()}
+    said = _PRICES.sub("", wording.render(reason.code, facts))
+    assert "$14.919886" not in said
+
+
+def _long(value: Any) -> Any:
+    """An amount with all digits in place of any amount."""
+    return "14.919886" if isinstance(value, str) and _AMOUNT.fullmatch(value) else value
 
 
 @pytest.mark.parametrize("reason", [EndReason, WaitReason])

@@ -21,6 +21,7 @@ from shoestring.cli.terminal import (
     Json,
     Url,
     err,
+    format_dollars,
     open_client,
     out,
     print_json_document,
@@ -280,7 +281,7 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList, quote: rest.KeptQuote 
     if quote:
         out.print(quote.summary.text)
     rows = [
-        (f"{m.attempt}.{m.slot}", m.type, str(m.state), f"${m.cost.amount}", m.market, m.end_cause or "",
+        (f"{m.attempt}.{m.slot}", m.type, str(m.state), format_dollars(m.cost), m.market, m.end_cause or "",
          m.image or "", m.driver or "", str(m.id))
         for attempt in attempts.attempts
         for m in attempt.machines

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from shoestring_core import rest
 
-from shoestring.cli.terminal import Json, Url, format_dollars, open_client, out, print_result, print_table
+from shoestring.cli.terminal import Json, Url, format_price, open_client, out, print_result, print_table
 
 COLUMNS = ("TYPE", "PROVIDER", "REGION", "GPU", "VCPUS", "MEMORY", "MARKET", "PER HOUR", "ON DEMAND", "INTERRUPTED")
 
@@ -59,7 +59,7 @@ def _row(offer: rest.Offer) -> tuple[str, ...]:
         str(offer.vcpus or ""),
         f"{offer.memory_mib // 1024} GiB" if offer.memory_mib else "",
         offer.market.replace("_", " "),
-        format_dollars(offer.price_per_hour),
-        format_dollars(offer.on_demand_per_hour),
+        format_price(offer.price_per_hour),
+        format_price(offer.on_demand_per_hour),
         offer.interruption or "",
     )

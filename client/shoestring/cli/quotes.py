@@ -6,12 +6,22 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from shoestring_core import money, rest
+from shoestring_core import rest
 from shoestring_core.durations import format_duration
-from shoestring_core.wording.units import counted
+from shoestring_core.wording.units import counted, dollars_up
 
 from shoestring.cli.spec_arguments import Params, RecipeName, SpecFile, errors_by_line, spec_tree
-from shoestring.cli.terminal import Json, Url, err, format_dollars, open_client, out, print_result, print_table
+from shoestring.cli.terminal import (
+    Json,
+    Url,
+    err,
+    format_dollars,
+    format_price,
+    open_client,
+    out,
+    print_result,
+    print_table,
+)
 
 COLUMNS = (
     "MACHINES", "GPU", "WHERE", "MARKET", "TIME", "80 % BAND", "COST", "80 % BAND OF COST", "BASIS", "INTERRUPTED",
@@ -118,30 +128,24 @@ def _budget_lines(best: rest.QuotedOffer) -> list[str]:
     """What the best offer does to the budget."""
     lines = [f"To start, {format_dollars(best.hold)} is held{_of_budget(best.left_after_hold)}."]
     if best.left_after_end is not None:
-        lines.append(f"After the end, {_left(best.left_after_end)} of the tightest budget is expected to be left.")
+        lines.append(
+            f"After the end, {format_dollars(best.left_after_end)} of the tightest budget is expected to be left."
+        )
     if best.max_cost is not None:
         lines.append(f"Its limits allow at most {format_dollars(best.max_cost)}.")
     price, offer = best.offer.price_per_hour, best.offer
     age = f", as of {offer.fetched_at:%Y-%m-%d %H:%M:%S} UTC" if offer.fetched_at else ""
     simulated = "; nobody is charged it" if offer.simulated else ""
-    lines.append(f"Price: {format_dollars(price)} per machine and hour ({offer.price_source}{age}{simulated}).")
+    lines.append(f"Price: {format_price(price)} per machine and hour ({offer.price_source}{age}{simulated}).")
     return lines
 
 
 def _of_budget(left: rest.Money | None) -> str:
     if left is None:
         return ""
-    if _is_negative(left):
-        return f": the budget lacks {_left(left)} for it, so the job would wait"
-    return f", which leaves {_left(left)} of the tightest budget"
-
-
-def _left(amount: rest.Money) -> str:
-    return f"${amount.amount.removeprefix('-')}"
-
-
-def _is_negative(amount: rest.Money) -> bool:
-    return amount.amount.startswith("-")
+    if left.amount.startswith("-"):
+        return f": the budget lacks {dollars_up(left.amount.removeprefix('-'))} for it, so the job would wait"
+    return f", which leaves {format_dollars(left)} of the tightest budget"
 
 
 def _row(one: rest.QuotedOffer) -> tuple[str, ...]:
@@ -153,17 +157,13 @@ def _row(one: rest.QuotedOffer) -> tuple[str, ...]:
         offer.market.replace("_", " "),
         format_duration(time_s.expected) if time_s else "unknown",
         f"{format_duration(time_s.low)} to {format_duration(time_s.high)}" if time_s else "unknown",
-        f"${_rounded(cost.expected)}" if cost else "unknown",
-        f"${_rounded(cost.low)} to ${_rounded(cost.high)}" if cost else "unknown",
+        format_dollars(cost.expected) if cost else "unknown",
+        f"{format_dollars(cost.low)} to {format_dollars(cost.high)}" if cost else "unknown",
         _basis(one),
         _interrupted(one),
-        format_dollars(offer.price_per_hour),
+        format_price(offer.price_per_hour),
         INFEASIBLE_REASONS[one.infeasible_reason] if one.infeasible_reason else "",
     )
-
-
-def _rounded(amount: rest.Money) -> str:
-    return money.rounded(money.from_decimal(amount.amount))
 
 
 def _basis(one: rest.QuotedOffer) -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 from shoestring_core import money, rest
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.terminal_text import printable
+from shoestring_core.wording.units import dollars
 
 from shoestring import config
 from shoestring.client import Client, short_id
@@ -149,7 +150,16 @@ def fitting_columns(
 
 
 def format_dollars(amount: rest.Money | None) -> str:
-    return "none" if amount is None else f"${amount.amount}"
+    """As people read it: to a cent, of less than a dollar two digits. `--json` and exports have every digit."""
+    if amount is None:
+        return "none"
+    sign = "-" if amount.amount.startswith("-") else ""
+    return sign + dollars(amount.amount.removeprefix("-"))
+
+
+def format_price(price: rest.Money | None) -> str:
+    """A price with every digit that its list has."""
+    return "none" if price is None else f"${price.amount}"
 
 
 def check_dollars(text: str) -> None:

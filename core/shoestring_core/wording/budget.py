@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoestring_core.wording.reason import Reason
-from shoestring_core.wording.units import counted
+from shoestring_core.wording.units import counted, dollars, dollars_up, shortage
 
 _RAISE = "ask for more: shoestring budget request; or have the limit raised: shoestring budget set."
 
@@ -32,7 +32,8 @@ class CostLimitTooLow(Reason):
     need: str
 
     def text(self) -> str:
-        return f"limits.cost is ${self.limit}, but its first machines need ${self.need}."
+        need, limit = shortage(self.need, self.limit)
+        return f"limits.cost is {limit}, but its first machines need {need}."
 
     def hint(self) -> str:
         return "Raise limits.cost, or use fewer machines."
@@ -52,7 +53,8 @@ class AccountLimitTooLow(Reason):
 
     def text(self) -> str:
         what = "its first machines need" if self.first_machines else "limits.cost is"
-        return f"The limit of {self.account_title} is ${self.limit}, but {what} ${self.need}."
+        need, limit = shortage(self.need, self.limit)
+        return f"The limit of {self.account_title} is {limit}, but {what} {need}."
 
     def hint(self) -> str:
         return _capitalized(_RAISE) if self.first_machines else f"Set limits.cost to at most {self.limit}, or {_RAISE}"
@@ -72,7 +74,9 @@ class AccountOverdrawn(Reason):
     held_suffices: bool
 
     def text(self) -> str:
-        return f"The budget of {self.account_title} is overdrawn by ${self.overdraft}: no machines can be started."
+        return (
+            f"The budget of {self.account_title} is overdrawn by {dollars(self.overdraft)}: no machines can be started."
+        )
 
     def hint(self) -> str:
         return _raise_or_wait(self.held_suffices)
@@ -93,7 +97,8 @@ class AccountExhausted(Reason):
     held_suffices: bool
 
     def text(self) -> str:
-        return f"This needs ${self.need}; of the ${self.limit} of {self.account_title}, ${self.used} is spent or held."
+        need, limit, used = dollars_up(self.need), dollars(self.limit), dollars(self.used)
+        return f"This needs {need}; of the {limit} of {self.account_title}, {used} is spent or held."
 
     def hint(self) -> str:
         return _raise_or_wait(self.held_suffices)
@@ -228,7 +233,7 @@ class Overrun(Reason):
     amount: str
 
     def text(self) -> str:
-        return f"Machine {self.machine} cost ${self.amount} more than was held for it."
+        return f"Machine {self.machine} cost {dollars(self.amount)} more than was held for it."
 
 
 @dataclass(frozen=True)
@@ -242,7 +247,7 @@ class LimitChanged(Reason):
     note: str
 
     def text(self) -> str:
-        limit, before = (f"${amount}" if amount is not None else "none" for amount in (self.limit, self.before))
+        limit, before = (dollars(amount) if amount is not None else "none" for amount in (self.limit, self.before))
         return f"Limit of {self.account_title}: {limit}, before: {before}.{f' {self.note}' if self.note else ''}"
 
 
@@ -258,7 +263,9 @@ class Granted(Reason):
 
     def text(self) -> str:
         note = f" {self.note}" if self.note else ""
-        return f"${self.amount} granted to {self.account_title}, whose limit is now ${self.limit}.{note}"
+        return (
+            f"{dollars(self.amount)} granted to {self.account_title}, whose limit is now {dollars(self.limit)}.{note}"
+        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +279,9 @@ class Transferred(Reason):
     note: str
 
     def text(self) -> str:
-        return f"${self.amount} moved from {self.source} to {self.target}.{f' {self.note}' if self.note else ''}"
+        return (
+            f"{dollars(self.amount)} moved from {self.source} to {self.target}.{f' {self.note}' if self.note else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -330,7 +339,7 @@ class LimitTooLarge(Reason):
     largest: str
 
     def text(self) -> str:
-        return f"The limit of {self.account_title} would be more than ${self.largest}."
+        return f"The limit of {self.account_title} would be more than {dollars(self.largest)}."
 
 
 @dataclass(frozen=True)
@@ -342,7 +351,8 @@ class LessLeft(Reason):
 
     def text(self) -> str:
         title = _capitalized(self.account_title)
-        return f"{title} has only ${self.left} left that is neither spent nor held, less than ${self.amount}."
+        amount, left = shortage(self.amount, self.left)
+        return f"{title} has only {left} left that is neither spent nor held, less than {amount}."
 
 
 @dataclass(frozen=True)
@@ -356,7 +366,7 @@ class Requested(Reason):
     why: str
 
     def text(self) -> str:
-        return f"{self.user} asks for ${self.amount} more for {self.account_title}: {self.why}"
+        return f"{self.user} asks for {dollars(self.amount)} more for {self.account_title}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -374,7 +384,8 @@ class RequestDecided(Reason):
     def text(self) -> str:
         verb = "approved" if self.approved else "denied"
         note = f" {self.note}" if self.note else ""
-        return f"{self.decided_by} {verb} ${self.amount} for {self.account_title}, which {self.user} asked for.{note}"
+        what = f"{dollars(self.amount)} for {self.account_title}, which {self.user} asked for"
+        return f"{self.decided_by} {verb} {what}.{note}"
 
 
 @dataclass(frozen=True)
@@ -418,13 +429,13 @@ class GrantEffect(Reason):
     others_left: str | None
 
     def text(self) -> str:
-        could = f"{_capitalized(self.account_title)} could then spend ${self.usable}"
+        could = f"{_capitalized(self.account_title)} could then spend {dollars(self.usable)}"
         if self.above_left is None:
             return f"{could}. {_capitalized(self.above_title)} has no limit: it takes nothing from others."
         if self.others_left == "0.00":
             return f"{could}, which is all that {self.above_title} has left: nothing is kept for others."
-        of_all = f"of the ${self.above_left} that {self.above_title} has left"
-        return f"{could} {of_all}; ${self.others_left} is kept for others."
+        of_all = f"of the {dollars(self.above_left)} that {self.above_title} has left"
+        return f"{could} {of_all}; {dollars(self.others_left)} is kept for others."
 
 
 @dataclass(frozen=True)
@@ -454,7 +465,8 @@ class GuaranteedRateChanged(Reason):
 
     def text(self) -> str:
         note = f" {self.note}" if self.note else ""
-        return f"Guaranteed rate of {self.account_title}: ${self.rate} an hour, before: ${self.before}.{note}"
+        rate, before = dollars(self.rate), dollars(self.before)
+        return f"Guaranteed rate of {self.account_title}: {rate} an hour, before: {before}.{note}"
 
 
 @dataclass(frozen=True)
@@ -521,8 +533,11 @@ class RolledOver(Reason):
     expired: str
 
     def text(self) -> str:
-        left = f"${self.carried_over} carried over" + ("" if self.expired == "0.00" else f", ${self.expired} expired")
-        return f"The period of {self.account_title} ended {self.border}: {left}. The limit is now ${self.limit}."
+        left = f"{dollars(self.carried_over)} carried over"
+        left += "" if self.expired == "0.00" else f", {dollars(self.expired)} expired"
+        return (
+            f"The period of {self.account_title} ended {self.border}: {left}. The limit is now {dollars(self.limit)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -536,8 +551,8 @@ class HeldBeforeBorder(Reason):
 
     def text(self) -> str:
         return (
-            f"Held for {self.account_title} before its last period ended, and not spent: ${self.carried_over} carried "
-            f"over, ${self.expired} expired."
+            f"Held for {self.account_title} before its last period ended, and not spent: "
+            f"{dollars(self.carried_over)} carried over, {dollars(self.expired)} expired."
         )
 
 
@@ -566,8 +581,8 @@ class LimitWontLast(Reason):
 
     def text(self) -> str:
         return (
-            f"At this pace {self.account_title} would spend ${self.expected} by {self.ends}, more than its limit of "
-            f"${self.limit}, which would be spent by {self.exhausted}."
+            f"At this pace {self.account_title} would spend {dollars(self.expected)} by {self.ends}, more than its "
+            f"limit of {dollars(self.limit)}, which would be spent by {self.exhausted}."
         )
 
 
@@ -583,7 +598,8 @@ class SoftLineReached(Reason):
 
     def text(self) -> str:
         title = _capitalized(self.account_title)
-        return f"{title} has reached {self.percent} % of its limit: ${self.used} of ${self.limit} is spent or held."
+        used = f"{dollars(self.used)} of {dollars(self.limit)}"
+        return f"{title} has reached {self.percent} % of its limit: {used} is spent or held."
 
 
 @dataclass(frozen=True)
@@ -609,4 +625,4 @@ class LimitBelowUse(Reason):
     overdraft: str
 
     def text(self) -> str:
-        return f"The new limit of {self.account_title} is ${self.overdraft} below what is spent and held."
+        return f"The new limit of {self.account_title} is {dollars_up(self.overdraft)} below what is spent and held."

@@ -11,7 +11,7 @@ from pydantic import FiniteFloat
 from shoestring_core.durations import format_duration
 from shoestring_core.states import EndReason, JobStatus, StopReason, WaitReason
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import Span, batches_of_steps, moment
+from shoestring_core.wording.units import Span, batches_of_steps, dollars, moment
 
 # The status of a job
 
@@ -346,10 +346,11 @@ class Evicted(Reason):
     lender_used: str
 
     def text(self) -> str:
-        own = f", of which ${self.lender_guaranteed} is guaranteed" if self.lender_guaranteed != "0.00" else ""
+        own = f", of which {dollars(self.lender_guaranteed)} is guaranteed" if self.lender_guaranteed != "0.00" else ""
         return (
-            f"It makes room for a job of {self.team}, which is guaranteed ${self.guaranteed} an hour and used "
-            f"${self.used}; {self.lender} used ${self.lender_used}{own}. It resumes from its checkpoint when machines "
+            f"It makes room for a job of {self.team}, which is guaranteed {dollars(self.guaranteed)} an hour and used "
+            f"{dollars(self.used)}; {self.lender} used {dollars(self.lender_used)}{own}. It resumes from its "
+            "checkpoint when machines "
             "are free."
         )
 

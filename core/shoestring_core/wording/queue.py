@@ -9,7 +9,7 @@ from datetime import datetime
 from pydantic import FiniteFloat
 
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import counted
+from shoestring_core.wording.units import counted, dollars
 
 DAY_S = 86_400
 
@@ -42,7 +42,7 @@ class StartsAt(Reason):
 
     def text(self) -> str:
         when = f"{self.at:%H:%M} UTC" if self.in_s < DAY_S else f"{self.at:%Y-%m-%d %H:%M} UTC"
-        return f"About {when} on {self.machines}{f', for about ${self.cost}' if self.cost else ''}."
+        return f"About {when} on {self.machines}{f', for about {dollars(self.cost)}' if self.cost else ''}."
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StartsNow(Reason):
     cost: str | None
 
     def text(self) -> str:
-        return f"Now on {self.machines}{f', for about ${self.cost}' if self.cost else ''}."
+        return f"Now on {self.machines}{f', for about {dollars(self.cost)}' if self.cost else ''}."
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class StartsElsewhere(Reason):
 
     def text(self) -> str:
         less = self.more.startswith("-")
-        amount = f"${self.more.removeprefix('-')}{' an hour' if self.hourly else ''} {'less' if less else 'more'}"
+        amount = f"{dollars(self.more.removeprefix('-'))}{' an hour' if self.hourly else ''}"
+        amount += " less" if less else " more"
         return f"Starts now on {self.machines} for {amount} if submitted with {' '.join(self.fields)}"
 
 

@@ -23,9 +23,14 @@ def dollars(amount: str) -> str:
     return f"${_rounded(amount, ROUND_HALF_EVEN)}"
 
 
+def dollars_up(amount: str) -> str:
+    """As `dollars`, rounded up: what is needed or missing is never told as less."""
+    return f"${_rounded(amount, ROUND_CEILING)}"
+
+
 def shortage(need: str, left: str) -> tuple[str, str]:
     """What is needed, and the less that is left: rounded apart, so that they never read alike."""
-    return f"${_rounded(need, ROUND_CEILING)}", f"${_rounded(left, ROUND_FLOOR)}"
+    return dollars_up(need), f"${_rounded(left, ROUND_FLOOR)}"
 
 
 def _rounded(amount: str, rounding: str) -> str:

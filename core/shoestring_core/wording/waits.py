@@ -9,7 +9,7 @@ from typing import ClassVar
 from shoestring_core.states import WaitReason
 from shoestring_core.wording.offers import NearestOffer, UnknownName
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import counted
+from shoestring_core.wording.units import counted, dollars, dollars_up
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class BudgetOverdrawn(WaitDetail):
 
     def text(self) -> str:
         return (
-            f"The budget of {self.account} is overdrawn by ${self.overdraft}, so no job that it pays for can start. "
-            f"Ask for it to be raised with {_raise_command(self.own)}."
+            f"The budget of {self.account} is overdrawn by {dollars(self.overdraft)}, so no job that it pays for can "
+            f"start. Ask for it to be raised with {_raise_command(self.own)}."
         )
 
 
@@ -223,8 +223,9 @@ class BudgetShort(WaitDetail):
     def text(self) -> str:
         ask = "Wait for running jobs to end, or ask" if self.held_suffices and not self.own else "Ask"
         return (
-            f"The budget of {self.account} is ${self.missing} short: starting {counted(self.nodes, 'machine')} "
-            f"reserves ${self.need}. {ask} for it to be raised with {_raise_command(self.own)}."
+            f"The budget of {self.account} is {dollars_up(self.missing)} short: starting "
+            f"{counted(self.nodes, 'machine')} reserves {dollars_up(self.need)}. {ask} for it "
+            f"to be raised with {_raise_command(self.own)}."
         )
 
 
@@ -257,7 +258,8 @@ class LessUsed(Reason):
     def text(self) -> str:
         weighted = self.first_weight != self.second_weight
         first, second = (f" at weight {one}" if weighted else "" for one in (self.first_weight, self.second_weight))
-        return f"{self.first} has used ${self.first_used} lately{first}, {self.second} ${self.second_used}{second}"
+        used = f"{self.first} has used {dollars(self.first_used)} lately{first}"
+        return f"{used}, {self.second} {dollars(self.second_used)}{second}"
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ class WithinGuaranteedRate(Reason):
     guaranteed: str
 
     def text(self) -> str:
-        return f"{self.team} uses ${self.rate} an hour of the ${self.guaranteed} that it is guaranteed"
+        return f"{self.team} uses {dollars(self.rate)} an hour of the {dollars(self.guaranteed)} that it is guaranteed"
 
 
 @dataclass(frozen=True)

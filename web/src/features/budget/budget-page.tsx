@@ -70,7 +70,7 @@ function Unbudgeted() {
             </p>
           )}
           <p className={toMicro(leaked.amount) > 0n ? "note warn" : "muted"} data-leaked>
-            Leaked: {formatExact(leaked)}, of machines, disks and addresses that ran at a provider without a job. They are ended when they are
+            Leaked: {formatDollars(leaked)}, of machines, disks and addresses that ran at a provider without a job. They are ended when they are
             found.
           </p>
         </>

@@ -3,7 +3,7 @@ import type { CSSProperties, ReactNode } from "react";
 import type { Schemas } from "../../api/client";
 import { budgets, cost, type Job } from "../../api/queries";
 import { transferKindLabel } from "../../lib/labels";
-import { formatDollars, formatExact, toMicro, fractionOf, sumMicro } from "../../lib/money";
+import { formatDollars, formatExact, type Money, toMicro, fractionOf, sumMicro } from "../../lib/money";
 import { formatEnergy, formatPercent } from "../../lib/number";
 import { tightestBudget } from "../../lib/tightest-budget";
 import { Async } from "../../components/async";
@@ -36,13 +36,13 @@ export function CostPanel({ job }: { job: Job }) {
       </dl>
       {onDemand > spent && spent > 0n && <p className="good-text">{formatPercent(1 - fractionOf(spent, onDemand))} saved by spot instances</p>}
       <dl className="amounts">
-        <Line name="Settled" value={formatExact(jobCost.spent)} />
-        {!jobCost.settled && <Line name="Accrued, not yet billed" value={formatExact(jobCost.running)} />}
-        {toMicro(jobCost.estimated.amount) > 0n && <Line name="Of it estimated, for disks and addresses" value={formatExact(jobCost.estimated)} />}
-        {toMicro(jobCost.held.amount) > 0n && <Line name="Held for machines" value={formatExact(jobCost.held)} />}
-        {jobCost.limit && <Line name="Job cost limit" value={formatExact(jobCost.limit)} />}
+        <Line name="Settled" amount={jobCost.spent} />
+        {!jobCost.settled && <Line name="Accrued, not yet billed" amount={jobCost.running} />}
+        {toMicro(jobCost.estimated.amount) > 0n && <Line name="Of it estimated, for disks and addresses" amount={jobCost.estimated} />}
+        {toMicro(jobCost.held.amount) > 0n && <Line name="Held for machines" amount={jobCost.held} />}
+        {jobCost.limit && <Line name="Job cost limit" amount={jobCost.limit} />}
         {budget?.left && (
-          <Line name={<Link to="/budget">Left in the {budget.kind} budget</Link>} value={formatDollars(budget.left)} />
+          <Line name={<Link to="/budget">Left in the {budget.kind} budget</Link>} amount={budget.left} />
         )}
       </dl>
       {jobCost.settled && <p className="footnote muted">Settled: every machine has terminated and been billed.</p>}
@@ -52,7 +52,10 @@ export function CostPanel({ job }: { job: Job }) {
             {quote && <p data-kept-quote={quote.actual ? quote.actual.cost_place : "open"}><Sentence text={quote.summary.text} /></p>}
             {energy && (
               <dl className="amounts">
-                <Line name={`Energy, ${energy.of.map((part) => part.toUpperCase()).join(" and ")}`} value={formatEnergy(energy.joules)} />
+                <div>
+                  <dt>{`Energy, ${energy.of.map((part) => part.toUpperCase()).join(" and ")}`}</dt>
+                  <dd>{formatEnergy(energy.joules)}</dd>
+                </div>
               </dl>
             )}
             {transfers.length > 0 && <Ledger transfers={transfers} />}
@@ -68,11 +71,11 @@ function barOf(fraction: number): CSSProperties {
   return { "--part": `${fraction * 100}%` } as CSSProperties;
 }
 
-function Line({ name, value }: { name: ReactNode; value: string }) {
+function Line({ name, amount }: { name: ReactNode; amount: Money }) {
   return (
     <div>
       <dt>{name}</dt>
-      <dd>{value}</dd>
+      <dd title={formatExact(amount)}>{formatDollars(amount)}</dd>
     </div>
   );
 }
@@ -97,7 +100,7 @@ function Ledger({ transfers }: { transfers: Schemas["Transfer"][] }) {
                 <td className="num"><Time at={one.at} /></td>
                 <td>{transferKindLabel(one.kind)}</td>
                 <td className="muted">{one.line ?? <Sentence text={one.reason.text} />}</td>
-                <td className="num">{formatExact(one.amount)}</td>
+                <td className="num" title={formatExact(one.amount)}>{formatDollars(one.amount)}</td>
               </tr>
             ))}
           </tbody>
