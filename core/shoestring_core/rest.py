@@ -1240,6 +1240,23 @@ class CreatedInvitation(Resource):
     """Returned only here. Valid once, at `/login?invite=…`."""
 
 
+class ReadInvitationRequest(RequestBody):
+    """Body of POST /v1/invitations:read."""
+
+    code: str = Field(max_length=200)
+
+
+class OpenedInvitation(Resource):
+    """What whoever has an invitation's link sees of it before they take it."""
+
+    team: str
+    role: Role
+    user: str | None
+    """Whom it signs in; None: whoever takes it chooses a name."""
+    made_by: str
+    expires_at: datetime
+
+
 class TakeInvitationRequest(RequestBody):
     """Body of POST /v1/invitations:take."""
 

@@ -74,7 +74,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 """What each operation that needs a body is sent; {to} is replaced as a path's parameters are."""
 
-ASKING = {"create_quote", "create_what_if"}
+ASKING = {"create_quote", "create_what_if", "read_invitation"}
 """Operations that are no GET, but change nothing."""
 
 KEYS: list[tuple[Scope, ...] | None] = [None, *((scope,) for scope in access.SCOPES)]

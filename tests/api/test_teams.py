@@ -38,6 +38,11 @@ def test_what_is_refused_about_people_changes_nothing_and_says_why(deployment: D
     admin = deployment.admin
     used, expired = (admin.post("/v1/invitations", json={"role": "member"}).json() for _ in range(2))
     taken = {"code": used["code"], "name": "dora"}
+    shown = deployment.nobody.post("/v1/invitations:read", json={"code": used["code"]}).json()
+    assert shown == {
+        "team": "vision", "role": "member", "user": None, "made_by": "ada",
+        "expires_at": used["invitation"]["expires_at"],
+    }  # fmt: skip
     assert deployment.nobody.post("/v1/invitations:take", json=taken).status_code == 200
     late = update(InvitationRow).where(InvitationRow.id == UUID(expired["invitation"]["id"]))
     deployment.store.write(lambda db: db.execute(late.values(expires_at=db.now)))
@@ -50,6 +55,9 @@ def test_what_is_refused_about_people_changes_nothing_and_says_why(deployment: D
         (admin.put(f"/v1/members/{me}", json={"role": "lead"}), 403, "only admin"),
         (deployment.nobody.post("/v1/invitations:take", json=taken | {"name": "eve"}), 409, "used"),
         (deployment.nobody.post("/v1/invitations:take", json={"code": expired["code"], "name": "eve"}), 409, "expired"),
+        (deployment.nobody.post("/v1/invitations:read", json={"code": used["code"]}), 409, "used"),
+        (deployment.nobody.post("/v1/invitations:read", json={"code": expired["code"]}), 409, "expired"),
+        (deployment.nobody.post("/v1/invitations:read", json={"code": "sst_inv_nonsense"}), 401, "no invitation"),
         *[
             (admin.post("/v1/members:import", json={"csv": text}), 422, "")
             for text in ("", "name", "who\neve\n", "name,limit\neve,1\nfay,-1\n", "name\neve\neve\n", 'name\n"eve\n',

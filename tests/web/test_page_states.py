@@ -179,11 +179,8 @@ STATES = (
     State("a role that can't be set", "/people", BROKEN, (choose("Role of ben", "viewer"),), fails="PUT /v1/members/*"),
     State("a member to be removed", "/people", "Remove ben?", (press("Remove", '[data-member="ben"]'),)),
     State("a link that signs in", "/login?code=unused", "Signing you in", hangs="POST /v1/session"),
-    State("an invitation for somebody", "/login?invite=unknown&name=dora", "Join a team"),
-    State(
-        "an invitation that nobody made", "/login?invite=unknown", "invitation",
-        (fill("Your name", "dora"), press("Join")),
-    ),
+    State("an invitation that loads", "/login?invite=unknown", "Reading", hangs="POST /v1/invitations*"),
+    State("an invitation that nobody made", "/login?invite=unknown", "Copy the whole link"),
     State("an operation of the API reference", "/docs", "Request body", (unfold_operation,)),
 )  # fmt: skip
 

@@ -57,6 +57,14 @@ def revoke_invitation(invitation_id: UUID, state: StateDep, caller: Caller) -> N
     state.store.write(work)
 
 
+@router.post("/invitations:read")
+def read_invitation(body: rest.ReadInvitationRequest, db: ReadDep) -> rest.OpenedInvitation:
+    """Say what an invitation is for, to whom has its link. Nothing is taken by it."""
+    row, team, user = invitations.read(db, body.code.strip())
+    role, expires_at = cast("Role", row.role), to_datetime(row.expires_at)
+    return rest.OpenedInvitation(team=team, role=role, user=user, made_by=row.made_by, expires_at=expires_at)
+
+
 @router.post("/invitations:take")
 def take_invitation(body: rest.TakeInvitationRequest, state: StateDep, request: Request, response: Response) -> rest.Me:
     """Join the team that an invitation is for, and sign the browser in: sets a same-site session cookie."""

@@ -115,8 +115,8 @@ RULES: Mapping[str, Rule] = {
 }
 """By operation id of the OpenAPI document. One that is not here fails: a test compares the two."""
 
-OPEN = frozenset({"healthz", "readyz", "sign_in", "take_invitation"})
-"""Operations that need no key; `sign_in` and `take_invitation` take a secret in their body."""
+OPEN = frozenset({"healthz", "readyz", "sign_in", "read_invitation", "take_invitation"})
+"""Operations that need no key; `sign_in` and those of an invitation take a secret in their body."""
 
 MACHINES = frozenset(
     {"report_boot", "get_wheelhouse", "register", "report", "get_orders", "start_upload", "commit_checkpoint"}

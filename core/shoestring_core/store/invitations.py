@@ -15,7 +15,7 @@ from shoestring_core.decide.class_list import MAX_NAME, NewMember, is_name, pars
 from shoestring_core.errors import InvalidList, InvalidRequest, InvalidState, NotFound, Unauthenticated
 from shoestring_core.store import identity, ledger, sessions
 from shoestring_core.store.identity import Principal
-from shoestring_core.store.tables import InvitationRow, MembershipRow, UserRow
+from shoestring_core.store.tables import InvitationRow, MembershipRow, TeamRow, UserRow
 from shoestring_core.store.tokens import generate_secret, hash_secret, is_well_formed
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
@@ -59,6 +59,16 @@ def revoke(db: Write, team: UUID, invitation: UUID) -> None:
     db.execute(update(InvitationRow).where(*own, *open_).values(revoked_at=db.now))
 
 
+def read(db: Read, code: str) -> tuple[InvitationRow, str, str | None]:
+    """An invitation that can be taken, the name of its team, and of whom it signs in, if it is for a member.
+
+    Raises as `take`.
+    """
+    row = _require_open(db, code)
+    user = None if row.user_id is None else identity.load_principal(db, row.user_id, row.team_id).user_name
+    return row, db.sql.scalars(select(TeamRow.name).where(TeamRow.id == row.team_id)).one(), user
+
+
 def take(db: Write, code: str, name: str | None, place: sessions.Place) -> tuple[Principal, sessions.NewSession]:
     """Become a member, and sign the browser in.
 
@@ -66,14 +76,7 @@ def take(db: Write, code: str, name: str | None, place: sessions.Place) -> tuple
     Raises Unauthenticated for an unknown code, InvalidState if it was used or revoked or has expired, InvalidRequest
     for a name that can't be theirs.
     """
-    row = (
-        db.sql.scalar(select(InvitationRow).where(InvitationRow.hash == hash_secret(code)))
-        if is_well_formed(code)
-        else None
-    )
-    if row is None:
-        raise Unauthenticated("This is no invitation of this service.", hint="Copy the whole link.")
-    _require_open(db, row)
+    row = _require_open(db, code)
     taker = _existing(db, row, name) if row.user_id is not None else _join(db, row, name or "")
     untaken = (InvitationRow.id == row.id, InvitationRow.used_at.is_(None), InvitationRow.revoked_at.is_(None))
     if db.execute(update(InvitationRow).where(*untaken).values(used_at=db.now, used_by=taker.user)) != 1:
@@ -102,13 +105,21 @@ def import_members(
     return made
 
 
-def _require_open(db: Read, row: InvitationRow) -> None:
+def _require_open(db: Read, code: str) -> InvitationRow:
+    row = (
+        db.sql.scalar(select(InvitationRow).where(InvitationRow.hash == hash_secret(code)))
+        if is_well_formed(code)
+        else None
+    )
+    if row is None:
+        raise Unauthenticated("This is no invitation of this service.", hint="Copy the whole link.")
     if row.used_at is not None:
         raise InvalidState(people.InvitationUsed())
     if row.revoked_at is not None:
         raise InvalidState(people.InvitationRevoked())
     if row.expires_at <= db.now:
         raise InvalidState(people.InvitationExpired())
+    return row
 
 
 def _existing(db: Read, row: InvitationRow, name: str | None) -> Principal:

@@ -36,7 +36,7 @@ const guard: Middleware = {
   },
   async onResponse({ response, schemaPath }) {
     if (response.ok || response.status === 304) return undefined;
-    if (response.status === 401 && schemaPath !== "/v1/session" && schemaPath !== "/v1/invitations:take") signedOutHandler();
+    if (response.status === 401 && schemaPath !== "/v1/session" && !schemaPath.startsWith("/v1/invitations:")) signedOutHandler();
     throw new Problem(await problemOf(response));
   },
   onError({ error }) {

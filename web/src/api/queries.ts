@@ -179,6 +179,14 @@ export const unbudgeted = queryOptions({
   },
 });
 
+/** What an invitation's link is for; read once, as taking it ends it. */
+export const invitation = (code: string) =>
+  queryOptions({
+    queryKey: ["invitation", code],
+    queryFn: async ({ signal }) => body(await api.POST("/v1/invitations:read", { body: { code }, signal })),
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+
 export const recipes = queryOptions({
   queryKey: ["recipes"],
   queryFn: async ({ signal }) => body(await api.GET("/v1/recipes", { signal })).recipes,

@@ -1035,6 +1035,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/invitations:read": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Read Invitation
+         * @description Say what an invitation is for, to whom has its link. Nothing is taken by it.
+         */
+        post: operations["read_invitation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/invitations:take": {
         parameters: {
             query?: never;
@@ -3270,6 +3290,28 @@ export interface components {
             quotas: components["schemas"]["Reason"][];
         };
         /**
+         * OpenedInvitation
+         * @description What whoever has an invitation's link sees of it before they take it.
+         */
+        OpenedInvitation: {
+            /** Team */
+            team: string;
+            /**
+             * Role
+             * @enum {string}
+             */
+            role: "viewer" | "member" | "lead" | "admin";
+            /** User */
+            user: string | null;
+            /** Made By */
+            made_by: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+        };
+        /**
          * Order
          * @description The state that the service wants this machine to be in. Stateless: it may be repeated and may skip states.
          *
@@ -3546,6 +3588,14 @@ export interface components {
              * @default
              */
             message: string;
+        };
+        /**
+         * ReadInvitationRequest
+         * @description Body of POST /v1/invitations:read.
+         */
+        ReadInvitationRequest: {
+            /** Code */
+            code: string;
         };
         /** Readiness */
         Readiness: {
@@ -6348,6 +6398,39 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description What was wrong and how to fix it */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemDocument"];
+                };
+            };
+        };
+    };
+    read_invitation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ReadInvitationRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenedInvitation"];
+                };
             };
             /** @description What was wrong and how to fix it */
             default: {
