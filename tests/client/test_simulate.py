@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+from shoestring.cli import simulate
 
 from tests.client.conftest import RunCommand
 
@@ -80,6 +82,12 @@ def test_input_that_cannot_be_used_is_named(
     done = run_command(*ARGUMENTS, "--traces", str(traces), *options)
     assert done.returncode == 2
     assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize("command", ["spot", "schedule"])
+def test_what_a_simulation_needs_is_said_with_an_example(command: str) -> None:
+    with pytest.raises(typer.BadParameter, match=f"such as: shoestring simulate {command}.*docs/"):
+        simulate.app([command], standalone_mode=False)
 
 
 @pytest.mark.parametrize(

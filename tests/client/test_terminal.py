@@ -44,3 +44,13 @@ def test_a_narrow_terminal_shows_fewer_columns_and_no_split_amount(
 def test_a_pipe_gets_every_column_and_whole_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     _, row = printed(monkeypatch, width=40, force_terminal=False).splitlines()
     assert all(cell in row for cell in ROW)
+
+
+def test_prose_in_a_pipe_is_wrapped_as_nobody_reads_lines_of_500_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(terminal, "out", terminal.Terminal(file=file))
+    row = ("lr", "Peak learning rate. " * 25)
+    terminal.print_table(("PARAMETER", "DESCRIPTION"), [row], "", wrap=("DESCRIPTION",), prose=True)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= terminal.PROSE_WIDTH
+    assert " ".join(" ".join(lines).split()).endswith(row[1].strip())

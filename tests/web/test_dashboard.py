@@ -360,6 +360,7 @@ def test_a_broken_stream_reconnects_and_misses_nothing(
     proxy.refuse = True
     proxy.cut()
     expect(page.locator(".connection")).to_have_class(re.compile("reconnecting"))
+    expect(page.locator(".connection-bar")).to_contain_text("No live updates since")
     agent.points(range(4, 9))
     deployment.submit(name="meanwhile")
     proxy.refuse = False
@@ -367,6 +368,7 @@ def test_a_broken_stream_reconnects_and_misses_nothing(
     expect(metric(page, "train/loss")).to_have_attribute("data-last-step", "8")
     page.get_by_role("link", name="Jobs", exact=True).click()
     expect(page.get_by_role("link", name="meanwhile")).to_be_visible()
+    expect(page.locator(".connection-bar")).to_have_count(0)
 
 
 # A new job

@@ -97,7 +97,7 @@ MENU = press("Menu of ada, team vision")
 LIMIT, WEIGHT = press("Set limit", '[data-budget="team"]'), press("Set weight", '[data-budget="team"]')
 PERIOD = press("Set period", '[data-budget="team"]')
 LINES = press("Set soft lines", '[data-budget="team"]')
-LOST = "reconnecting"
+LOST = "No live updates since"
 BROKEN = "It is broken."
 STATES = (
     State("the menu", "/", "Sign out", (MENU,)),

@@ -10,6 +10,7 @@ import { BudgetPage } from "./features/budget/budget-page";
 import { tightestBudget } from "./lib/tightest-budget";
 import { QueuePage } from "./features/queue/queue-page";
 import { PeoplePage } from "./features/people/people-page";
+import { ConnectionBar } from "./components/connection-bar";
 import { Page } from "./components/page";
 import { ProblemNote } from "./components/problem-note";
 import { Skeleton } from "./components/skeleton";
@@ -49,6 +50,7 @@ function SignedIn({ address }: { address: URL }) {
         Skip to the page
       </a>
       <Header path={address.pathname} team={who.data.team} user={who.data.user} />
+      <ConnectionBar />
       <Suspense fallback={<div className="page"><Skeleton rows={6} /></div>}>
         <Route address={address} />
       </Suspense>

@@ -80,7 +80,8 @@ def _print_recipe(recipe: rest.Recipe) -> None:
         for p in recipe.params
     ]
     columns = ("PARAMETER", "TYPE", "DEFAULT", "CHOICES", "DESCRIPTION")
-    print_table(columns, rows, "No parameters.", wrap=("DEFAULT", "CHOICES", "DESCRIPTION"), drop=("CHOICES", "TYPE"))
+    wrap, drop = ("DEFAULT", "CHOICES", "DESCRIPTION"), ("CHOICES", "TYPE")
+    print_table(columns, rows, "No parameters.", wrap=wrap, drop=drop, prose=True)
     if claim := recipe.claim:
         out.print(f"\nClaim    {claim.metric} {claim.value:g} in {claim.time}, on {claim.hardware}")
         if claim.cost:

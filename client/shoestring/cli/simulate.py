@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from rich.progress import track
 from shoestring_core.decide import simulation
 from shoestring_core.durations import parse_duration
@@ -29,6 +30,28 @@ MAX_PRICE_RATIO = 1_000.0
 """Expected costs have seven digits: with a much larger ratio they can't tell spot from waiting."""
 MAX_INTERVALS = 100_000
 """From the start to the deadline."""
+
+NEEDS = {
+    "spot": "It needs recorded availability and the job's times, such as: shoestring simulate spot --traces "
+    "spot-traces --work 48h --deadline 60h --changeover 12m. github.com/skypilot-org/spot-traces has traces; "
+    "docs/spot-policy.md describes their format.",
+    "schedule": "It needs a file with machines, teams and jobs, such as: shoestring simulate schedule scenario.yaml. "
+    "docs/operations/teams.md has one to begin with.",
+}
+
+
+class ExplainedCommand(typer.core.TyperCommand):
+    """A command that says what it needs, and where to get it, to whoever leaves it out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if type(error) is typer.BadParameter:  # given, and wrong
+                raise
+            missing = str(error.format_message()).removesuffix(".").replace("Missing", "missing", 1)
+            raise typer.BadParameter(f"{missing}. {NEEDS[str(self.name)]}") from error
+
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -53,7 +76,7 @@ def _starts(text: str) -> int | None:
     return int(text)
 
 
-@app.command("spot")
+@app.command("spot", cls=ExplainedCommand)
 def simulate_spot(
     traces: Annotated[Path, typer.Option("--traces", metavar="DIR", help="Folder of traces, a JSON file per zone.")],
     work: Annotated[str, typer.Option("--work", metavar="TIME", help="Training time, such as 48h.")],
@@ -115,7 +138,7 @@ def simulate_spot(
         _print(results)
 
 
-@app.command("schedule")
+@app.command("schedule", cls=ExplainedCommand)
 def simulate_schedule(
     scenario: Annotated[Path, typer.Argument(metavar="FILE", help="Machines, teams and jobs; YAML or JSON.")],
     as_json: Json = False,

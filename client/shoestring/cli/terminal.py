@@ -29,7 +29,9 @@ GAP = 2
 MIN_WRAPPED = 20
 """Characters that a column which wraps has at least, if its text is that long."""
 MAX_WIDTH = 10_000
-"""Of what goes to a file or pipe: nothing is dropped or wrapped there."""
+"""Of what goes to a file or pipe: nothing is dropped or wrapped there, but prose."""
+PROSE_WIDTH = 100
+"""Of a table of paragraphs in a file or pipe."""
 
 
 class Terminal(Console):
@@ -115,22 +117,25 @@ def print_table(
     *,
     wrap: Collection[str] = (),
     drop: Sequence[str] = (),
+    prose: bool = False,
 ) -> None:
     """Print a table to stdout, or `empty` to stderr if there are no rows.
 
     wrap  columns whose cells may take several lines; all others stay whole
     drop  columns that a terminal too narrow for all does without, the first of them first
+    prose its cells are paragraphs, so it isn't one line a row even in a file or pipe
     """
     if not rows:
         err.print(empty)
         return
-    shown = fitting_columns(columns, rows, wrap, drop, out.width)
+    width = min(out.width, PROSE_WIDTH) if prose and not out.is_terminal else out.width
+    shown = fitting_columns(columns, rows, wrap, drop, width)
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
     for number in shown:
         table.add_column(columns[number], overflow="fold", no_wrap=columns[number] not in wrap)
     for row in rows:
         table.add_row(*(row[number] for number in shown))
-    out.print(table)
+    out.print(table, width=width)
 
 
 def fitting_columns(

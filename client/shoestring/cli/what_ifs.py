@@ -76,7 +76,8 @@ def simulate(
     ]  # fmt: skip
     if limit is None and weight is None and not changes:
         raise typer.BadParameter(
-            "give what to change: a limit, --weight, --first, --any-machine, --stop, --deadline or --gpu"
+            "give what to change: a limit, --weight, --first, --any-machine, --stop, --deadline or --gpu; such as "
+            "`shoestring budget simulate 40` or `shoestring budget simulate --first JOB`"
         )
     with open_client(url) as client:
         budgets = []
