@@ -350,8 +350,7 @@ class Evicted(Reason):
         return (
             f"It makes room for a job of {self.team}, which is guaranteed {dollars(self.guaranteed)} an hour and used "
             f"{dollars(self.used)}; {self.lender} used {dollars(self.lender_used)}{own}. It resumes from its "
-            "checkpoint when machines "
-            "are free."
+            "checkpoint when machines are free."
         )
 
 
