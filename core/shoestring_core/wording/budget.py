@@ -263,9 +263,8 @@ class Granted(Reason):
 
     def text(self) -> str:
         note = f" {self.note}" if self.note else ""
-        return (
-            f"{dollars(self.amount)} granted to {self.account_title}, whose limit is now {dollars(self.limit)}.{note}"
-        )
+        limit = "none" if self.limit is None else dollars(self.limit)
+        return f"{dollars(self.amount)} granted to {self.account_title}, whose limit is now {limit}.{note}"
 
 
 @dataclass(frozen=True)
@@ -430,7 +429,7 @@ class GrantEffect(Reason):
 
     def text(self) -> str:
         could = f"{_capitalized(self.account_title)} could then spend {dollars(self.usable)}"
-        if self.above_left is None:
+        if self.above_left is None or self.others_left is None:
             return f"{could}. {_capitalized(self.above_title)} has no limit: it takes nothing from others."
         if self.others_left == "0.00":
             return f"{could}, which is all that {self.above_title} has left: nothing is kept for others."
