@@ -212,11 +212,12 @@ def test_refused_credentials_are_told_and_a_signature_that_is_too_old_names_the_
         ("http://train.example.org", "error"),
         ("https://127.0.0.1:8000", "error"),
         ("https://localhost", "error"),
+        ("", "warning"),  # before `aws up` there is none
     ],
 )
 def test_a_service_url_that_machines_can_not_use_is_told(url: str, level: str):
     assert check_agent_url(url, simulated=False, resolve=lambda _: ["203.0.114.7"]).level == level
-    assert check_agent_url(url, simulated=True).level == "ok"
+    assert check_agent_url(url or "http://127.0.0.1:8000", simulated=True).level == "ok"
 
 
 def test_a_service_url_without_an_address_or_with_a_private_one_is_told():

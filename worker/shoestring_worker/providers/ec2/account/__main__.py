@@ -137,7 +137,7 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
     except BadSettings as error:
         findings.append(Finding("error", "settings", str(error), error.advice))
     else:
-        url = os.environ.get("SHOESTRING_AGENT_URL", "http://127.0.0.1:8000")
+        url = os.environ.get("SHOESTRING_AGENT_URL", "http://127.0.0.1:8000" if settings.simulated else "")
         findings.append(check_agent_url(url, simulated=settings.simulated))
         if asked:
             store = os.environ.get("SHOESTRING_OBJECT_STORE", "")

@@ -97,9 +97,12 @@ def find_addresses(host: str) -> list[str]:
 
 
 def check_agent_url(url: str, *, simulated: bool, resolve: Callable[[str], list[str]] = find_addresses) -> Finding:
-    """Whether machines can use the service's URL, as far as it can be told from here."""
+    """Whether machines can use the service's URL, as far as it can be told from here. `url`: "" if none is set."""
     parts = urlsplit(url)
     advice = "Set SHOESTRING_AGENT_URL to an https:// URL that machines on AWS can reach."
+    if not url:
+        text = "SHOESTRING_AGENT_URL is not set. With `shoestring aws up` that is right: its machine sets it."
+        return Finding("warning", "service URL", text, f"For a service elsewhere: {advice[0].lower()}{advice[1:]}")
     host = parts.hostname or ""
     if parts.scheme != "https" and not simulated:
         return Finding("error", "service URL", f"Machines would reach {url} without encryption.", advice)
