@@ -90,6 +90,7 @@ def test_a_target_that_was_not_reached_or_not_given_leaves_no_cell_empty(run_com
     ("arguments", "words"),
     [
         (("absent.json",), "can't read absent.json"),
+        (("notes.txt",), "notes.txt is neither a run's folder nor"),
         (("empty",), "give one that the trainer wrote"),
         (("FOLDER", "--dawnbench", "entry"), "--author and --email"),
         (("FOLDER", "FOLDER", "--dawnbench", "entry"), "exports a single run"),
@@ -105,6 +106,7 @@ def test_what_cannot_be_read_or_written_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
     done = run_command("results", *(str(folder) if one == "FOLDER" else one for one in arguments))
     assert done.returncode == ExitCode.USAGE
     assert words in done.stderr

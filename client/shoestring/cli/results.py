@@ -56,6 +56,8 @@ def _load(name: str, metric: str | None, url: str | None) -> LoadedRun:
         return runs.from_dawnbench(path)
     if path.is_dir():
         return runs.from_folder(path, metric)
+    if path.exists() and ("/" in name or path.suffix):
+        raise runs.RunError(f"{name} is neither a run's folder nor the .json of an entry; give one of them, or a job")
     with open_client(url) as client:
         return runs.from_job(client, client.job(resolve_job_id(client, name)), metric)
 

@@ -69,6 +69,13 @@ def test_unreadable_image_files_are_named_or_skipped_and_counted(tmp_path: Path)
     assert data.val_names[0] == "country211/valid/blue/0.jpg"
 
 
+def test_a_class_whose_name_no_line_can_show_is_refused(tmp_path: Path):
+    for name in ("tea", "a\x1b[2J"):
+        save_image(tmp_path / "eurosat" / "2750" / name / "1.jpg", (9, 9, 9), 1)
+    with pytest.raises(DataError, match=r"has the class 'a\\x1b\[2J', whose name"):
+        load(tmp_path, data_format="torchvision/EuroSAT")
+
+
 def test_a_dataset_without_a_validation_split_is_split_by_class(tmp_path: Path):
     for name, colour in COLOURS.items():
         for number in range(10):

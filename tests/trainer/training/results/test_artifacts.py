@@ -19,9 +19,10 @@ from shoestring_trainer.training.cli.predict import read_image
 from shoestring_trainer.training.data.cifar10 import load_cifar10
 from shoestring_trainer.training.data.dataset import ImageDataset, LabeledImages, load_digits
 from shoestring_trainer.training.distributed import context
+from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.precision import Precision
-from shoestring_trainer.training.results import throughput
+from shoestring_trainer.training.results import exports, throughput
 from shoestring_trainer.training.results.artifacts import build_artifacts
 from shoestring_trainer.training.results.error_analysis import count_confusions, hardest_examples, render_page
 from shoestring_trainer.training.results.evaluation import EvalResult, evaluate
@@ -208,6 +209,23 @@ def test_a_model_that_cannot_be_read_is_named_with_a_remedy(
         assert str(tmp_path / name) in output
         assert remedy in output
         assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": "cat"}, "its classes are no list"), ({"classes": 5}, "its classes are no list"),
+        ({"classes": []}, "its classes are no list"), ({"input": {"shape": [1, 3, -8, 8]}}, "has the shape"),
+        ({"input": {"shape": [1, 3, 10**12, 8]}}, "has the shape"), ({"input": {"shape": [1, True, 8, 8]}}, "shape"),
+        ({"input": {"shape": [1, 3, 8, 8], "zoom": float("nan")}}, "has the zoom nan"),
+        ({"input": {"shape": [1, 3, 8, 8], "zoom": "2x"}}, "could not convert"), ({"input": [8]}, "list indices"),
+    ],
+)  # fmt: skip
+def test_a_description_with_odd_values_is_no_description(change: dict[str, object], words: str):
+    card = {"classes": ["cat", "dog"], "input": {"shape": ["N", 3, 8, 8], "zoom": 1.25}}
+    assert exports._read_card(json.dumps(card), Path("model.pt2")) == card
+    with pytest.raises(DataError, match=rf"^model\.pt2 lacks a description .*{words}"):
+        exports._read_card(json.dumps(card | change), Path("model.pt2"))
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])

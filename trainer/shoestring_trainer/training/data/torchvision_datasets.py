@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoestring_core.data_splits import require_class_names
+
 from shoestring_trainer.training.data.confined_files import confine_opens
 from shoestring_trainer.training.data.image_files import open_image_file
+from shoestring_trainer.training.data.image_folder import refuse_layout
 from shoestring_trainer.training.data.image_index import ImageIndex, split_train_val, validate_utf8
 from shoestring_trainer.training.errors import DataError
 
@@ -103,6 +106,8 @@ def _index_split(name: str, root: Path, split: str, arguments: Mapping[str, Any]
             "download=True) fetches it, if it can still be downloaded; then give that folder as data.train"
         ) from error
     classes = _class_names(dataset, labels)
+    with refuse_layout():
+        require_class_names(classes, root)
     if not has_files:
         names = [f"{split}/{index}" for index in range(len(labels))]
         return ImageIndex(root / name, classes, names, labels, lambda index: dataset[index][0])
