@@ -75,12 +75,12 @@ def _check_disk(spec: JobSpec, state: AppState) -> None:
 
 
 def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
-    """Report missing and forbidden paths alike, so that nobody can probe the file system."""
+    """Report missing and forbidden paths alike outside the data roots, so that nobody can probe the file system."""
     problems = []
     if spec.data and not spec.data.is_in_s3 and not _find_folder(roots, spec.data):
-        problems.append(("/data/train", f"{spec.data.train!r} is not a folder that jobs may read.", "data-not-found"))
+        problems.append(("/data/train", _why_not(roots, spec.data.train, "folder"), "data-not-found"))
     if spec.init and not spec.init_job_id and not _find_path(roots, spec.init):
-        problems.append(("/init", f"{spec.init!r} is not a file or folder that jobs may read.", "init-not-found"))
+        problems.append(("/init", _why_not(roots, spec.init, "file or folder"), "init-not-found"))
     if problems:
         allowed = (
             "Readable folders: " + ", ".join(map(str, roots))
@@ -88,6 +88,12 @@ def _check_paths(spec: JobSpec, roots: Sequence[Path]) -> None:
             else "Make a folder readable: shoestring up --data-root DIR"
         )
         raise InvalidSpec([Problem(at, f"{message} {allowed}.", code) for at, message, code in problems])
+
+
+def _why_not(roots: Sequence[Path], given: str, wanted: str) -> str:
+    if _lies_under(roots, given):
+        return f"There is no {wanted} {given!r}."
+    return f"{given!r} is not a {wanted} that jobs may read."
 
 
 def _check_hooks(spec: JobSpec, settings: ApiSettings) -> None:

@@ -105,6 +105,20 @@ def test_a_name_of_two_jobs_and_of_none_is_refused() -> None:
     assert "No job has the id or the name nothing" in run("show", "nothing").output
 
 
+def test_the_name_of_a_job_and_its_retries_means_the_newest_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = JOBS[2] | {"retried_from": OTHER["id"]}
+    monkeypatch.setitem(globals(), "JOBS", [newest, *JOBS[:2]])
+    shown = run("show", "twice")
+    assert f"job {newest['id']}" in shown.output
+    assert f"twice is here its newest retry, {newest['id'][-8:]} (" in shown.output
+
+
+def test_a_retry_says_whether_it_continues_or_starts_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "It continues from the job's last checkpoint" in run("retry", JOB["id"]).output
+    monkeypatch.setitem(JOBS[0], "status", "succeeded")
+    assert "it starts over" in run("retry", JOB["id"]).output
+
+
 def test_a_list_shows_the_first_line_of_a_reason_and_the_jobs_own_page_all_of_it() -> None:
     listed = run("ls").output
     assert len(listed.splitlines()) == 1 + len(JOBS)

@@ -113,19 +113,20 @@ def test_a_path_outside_the_roots_is_answered_like_one_that_does_not_exist(servi
     for name in ("a", "b"):
         (outside / name).mkdir(parents=True)
     (folder.parent / "link").symlink_to(outside)
-    paths = [
-        folder.parent / "missing",
-        outside,
-        outside / "missing",
-        folder.parent / ".." / "outside",
-        folder.parent / "link",
-        folder / "lying" / "00.png",
-    ]
-    answers, before = [], service.client.jobs().jobs
-    for path in paths:
-        with pytest.raises(ServiceError) as refused:
-            service.client.submit(spec(path))
-        answers.append(refused.value.problem.model_dump_json(include={"errors"}).replace(str(path), "PATH"))
-    assert len(set(answers)) == 1
-    assert "is not a folder that jobs may read" in answers[0]
+
+    def refusals(*paths: Path) -> set[str]:
+        answers = set()
+        for path in paths:
+            with pytest.raises(ServiceError) as refused:
+                service.client.submit(spec(path))
+            answers.add(refused.value.problem.model_dump_json(include={"errors"}).replace(str(path), "PATH"))
+        return answers
+
+    before = service.client.jobs().jobs
+    (outer,) = refusals(
+        outside, outside / "missing", folder.parent / ".." / "outside", folder.parent / "link", Path("/nowhere")
+    )
+    assert "'PATH' is not a folder that jobs may read" in outer
+    (inner,) = refusals(folder.parent / "missing", folder / "lying" / "00.png")
+    assert "There is no folder 'PATH'" in inner
     assert service.client.jobs().jobs == before

@@ -45,7 +45,7 @@ class Scheduler:
     mark: QueueMark = MARK
     offers: list[Offer] = field(default_factory=lambda: [OFFER])
     storage: Storage = field(default_factory=Storage)
-    problems: dict[str, str] = field(default_factory=dict)
+    unanswered: dict[str, str] = field(default_factory=dict)
     queued: list[Any] = field(default_factory=list)
     running: list[Any] = field(default_factory=list)
     refusals: list[Any] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Scheduler:
         self.items = ItemRunner(lambda: 0.0)
         self.do = JobScheduler(
             store, {"sim": ManagedProvider(nothing, Timeouts())}, nothing, Timeouts(), "http://a", "", "d", self.items,
-            schedule_again=self._again, find_problems=lambda: self.problems, monotonic=lambda: self.now / S,
+            schedule_again=self._again, find_unanswered=lambda: self.unanswered, monotonic=lambda: self.now / S,
         )  # fmt: skip
 
     def schedule(self, mark: QueueMark = MARK, version: int = 1, after_s: float = 0) -> list[PlannedMachine]:
@@ -137,7 +137,7 @@ def set_up_waits(scheduler: Scheduler) -> None:
         ({"version": 2, "offers": [OFFER, replace(OFFER, price="2")]}, True),
         ({"offers": []}, False),  # no new version says so
         ({"storage": Storage(until=NOW)}, True),
-        ({"problems": {"sim": "Set the clock."}}, True),
+        ({"unanswered": {"sim": "Set the clock."}}, True),
     ],
 )
 def test_a_schedule_is_made_again_when_what_it_depends_on_has_changed_or_a_wait_ends(
@@ -148,7 +148,7 @@ def test_a_schedule_is_made_again_when_what_it_depends_on_has_changed_or_a_wait_
     assert scheduler.made == [[OFFER]]
     scheduler.offers = change.get("offers", scheduler.offers)
     scheduler.storage = change.get("storage", scheduler.storage)
-    scheduler.problems = change.get("problems", scheduler.problems)
+    scheduler.unanswered = change.get("unanswered", scheduler.unanswered)
     asked = {name: value for name, value in change.items() if name in ("mark", "version", "after_s")}
     scheduler.schedule(**asked)
     assert len(scheduler.made) == 1 + again

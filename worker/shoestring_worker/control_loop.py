@@ -109,7 +109,7 @@ class ControlLoop:
         }
         self._scheduler = JobScheduler(
             self.store, self.providers, self.objects, self.timeouts, self.agent_url, self.ca, self.deployment,
-            self._items, schedule_again=self._more_work.set, find_problems=self._find_problems,
+            self._items, schedule_again=self._more_work.set, find_unanswered=self._find_unanswered,
             monotonic=self.monotonic,
         )  # fmt: skip
         self._deadlines = DeadlineStep(self.store, self.providers, self._items)
@@ -273,9 +273,9 @@ class ControlLoop:
         polls = [call for lane in due for call in lane.begin_poll(self._scheduler.requirements, demand.now)]
         wait_for_answers(polls, self.answer_wait_s)
 
-    def _find_problems(self) -> dict[str, str]:
-        """By provider: why it can't be asked until somebody acts; "": it can."""
-        return {name: lane.problem for name, lane in self._lanes.items()}
+    def _find_unanswered(self) -> dict[str, str]:
+        """As `decide.schedule.schedule_jobs` takes them."""
+        return {name: lane.problem for name, lane in self._lanes.items() if lane.problem or not lane.has_answered}
 
     def _launch_machines(self, planned: Sequence[PlannedMachine]) -> None:
         by_provider = {name: [machine.id for machine in planned if machine.provider == name] for name in self._lanes}

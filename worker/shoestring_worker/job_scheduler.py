@@ -48,7 +48,7 @@ class AppliedSchedule:
     mark: QueueMark
     offers: list[tuple[Offer, bool]]
     storage: Storage
-    problems: Mapping[str, str]
+    unanswered: Mapping[str, str]
     valid_until: int | None
     made_at: float
 
@@ -58,7 +58,7 @@ class JobScheduler:
     """Decides again only if something has changed. It remembers what in memory: after a restart it decides again.
 
     schedule_again  called when a schedule was out of date before it was applied
-    find_problems   as `decide.schedule.schedule_jobs` takes them
+    find_unanswered   as `decide.schedule.schedule_jobs` takes them
     """
 
     store: Store
@@ -70,7 +70,7 @@ class JobScheduler:
     deployment: str
     items: ItemRunner
     schedule_again: Callable[[], None]
-    find_problems: Callable[[], Mapping[str, str]]
+    find_unanswered: Callable[[], Mapping[str, str]]
     monotonic: Callable[[], float] = time.monotonic
 
     requirements: frozenset[Requirements] = frozenset()
@@ -85,18 +85,18 @@ class JobScheduler:
         if not mark.queued:
             return []
         offers, storage = self._load_offers(offer_versions), find_storage(self.objects)
-        problems = self.find_problems()
-        if self._still_applies(mark, offers, storage, problems, now):
+        unanswered = self.find_unanswered()
+        if self._still_applies(mark, offers, storage, unanswered, now):
             return []
         if storage.problem:
             self.items.warn("no job starts", storage.problem)
         timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
         with self.store.read() as db:
             now, loaded = db.now, queue.load_queue(db, self.timeouts, self._known)
-            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, problems)
+            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered)
             while not schedule.complete:
                 loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
-                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, problems)
+                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered)
         self._forget_all_but(loaded.snapshot.queue)
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
@@ -121,7 +121,7 @@ class JobScheduler:
             mark = loaded.mark._replace(plan_version=version)
             stale = [(offer, is_stale(offer, now)) for offer in offers]
             self._applied = AppliedSchedule(
-                mark, stale, storage, problems, min(backoffs, default=None), self.monotonic()
+                mark, stale, storage, unanswered, min(backoffs, default=None), self.monotonic()
             )
         return planned
 
@@ -162,13 +162,13 @@ class JobScheduler:
         return write(self.store, queue.apply_waits, waits, before, version)
 
     def _still_applies(
-        self, mark: QueueMark, offers: list[Offer], storage: Storage, problems: Mapping[str, str], now: int
+        self, mark: QueueMark, offers: list[Offer], storage: Storage, unanswered: Mapping[str, str], now: int
     ) -> bool:
         last = self._applied
         return (
             last is not None
             and (last.mark, last.offers) == (mark, [(offer, is_stale(offer, now)) for offer in offers])
-            and (last.storage, last.problems) == (storage, problems)
+            and (last.storage, last.unanswered) == (storage, unanswered)
             and (last.valid_until is None or now < last.valid_until)
             and self.monotonic() < last.made_at + RECHECK_S
         )

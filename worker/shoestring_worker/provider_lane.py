@@ -61,6 +61,11 @@ class ProviderLane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"poll-{self.name}")
 
     @property
+    def has_answered(self) -> bool:
+        """It has said what it offers."""
+        return self._saved_at > float("-inf")
+
+    @property
     def is_due(self) -> bool:
         return self.monotonic() >= self._polled_at + POLL_INTERVAL_S
 

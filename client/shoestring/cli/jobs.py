@@ -186,7 +186,12 @@ def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
     shoestring retry JOB
     """
     with open_client(url) as client:
-        retried = client.retry(resolve_job_id(client, job))
+        before = client.job(resolve_job_id(client, job))
+        retried = client.retry(str(before.id))
+    if before.status == "succeeded":
+        err.print("The job had succeeded: it starts over.")
+    else:
+        err.print("It continues from the job's last checkpoint, if it saved one.")
     _print_new_job(retried, as_json)
 
 

@@ -64,19 +64,28 @@ def open_client(url: str | None) -> Client:
 def resolve_job_id(client: Client, given: str) -> str:
     """Return the id of the job that is given by its id, the beginning or the end of it, or its name.
 
-    Exits with NOT_FOUND unless exactly one job of the team is meant.
+    The name of a job and of its retries means the newest of them. Exits with NOT_FOUND unless one job is meant.
     """
     with contextlib.suppress(ValueError):
         return str(UUID(given))
     quoted = shlex.quote(given)
     found = [job for job in client.jobs(filter=f"id~{quoted}", limit=100).jobs if _begins_or_ends(str(job.id), given)]
-    found = found or client.jobs(filter=f"name={quoted}", limit=100).jobs
+    found = found or _without_retried(client.jobs(filter=f"name={quoted}", limit=100).jobs)
     if len(found) != 1:
         which = ", ".join(f"{short_id(job.id)} ({job.status}, {job.created_at:%b %d %H:%M} UTC)" for job in found[:5])
         several = f"{len(found)} jobs are called {given}: give the id of one, newest first: {which}"
         print_error(f"{several if found else f'No job has the id or the name {given}'}. List jobs: shoestring ls")
         raise typer.Exit(ExitCode.NOT_FOUND)
     return str(found[0].id)
+
+
+def _without_retried(jobs: list[rest.Job]) -> list[rest.Job]:
+    """Leave out the jobs of which a later one is a retry."""
+    retried = {job.retried_from for job in jobs}
+    left = [job for job in jobs if job.id not in retried]
+    if len(left) == 1 < len(jobs):
+        err.print(f"{left[0].name} is here its newest retry, {short_id(left[0].id)} ({left[0].status}).")
+    return left
 
 
 def _begins_or_ends(job: str, part: str) -> bool:

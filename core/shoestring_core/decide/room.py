@@ -69,7 +69,7 @@ class Room:
     storage: funding.Storage
     slots_blocked_by: dict[str, Blocker] = field(default_factory=dict)
     quotas_blocked: tuple[str, ...] = ()
-    problems: Mapping[str, str] = field(default_factory=dict)
+    unanswered: Mapping[str, str] = field(default_factory=dict)
     _placements: dict[Requirements, Placement] = field(default_factory=dict)
     _openings: dict[tuple[Requirements, int | None, int | None], Opening | None] = field(default_factory=dict)
 
@@ -97,15 +97,15 @@ class Room:
         return found
 
     def why_none(self, requirements: Requirements) -> WaitDetail:
-        """Why no offer suits a job; where a provider that might have one can't be asked, what to do about that."""
+        """Why no offer suits a job; where a provider that might have one has not answered, what to do about that."""
         why = self.placement(requirements).why_none
         if isinstance(why, ProviderUnanswered):
-            return replace(why, problem=self.problems.get(why.provider, ""))
+            return replace(why, problem=self.unanswered.get(why.provider, ""))
         if isinstance(why, NoOffer):
             known = {offer.provider for offer in self.offers}
-            for provider, problem in self.problems.items():
-                if problem and provider not in known and requirements.provider in (None, provider):
-                    return ProviderUnanswered(provider, problem)
+            for provider, problem in self.unanswered.items():
+                if provider not in known and requirements.provider in (None, provider):
+                    return ProviderUnanswered(provider, problem, yet=True)
         return why
 
     def lowest_rate(self, queued: QueuedJob) -> int:

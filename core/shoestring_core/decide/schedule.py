@@ -138,15 +138,16 @@ def schedule_jobs(
     now: int,
     timeouts: Mapping[str, Timeouts],
     storage: funding.Storage = funding.STORABLE,
-    problems: Mapping[str, str] | None = None,
+    unanswered: Mapping[str, str] | None = None,
 ) -> SchedulingDecision:
     """Decide for each job, in the order of service; each start reduces what is left for the jobs behind it.
 
     Nothing depends on jobs that can't start any more: if they were not read, the decisions are the same.
 
-    offers    of providers that are served now
-    timeouts  by provider
-    problems  by provider: why it can't be asked until somebody acts, as a sentence; "": it can
+    offers      of providers that are served now
+    timeouts    by provider
+    unanswered  those of them that have not said what they offer since this worker started, or can't be asked until
+                somebody acts: why, as a sentence; "": it is being asked
     """
     available = tuple(offers)
     with_quota = quotas.offers_with_quota(available)
@@ -154,7 +155,7 @@ def schedule_jobs(
     vcpus_in_use = quotas.vcpus_in_use(snapshot.products, with_quota)
     room = Room(
         available, dict(snapshot.machines_in_use), vcpus_in_use, now, snapshot.refusals, dict(timeouts), storage,
-        problems=problems or {},
+        unanswered=unanswered or {},
     )  # fmt: skip
     about_to_be_free = RoomAboutToBeFree(room, running)
     time_limits = TimeLimits(running, about_to_be_free.slots)

@@ -53,14 +53,20 @@ class NoOffer(WaitDetail):
 
 @dataclass(frozen=True)
 class ProviderUnanswered(WaitDetail):
-    """`problem`: that somebody has to solve before it answers, as a sentence; "": none is known."""
+    """`problem`: that somebody has to solve before it answers, as a sentence; "": none is known.
+
+    yet  a worker that has just started asks it for its first offers
+    """
 
     code = "provider_unanswered"
     waits_for = WaitReason.CAPACITY
     provider: str
     problem: str = ""
+    yet: bool = False
 
     def text(self) -> str:
+        if self.yet and not self.problem:
+            return f"Fetching the first offers of {self.provider}. The job starts once they are known."
         problem = f" {self.problem.rstrip('.')}." if self.problem else ""
         return f"{self.provider} does not answer.{problem} The job starts once it does."
 

@@ -115,21 +115,23 @@ def test_no_job_starts_at_a_provider_that_has_not_answered_for_long():
 
 
 def test_a_job_is_told_why_a_provider_that_might_suit_it_cannot_be_asked():
-    silent, problems = replace(sim(), fetched_at=NOW - MAX_OFFER_AGE - 1), {"sim": "Set the clock."}
+    silent, unanswered = replace(sim(), fetched_at=NOW - MAX_OFFER_AGE - 1), {"sim": "Set the clock."}
     needs_gpu = replace(queued(2), requirements=Requirements(gpus=(GpuChoice("A10G"),)))
 
     def wait(job: QueuedJob, known: list[Offer]) -> waits.WaitDetail:
-        (one,) = schedule_jobs(snapshot(job), known, NOW, TIMEOUTS, problems=problems).waits
+        (one,) = schedule_jobs(snapshot(job), known, NOW, TIMEOUTS, unanswered=unanswered).waits
         return one.detail
 
     told = waits.ProviderUnanswered("sim", "Set the clock.")
     assert wait(queued(1, provider="sim"), [silent]) == told
-    assert wait(queued(1, provider="sim"), []) == told
-    assert wait(needs_gpu, offers()) == told
+    assert wait(queued(1, provider="sim"), []) == replace(told, yet=True)
+    assert wait(needs_gpu, offers()) == replace(told, yet=True)
     for job, known in ((queued(1, provider="far"), []), (needs_gpu, [sim()])):
         assert isinstance(wait(job, known), waits.NoOffer)
-    problems["sim"] = ""
-    assert isinstance(wait(queued(1, provider="sim"), []), waits.NoOffer), "it can be asked"
+    unanswered["sim"] = ""
+    assert wait(queued(1, provider="sim"), []) == waits.ProviderUnanswered("sim", yet=True), "it is being asked"
+    del unanswered["sim"]
+    assert isinstance(wait(queued(1, provider="sim"), []), waits.NoOffer), "it has said that it offers nothing"
 
 
 def test_jobs_start_in_order_while_there_are_slots():

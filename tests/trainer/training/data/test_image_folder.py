@@ -67,7 +67,7 @@ def test_grayscale_and_cmyk_images_are_converted_to_rgb(tmp_path: Path):
 def test_a_corrupt_image_is_named_with_the_remedy(flat: Path, content: bytes):
     broken = flat / "red" / "05.jpg"
     broken.write_bytes(content)
-    with pytest.raises(DataError, match=rf"{broken} cannot be read.*on_corrupt: skip"):
+    with pytest.raises(DataError, match=rf"{broken} cannot be read.*on_corrupt=skip"):
         load(flat)
 
 

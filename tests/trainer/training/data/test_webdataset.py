@@ -248,7 +248,7 @@ def test_an_invalid_sample_is_named_or_skipped_and_counted(shards: Path, fault: 
     with pytest.raises(DataError, match=rf"bad\.tar.*{message}|{message}.*bad\.tar|{message}") as refused:
         load(shards, **FORMAT)
     assert str(shards / "bad.tar") in str(refused.value)
-    assert "on_corrupt: skip" in str(refused.value)
+    assert "on_corrupt=skip" in str(refused.value)
     data = load(shards, on_corrupt="skip", **FORMAT)
     assert (len(data.train) + len(data.val), data.skipped) == (60, 1)
 

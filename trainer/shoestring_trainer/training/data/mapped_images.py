@@ -27,7 +27,7 @@ from shoestring_trainer.training.errors import DataError
 DECODE_CHUNK_SIZE = 64
 """Images that a thread decodes at a time."""
 GIB = 1 << 30
-_REMEDY = f"{REPAIR}, or set on_corrupt: skip"
+_REMEDY = f"{REPAIR}, or leave it out with the parameter on_corrupt=skip"
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ def decode_to_file(
     ends = list(itertools.accumulate(spec.bytes for spec in specs))
     _allocate(file, ends[-1], images)
     pixels = torch.from_file(str(file), shared=True, size=ends[-1], dtype=torch.uint8)
+    remedy = REPAIR if skip else _REMEDY
 
     def write_image(index: int, decoded: tuple[Tensor, float] | None) -> DataError | float:
         try:
             image_CHW, aspect_ratio = decoded or decode_image(
-                partial(images.open, index), images.path(index), specs[index], _REMEDY
+                partial(images.open, index), images.path(index), specs[index], remedy
             )
         except DataError as error:
             return error

@@ -119,7 +119,7 @@ def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
         if not skip:
             raise DataError(
                 f"the label of {examples[negative[0]]} is {negative[0]}; labels are 0, 1, 2 and so on: correct them, "
-                "or set on_corrupt: skip to leave out such samples"
+                "or leave out such samples with the parameter on_corrupt=skip"
             )
         examples = {label: path for label, path in examples.items() if label not in negative}
     if len(examples) < 2:
@@ -205,7 +205,7 @@ class _ShardIndex:
 
     def _skip_or_raise(self, reason: str) -> None:
         if not self._skip:
-            raise DataError(f"{reason}; correct it, or set on_corrupt: skip")
+            raise DataError(f"{reason}; correct it, or leave it out with the parameter on_corrupt=skip")
         self._skipped += 1
         self._report(f"skipped: {reason}")
 
