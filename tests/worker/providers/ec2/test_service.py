@@ -125,6 +125,26 @@ WITHOUT_T3 = "us-east-1e"
 """A real one, in the table of types and zones that moto has from EC2."""
 
 
+def test_a_volume_from_a_backup_takes_the_place_of_one_that_lost_its_tag_as_the_guide_says(
+    operator: Operator, aws: FakeAws
+):
+    account, ec2 = account_of(aws.url), aws.ec2()
+    operator.up(account)
+    (old,) = operator.volumes()
+    operator.down(account)
+    snapshot = ec2.create_snapshot(VolumeId=old["VolumeId"])["SnapshotId"]
+    ec2.delete_tags(Resources=[old["VolumeId"]], Tags=[{"Key": "shoestring-account"}])
+    tags = [{"Key": "shoestring-account", "Value": "service"}, {"Key": "Name", "Value": "shoestring-service"}]
+    restored = ec2.create_volume(
+        SnapshotId=snapshot, AvailabilityZone=old["AvailabilityZone"], VolumeType="gp3",
+        TagSpecifications=[{"ResourceType": "volume", "Tags": tags}],
+    )["VolumeId"]  # fmt: skip
+    operator.up(account)
+    (machine,) = operator.machines()
+    attached = {one["VolumeId"]: [to["InstanceId"] for to in one["Attachments"]] for one in operator.volumes()}
+    assert attached == {old["VolumeId"]: [], restored: [machine["InstanceId"]]}
+
+
 def test_the_service_is_in_a_zone_that_has_its_type_of_machine(aws: FakeAws, operator: Operator):
     subnets = operator.made.settings[REGION]["subnets"]
     operator.made.settings[REGION]["subnets"] = {WITHOUT_T3: aws.subnet(WITHOUT_T3)}
