@@ -119,7 +119,8 @@ class Reconciler:
         for one in stray:
             self.items.run(f"stray {one.kind} {one.id} of {self.name}", self._delete, adapter, one, listed_at)
         ids = [one.id for one in leftovers]
-        write(self.store, leaks.end_leaks, self.name, region, ["volume", "spot_request", "address"], ids)
+        kinds = ["volume", "network_interface", "spot_request", "address"]
+        write(self.store, leaks.end_leaks, self.name, region, kinds, ids)
         self._swept_at[region] = listed_at
 
     def _delete(self, adapter: RegionalProvider, stray: Leftover, listed_at: int) -> None:

@@ -25,7 +25,7 @@ class Leftover:
     hourly      what it costs, in dollars per hour as a decimal
     """
 
-    kind: Literal["volume", "spot_request", "address", "placement_group"]
+    kind: Literal["volume", "network_interface", "spot_request", "address", "placement_group"]
     provider: str
     region: str
     id: str

@@ -765,7 +765,7 @@ class LeakRow(Base):
     region: Mapped[str] = mapped_column(primary_key=True)
     provider_id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
-    """machine | volume | spot_request | address"""
+    """machine | volume | network_interface | spot_request | address"""
     hourly: Mapped[str]
     """Dollars per hour at most, as a decimal."""
     since: Mapped[int]

@@ -53,7 +53,16 @@ OTHERWISE_NAMED = {
 FOR_OTHERS = {"iam:PassRole", "s3:AbortMultipartUpload"}
 """What AWS asks of who launches a machine with a role; and an aborted upload of a machine that has the URL for it."""
 REMOVED_WITH = {
-    DEPLOYMENT_TAG: {"spot request", "machine", "volume", "address", "placement group", "image", "snapshot"},
+    DEPLOYMENT_TAG: {
+        "spot request",
+        "machine",
+        "volume",
+        "network interface",
+        "address",
+        "placement group",
+        "image",
+        "snapshot",
+    },
     ACCOUNT_TAG: set(CALLS) - {"spot request", "placement group"},
 }
 """Kinds of things that carry one tag alone, and that teardown removes."""

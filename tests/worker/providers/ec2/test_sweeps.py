@@ -47,11 +47,15 @@ def tags(kind: str, deployment: str) -> list[dict[str, Any]]:
 
 
 def plant(aws: FakeAws, region: str, deployment: str) -> list[str]:
-    """Half a gang, a volume, an address, a spot request and a placement group; returns their ids."""
+    """Half a gang and one of each kind that the sweep knows; returns their ids."""
     ec2, zone = aws.ec2(region), f"{region}a"
     provider = aws.provider(zone)
     gang = [provider.launch(launch_request(f"{deployment}-{zone}-{slot}", deployment, zone)).id for slot in (0, 2)]
     volume = ec2.create_volume(AvailabilityZone=zone, Size=100, TagSpecifications=tags("volume", deployment))
+    interface = ec2.create_network_interface(
+        SubnetId=ec2.describe_subnets()["Subnets"][0]["SubnetId"],
+        TagSpecifications=tags("network-interface", deployment),
+    )["NetworkInterface"]["NetworkInterfaceId"]
     address = ec2.allocate_address(Domain="vpc", TagSpecifications=tags("elastic-ip", deployment))
     asked = ec2.request_spot_instances(TagSpecifications=tags("spot-instances-request", deployment))
     request = asked["SpotInstanceRequests"][0]["SpotInstanceRequestId"]
@@ -59,7 +63,7 @@ def plant(aws: FakeAws, region: str, deployment: str) -> list[str]:
     ec2.create_placement_group(
         GroupName=group, Strategy="cluster", TagSpecifications=tags("placement-group", deployment)
     )
-    return [*gang, volume["VolumeId"], address["AllocationId"], request, group]
+    return [*gang, volume["VolumeId"], interface, address["AllocationId"], request, group]
 
 
 def there(aws: FakeAws, region: str) -> set[str]:
@@ -69,6 +73,7 @@ def there(aws: FakeAws, region: str) -> set[str]:
     return {
         *(instance["InstanceId"] for instance in aws.instances(region)),
         *(volume["VolumeId"] for volume in ec2.describe_volumes()["Volumes"]),
+        *(interface["NetworkInterfaceId"] for interface in ec2.describe_network_interfaces()["NetworkInterfaces"]),
         *(address["AllocationId"] for address in ec2.describe_addresses()["Addresses"]),
         *(
             request["SpotInstanceRequestId"]
@@ -89,6 +94,8 @@ def test_orphans_in_three_regions_are_gone_after_two_sweeps_and_what_is_not_ours
         aws.ec2(region).run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)
         aws.ec2(region).create_volume(AvailabilityZone=f"{region}b", Size=8)
         aws.ec2(region).allocate_address(Domain="vpc")
+        subnet = aws.ec2(region).describe_subnets()["Subnets"][0]["SubnetId"]
+        aws.ec2(region).create_network_interface(SubnetId=subnet)
     foreign = {region: there(aws, region) - mine[region] for region in REGIONS}
     ec2_world.tick(1)
     for region in REGIONS:
@@ -163,7 +170,7 @@ def test_deleting_what_is_gone_changes_nothing_and_another_error_is_no_deletion(
     provider = aws.provider()
     plant(aws, REGION, "us")
     found = provider.list_leftovers("us", REGION)
-    assert {one.kind for one in found} == {"volume", "address", "spot_request", "placement_group"}
+    assert {one.kind for one in found} == {"volume", "network_interface", "address", "spot_request", "placement_group"}
     for one in found:
         provider.delete(one)
         provider.delete(one)

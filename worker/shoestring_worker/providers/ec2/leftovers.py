@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What EC2 says about volumes, addresses, spot requests and placement groups, as the sweep of a region needs it."""
+"""What EC2 says about volumes, network interfaces, addresses, spot requests and placement groups, for the sweep."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from shoestring_worker.providers.ec2.extras import gp3_disk, public_ipv4
 
 CALLS: Mapping[str, tuple[str, str, list[dict[str, Any]]]] = {
     "volume": ("describe_volumes", "Volumes", [{"Name": "status", "Values": ["available"]}]),
+    "network_interface": (
+        "describe_network_interfaces",
+        "NetworkInterfaces",
+        [{"Name": "status", "Values": ["available"]}],
+    ),
     "address": ("describe_addresses", "Addresses", []),
     "spot_request": (
         "describe_spot_instance_requests",
@@ -23,10 +28,11 @@ CALLS: Mapping[str, tuple[str, str, list[dict[str, Any]]]] = {
     ),
     "placement_group": ("describe_placement_groups", "PlacementGroups", [{"Name": "state", "Values": ["available"]}]),
 }
-"""By kind: boto3's method, the key of its answer, and filters. A volume that is attached goes with its instance."""
+"""By kind: boto3's method, the key of its answer, and filters. What is attached goes with its instance."""
 
 DELETIONS = {
     "volume": ("DeleteVolume", "delete_volume", "VolumeId"),
+    "network_interface": ("DeleteNetworkInterface", "delete_network_interface", "NetworkInterfaceId"),
     "address": ("ReleaseAddress", "release_address", "AllocationId"),
     "spot_request": ("CancelSpotInstanceRequests", "cancel_spot_instance_requests", "SpotInstanceRequestIds"),
     "placement_group": ("DeletePlacementGroup", "delete_placement_group", "GroupName"),
@@ -35,7 +41,7 @@ DELETIONS = {
 
 GONE = {
     "InvalidVolume.NotFound", "InvalidAllocationID.NotFound", "InvalidSpotInstanceRequestID.NotFound",
-    "InvalidPlacementGroup.Unknown",
+    "InvalidPlacementGroup.Unknown", "InvalidNetworkInterfaceID.NotFound",
 }  # fmt: skip
 
 
@@ -49,9 +55,9 @@ def read_leftovers(
 ) -> Iterator[Leftover]:
     """Those of the deployment."""
     for found in answer[CALLS[kind][1]]:
-        tags = {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+        tags = {tag["Key"]: tag["Value"] for tag in found.get("TagSet" if kind == "network_interface" else "Tags", [])}
         if tags.get(DEPLOYMENT_TAG) != deployment or found.get("AssociationId"):
-            continue
+            continue  # of an address: something has it
         match kind:
             case "volume":
                 disk = gp3_disk(found["Size"], found.get("Iops", 0), found.get("Throughput", 0))
@@ -59,6 +65,8 @@ def read_leftovers(
                 yield Leftover("volume", provider, region, found["VolumeId"], tags, None, created, hourly([disk]))
             case "address":
                 yield Leftover("address", provider, region, found["AllocationId"], tags, hourly=hourly([public_ipv4()]))
+            case "network_interface":
+                yield Leftover("network_interface", provider, region, found["NetworkInterfaceId"], tags)
             case "placement_group":
                 yield Leftover("placement_group", provider, region, found["GroupName"], tags)
             case _:

@@ -24,10 +24,14 @@ from shoestring_worker.providers.ec2.account.ownership import (
 ALIVE = {"Name": "instance-state-name", "Values": ["pending", "running", "shutting-down", "stopping", "stopped"]}
 PLURALS = {
     "spot request": "spot requests", "machine": "machines", "volume": "volumes", "address": "addresses",
-    "placement group": "placement groups",
+    "network interface": "network interfaces", "placement group": "placement groups",
 }  # fmt: skip
 """What machines are made of, and what they leave."""
-BUSY = {("machine", "shutting-down"), ("volume", "creating"), ("volume", "in-use"), ("address", "associated")}
+BUSY = {
+    ("machine", "shutting-down"), ("volume", "creating"), ("volume", "deleting"), ("volume", "in-use"),
+    ("network interface", "in-use"), ("network interface", "attaching"), ("network interface", "detaching"),
+    ("address", "associated"),
+}  # fmt: skip
 """Kinds and states in which something can't be removed yet."""
 
 
@@ -76,12 +80,13 @@ def machines(aws: Aws, region: str) -> list[Thing]:
     ]
 
 
-def disks_and_addresses(aws: Aws, region: str) -> list[Thing]:
+def disks_interfaces_and_addresses(aws: Aws, region: str) -> list[Thing]:
     """Those that go with no instance. Raises AwsError.
 
     Their tags are compared here: a filter for one of two keys finds them at EC2, but not at the fake.
     """
     volumes = aws.read_all("ec2", region, "describe_volumes", "Volumes")
+    interfaces = aws.read_all("ec2", region, "describe_network_interfaces", "NetworkInterfaces")
     addresses = aws.read("ec2", region, "describe_addresses")["Addresses"]
     return [
         *(
@@ -89,6 +94,11 @@ def disks_and_addresses(aws: Aws, region: str) -> list[Thing]:
             for each in volumes
             if _is_ours(each)
             and not any(attachment.get("DeleteOnTermination") for attachment in each.get("Attachments", []))
+        ),
+        *(
+            _thing(region, "network interface", each["NetworkInterfaceId"], each, each.get("PrivateIpAddress", ""))
+            for each in interfaces
+            if _is_ours(each) and not each.get("Attachment", {}).get("DeleteOnTermination")
         ),
         *(
             _thing(region, "address", each["AllocationId"], each, each["PublicIp"])
@@ -104,7 +114,7 @@ def placement_groups(aws: Aws, region: str) -> list[Thing]:
     return [_thing(region, "placement group", each["GroupName"], each, "") for each in groups if _is_ours(each)]
 
 
-OF_MACHINES = (machines, disks_and_addresses, placement_groups)
+OF_MACHINES = (machines, disks_interfaces_and_addresses, placement_groups)
 """What lists what jobs have in a region, in the order in which it can be removed."""
 
 
@@ -207,7 +217,7 @@ def _spot_role(aws: Aws) -> Iterator[Thing]:
 
 def _thing(region: str, kind: str, id_: str, found: Mapping[str, Any], detail: str) -> Thing:
     """`found`: EC2's description, which has tags and a state."""
-    state = found.get("State", "associated" if found.get("AssociationId") else "")
+    state = found.get("State") or found.get("Status") or ("associated" if found.get("AssociationId") else "")
     if not isinstance(state, str):
         state = state["Name"]
     return Thing(region, kind, id_, _tags(found).get(DEPLOYMENT_TAG, ""), detail, state)
@@ -218,8 +228,13 @@ def _market(instance: Mapping[str, Any]) -> str:
 
 
 def _is_ours(found: Mapping[str, Any]) -> bool:
-    return has_account_tag(found.get("Tags", [])) or DEPLOYMENT_TAG in _tags(found)
+    return has_account_tag(_tag_list(found)) or DEPLOYMENT_TAG in _tags(found)
 
 
 def _tags(found: Mapping[str, Any]) -> dict[str, str]:
-    return {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+    return {tag["Key"]: tag["Value"] for tag in _tag_list(found)}
+
+
+def _tag_list(found: Mapping[str, Any]) -> list[Any]:
+    """EC2 names them otherwise on network interfaces."""
+    return [*found.get("Tags", []), *found.get("TagSet", [])]

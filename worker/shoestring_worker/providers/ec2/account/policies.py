@@ -10,7 +10,7 @@ from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_worker.providers.ec2.account.base_image import BASE, UBUNTU
 from shoestring_worker.providers.ec2.account.ownership import ACCOUNT_TAG, NAME, SERVICE_PATH, SPOT_ROLE, SPOT_SERVICE
 
-SWEPT = ("instance", "volume", "elastic-ip", "spot-instances-request", "placement-group")
+SWEPT = ("instance", "volume", "network-interface", "elastic-ip", "spot-instances-request", "placement-group")
 USED = ("subnet", "security-group", "key-pair", "placement-group")
 NETWORK = ("Vpc", "Subnet", "InternetGateway", "SecurityGroup")
 CREATING = ["RunInstances", "CreatePlacementGroup"]
@@ -21,17 +21,16 @@ def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, An
     in_regions = {"StringEquals": {"aws:RequestedRegion": regions}}
     tagged = {"Null": {f"aws:RequestTag/{DEPLOYMENT_TAG}": "false"}}
     swept = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in SWEPT]
-    created = [*swept, f"arn:aws:ec2:*:{account}:network-interface/*"]
     used = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in USED]
     return _policy(
         _allow(["ec2:Describe*", "servicequotas:ListServiceQuotas", "pricing:GetProducts"], ["*"]),
         _allow(["ec2:RunInstances"], [*used, "arn:aws:ec2:*::image/*"], in_regions),
-        _allow(["ec2:RunInstances", "ec2:CreatePlacementGroup"], created, {**tagged, **in_regions}),
-        _allow(["ec2:CreateTags"], created, {"StringEquals": {"ec2:CreateAction": CREATING}}),
+        _allow(["ec2:RunInstances", "ec2:CreatePlacementGroup"], swept, {**tagged, **in_regions}),
+        _allow(["ec2:CreateTags"], swept, {"StringEquals": {"ec2:CreateAction": CREATING}}),
         _allow(
             [
                 "ec2:TerminateInstances", "ec2:DeleteVolume", "ec2:ReleaseAddress", "ec2:CancelSpotInstanceRequests",
-                "ec2:DeletePlacementGroup",
+                "ec2:DeletePlacementGroup", "ec2:DeleteNetworkInterface",
             ],
             swept, _tagged(DEPLOYMENT_TAG),
         ),
@@ -54,7 +53,7 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
     copies = ["ec2:DeregisterImage", "ec2:DeleteSnapshot"]
     removes = [
         *(f"ec2:Delete{kind}" for kind in (*NETWORK, "VpcEndpoints", "Volume")), *copies,
-        "ec2:DetachInternetGateway", "ec2:TerminateInstances", "ec2:ReleaseAddress",
+        "ec2:DetachInternetGateway", "ec2:TerminateInstances", "ec2:ReleaseAddress", "ec2:DeleteNetworkInterface",
     ]  # fmt: skip
     role = f"arn:aws:iam::{account}:role/aws-service-role/{SPOT_SERVICE}/{SPOT_ROLE}"
     service = [f"arn:aws:iam::{account}:{kind}{SERVICE_PATH}*" for kind in ("role", "instance-profile")]

@@ -17,6 +17,7 @@ CALLS = {
     "spot request": ("cancel_spot_instance_requests", "SpotInstanceRequestIds"),
     "machine": ("terminate_instances", "InstanceIds"),
     "volume": ("delete_volume", "VolumeId"),
+    "network interface": ("delete_network_interface", "NetworkInterfaceId"),
     "address": ("release_address", "AllocationId"),
     "placement group": ("delete_placement_group", "GroupName"),
     "image": ("deregister_image", "ImageId"),

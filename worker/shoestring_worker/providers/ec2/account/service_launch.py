@@ -82,7 +82,9 @@ def launch_arguments(wanted: Wanted, place: Place, token: str, parts: Parts) -> 
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
         "BlockDeviceMappings": [{"DeviceName": parts.image["RootDeviceName"], "Ebs": root}],
         "NetworkInterfaces": [interface],
-        "TagSpecifications": [*service_tags("instance"), *service_tags("volume", f"{SERVICE}-root")],
+        "TagSpecifications": [
+            *service_tags("instance"), *service_tags("network-interface"), *service_tags("volume", f"{SERVICE}-root"),
+        ],
     }  # fmt: skip
 
 
