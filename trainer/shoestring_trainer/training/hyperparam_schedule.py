@@ -128,6 +128,15 @@ class HyperparamSchedule:
     def total_steps(self) -> int:
         return self.phases[-1].end_step
 
+    def advise(self, batch_size: int) -> str | None:
+        """Return what to do about a data set that is so small that an epoch is less than a step; else None."""
+        if batch_size <= self.samples_per_epoch:
+            return None
+        return (
+            f"An epoch has {counted(self.samples_per_epoch, 'training image')} and a batch {batch_size}, so the run is "
+            f"only {counted(self.total_steps, 'step')} long. A smaller batch_size makes more of them."
+        )
+
     def phase_at(self, step: int) -> Phase:
         """Return the phase of step `step` (counted from 0); past the end, the last phase."""
         return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])

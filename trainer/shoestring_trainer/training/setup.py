@@ -14,6 +14,7 @@ from shoestring_core import recipes
 from torch import nn
 from torch.utils import deterministic as deterministic_memory
 
+from shoestring_trainer.terminal import say
 from shoestring_trainer.training.data.augment import draws_per_sample, draws_used
 from shoestring_trainer.training.data.batch_loader import BatchLoader
 from shoestring_trainer.training.data.sharded_dataset import ShardedDataset
@@ -93,6 +94,8 @@ def set_up(task: LocalTask) -> Setup:
     data = loader.dataset
     schedule = HyperparamSchedule.from_settings(settings, len(data.train))
     check_batch_sizes(schedule, distributed)
+    if distributed.rank == 0 and (advice := schedule.advise(settings.batch_size)):
+        say(advice)
 
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)

@@ -315,6 +315,14 @@ def test_an_invalid_schedule_is_shown_in_the_error(text: str):
         parse_schedule(text)
 
 
+def test_a_data_set_of_less_than_a_batch_is_pointed_out():
+    settings = Settings(epochs=12, batch_size=128)
+    advice = HyperparamSchedule.from_settings(settings, 72).advise(128)
+    assert advice
+    assert "72 training images and a batch 128, so the run is only 7 steps long" in advice
+    assert HyperparamSchedule.from_settings(settings, 128).advise(128) is None
+
+
 def test_phases_are_contiguous():
     """Image and batch size change at the first whole step after their position; the stream of samples continues."""
     settings = Settings(
