@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,17 @@ def test_a_job_that_never_starts_is_stopped_and_machines_that_do_not_end_are_tol
     assert f"After 45 minutes job {JOB['id']} is queued: the job is stopped, and its machines end." in told
     with pytest.raises(TimeoutError, match=r"After 15 minutes .* is running"):
         aws_job.train(Service({"state": "running"}, stopped=({"state": "running"},)).client(), silent, clock())
+
+
+@pytest.mark.parametrize("where", ["pipe", "folder", "absent/report.md"])
+def test_a_report_that_cannot_be_written_is_refused_before_it_costs_money(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(aws, "run_uninterrupted", lambda *_: pytest.fail("it was tried"))
+    refused = CliRunner().invoke(cli.app, ["aws", "verify", "--yes", "--report", str(tmp_path / where)])
+    assert (refused.exit_code, f"can't write {tmp_path / where}" in refused.output) == (2, True)
 
 
 def test_the_command_asks_before_the_job_and_appends_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

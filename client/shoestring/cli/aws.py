@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from shoestring_core.exit_codes import ExitCode
+from shoestring_core.regular_files import require_regular
 
 from shoestring import aws, aws_job, config
 from shoestring.cli.terminal import Json, Url, check_dollars, err, open_client, out, print_result
@@ -209,6 +211,7 @@ def verify(
     shoestring aws verify
     shoestring aws verify --no-job --yes --report 2026-12-01.md
     """
+    _check_report(report)
     switches = [f"--{name}" for name, on in {"yes": yes, "json": as_json}.items() if on]
     code = aws.run_uninterrupted("verify", "--report", str(report), *switches)
     if code not in (ExitCode.OK, 1):  # nothing was tried
@@ -239,6 +242,16 @@ def _print_service(url: str) -> None:
     out.print("            (its certificate signs itself: browsers ask once whether you trust it)")
     out.print("Dashboard   shoestring open")
     out.print("Try         shoestring submit digits/quickstart --watch")
+
+
+def _check_report(report: Path) -> None:
+    """Raise BadParameter unless the report can be written, before it costs money."""
+    try:
+        require_regular(report)
+    except OSError as error:
+        raise typer.BadParameter(f"can't write {report}: {error.strerror}", param_hint="--report") from error
+    if not os.access(report if report.exists() else report.parent, os.W_OK):
+        raise typer.BadParameter(f"can't write {report}; choose a path in a folder of yours", param_hint="--report")
 
 
 def _check_image(image: str) -> None:
