@@ -1045,7 +1045,7 @@ class Offer(Resource):
     """When the provider said so last. None: a built-in price list, of the dates in `price_source`."""
     simulated: bool
     available: bool
-    """A worker serves this provider, so that jobs can run there."""
+    """A worker serves this provider: it has had an answer in the last hour. Jobs can run there."""
     gpu: str | None
     gpus: int
     gpu_memory_mib: int

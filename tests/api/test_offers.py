@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from shoestring_core.decide.offers import Hardware, Offer
+from shoestring_core.decide.timeouts import S
 from shoestring_core.store.fleet.offers import save_offers
-from shoestring_core.store.tables import MachineRow
+from shoestring_core.store.tables import MachineRow, ProviderRow
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
@@ -58,6 +59,16 @@ def test_of_a_provider_that_is_served_only_what_it_offers_is_listed(deployment: 
     (listed,) = (offer for offer in offers(deployment) if offer["provider"] == "ec2")
     assert (listed["available"], listed["zone"], listed["price_per_hour"]["amount"]) == (True, "us-east-1a", "0.30")
     assert listed["interruption"] == ">20%"
+
+
+def test_a_provider_that_workers_no_longer_serve_is_not_available(deployment: Deployment) -> None:
+    deployment.store.write(lambda db: save_offers(db, "ec2", [SERVED], deployment.state.timeouts))
+    long_ago = (
+        update(ProviderRow).where(ProviderRow.name == "ec2").values(answered_at=ProviderRow.answered_at - 3_700 * S)
+    )
+    deployment.store.write(lambda db: db.sql.execute(long_ago))
+    (listed,) = (offer for offer in offers(deployment) if offer["provider"] == "ec2")
+    assert (listed["available"], listed["fetched_at"] is None) == (False, False)
 
 
 def test_what_is_left_out_has_its_reason(deployment: Deployment) -> None:

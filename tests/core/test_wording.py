@@ -100,6 +100,7 @@ EXAMPLES: list[Reason] = [
         offers.ListedOnly("ec2", "p5.48xlarge", "8 × H100 with 80 GB", "55.04", served=True),
         offers.NearestOffer("g6e.xlarge", "ec2", "us-east-1a", "1 × L40S with 48 GB", "spot", "0.78", ("gpu",)),
     ),
+    waits.ProviderUnserved("sim"),
     waits.ProviderUnanswered("ec2", "Set the clock of the service's computer"),
     waits.NothingStorable("The credentials can't be renewed."),
     waits.QuotaExhausted("ec2", "g5.xlarge", "spot"),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from shoestring_core import rest
+from shoestring_core.decide.placement import is_served
 from shoestring_core.decide.quotas import account_quotas
 from shoestring_core.store.fleet.offers import load_offers, load_timeouts
 
@@ -26,7 +27,7 @@ def list_offers(db: ReadDep, _: Caller, gpu: Name = None, region: Name = None) -
     placement = select_offers(stored, served, gpu, region)
     offers = placement.ranked
     return rest.OfferList(
-        offers=[serialize_offer(offer, available=offer.provider in served) for offer in offers],
+        offers=[serialize_offer(offer, available=is_served(offer, db.now)) for offer in offers],
         no_offer=None if offers else rest.Reason.of(placement.no_offer),
         not_offered=serialize_not_offered({offer.region for offer in stored}),
         quotas=[rest.Reason.of(quota) for quota in account_quotas(offers)],

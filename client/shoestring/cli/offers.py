@@ -31,8 +31,10 @@ def list_offers(
 
 
 def _print(offered: rest.OfferList) -> None:
-    for provider in sorted({offer.provider for offer in offered.offers if not offer.available}):
-        out.print(f"{provider}: no worker serves it, so no job can run there, and its prices are not live.\n")
+    unserved = {offer.provider: offer.fetched_at for offer in offered.offers if not offer.available}
+    for provider, since in sorted(unserved.items()):
+        ever = f" since {since:%Y-%m-%d %H:%M} UTC" if since else ""
+        out.print(f"{provider}: no worker serves it{ever}, so no job can run there, and its prices are not live.\n")
     print_table(
         COLUMNS,
         [_row(offer) for offer in offered.offers],

@@ -23,6 +23,8 @@ from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, QuotaExha
 
 MAX_OFFER_AGE = 60 * S
 """A provider that has not answered for this long gets no new machines."""
+UNSERVED_AFTER = 3_600 * S
+"""Workers ask each provider that they serve every few seconds: one without an answer for this long isn't served."""
 
 Mismatch = Condition | Literal["slots", "above_quota", "quota", "unanswered", "interrupted"]
 
@@ -207,6 +209,11 @@ def _mismatch(offer: Offer, requirements: Requirements, now: int | None) -> Mism
 def is_stale(offer: Offer, now: int) -> bool:
     """Whether its provider has not answered for too long."""
     return offer.fetched_at is not None and now > offer.fetched_at + MAX_OFFER_AGE
+
+
+def is_served(offer: Offer, now: int) -> bool:
+    """Whether a worker has had an answer of its provider lately; one without a time is of a price list."""
+    return offer.fetched_at is not None and now <= offer.fetched_at + UNSERVED_AFTER
 
 
 _LASTING = frozenset(get_args(Condition)) - {"market", "rate"}

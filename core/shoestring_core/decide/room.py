@@ -15,7 +15,7 @@ from shoestring_core.decide.queue import AccountBalance, QueuedJob, RunningJob
 from shoestring_core.decide.refusals import RecentRefusal
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, WaitDetail
+from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, ProviderUnserved, WaitDetail
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class Room:
         if isinstance(why, ProviderUnanswered):
             return replace(why, problem=self.unanswered.get(why.provider, ""))
         if isinstance(why, NoOffer):
+            if requirements.provider is not None and requirements.provider not in self.timeouts:
+                return ProviderUnserved(requirements.provider)
             known = {offer.provider for offer in self.offers}
             for provider, problem in self.unanswered.items():
                 if provider not in known and requirements.provider in (None, provider):

@@ -72,6 +72,21 @@ class ProviderUnanswered(WaitDetail):
 
 
 @dataclass(frozen=True)
+class ProviderUnserved(WaitDetail):
+    """The job names a provider that a worker once served, and none does now."""
+
+    code = "provider_unserved"
+    waits_for = WaitReason.CAPACITY
+    provider: str
+
+    def text(self) -> str:
+        return (
+            f"No worker serves {self.provider} now. The job starts once a worker's SHOESTRING_PROVIDERS names it; "
+            "otherwise cancel the job, and submit it with another resources.provider."
+        )
+
+
+@dataclass(frozen=True)
 class NothingStorable(WaitDetail):
     """`problem`: with the object store, as a sentence; "": its credentials are about to end."""
 
