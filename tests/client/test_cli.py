@@ -181,7 +181,10 @@ def commands() -> dict[str, Any]:
 
 
 def test_the_pages_name_commands_and_options_that_exist() -> None:
-    known = {name: {option for one in command.params for option in one.opts} for name, command in commands().items()}
+    known = {
+        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        for name, command in commands().items()
+    }
     groups = {name.split()[0] for name in known if " " in name}
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     found = [typed for page in pages for typed in TYPED.findall(page.read_text(encoding="utf-8"))]
