@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from shoestring.cli.terminal import format_dollars
 from shoestring_core import rest
 
 from tests.e2e import witness
@@ -103,7 +104,7 @@ def test_a_limit_cut_mid_run_saves_and_pauses_until_a_grant(service: Service, jo
     red = budget(service)
     assert Decimal(red.posted.amount) == spent
     assert Decimal(red.overdraft.amount) == spent - Decimal("0.0001")
-    assert f"${red.overdraft.amount}" in shoestring(service, "budget", "show").stdout
+    assert format_dollars(red.overdraft) in shoestring(service, "budget", "show").stdout
     refused = shoestring(service, "submit", "digits/quickstart")
     assert refused.returncode == 4
     assert "budget" in refused.stderr
