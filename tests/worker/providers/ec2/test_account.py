@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from shoestring_worker.providers.ec2.account import inventory, teardown
+from shoestring_worker.providers.ec2.account import inventory, removal, teardown
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.bootstrap import Made, Wanted, bootstrap
 
@@ -161,6 +161,45 @@ def test_killed_after_each_of_its_calls_and_run_again_bootstrap_and_teardown_end
     assert tables(aws) == whole
     run_teardown(account_of(aws.url))
     assert tables(aws) == before
+
+
+def gateway_of_its_vpc(aws: FakeAws, made: Made) -> tuple[str, str]:
+    """Of bootstrap's subnets: the gateway of their VPC, and the one that their route leads to."""
+    ec2 = aws.ec2()
+    (subnet, *_) = ec2.describe_subnets(SubnetIds=list(made.settings[REGION]["subnets"].values()))["Subnets"]
+    attached = [{"Name": "attachment.vpc-id", "Values": [subnet["VpcId"]]}]
+    (gateway,) = ec2.describe_internet_gateways(Filters=attached)["InternetGateways"]
+    of_vpc = [{"Name": "vpc-id", "Values": [subnet["VpcId"]]}, {"Name": "association.main", "Values": ["true"]}]
+    (table,) = ec2.describe_route_tables(Filters=of_vpc)["RouteTables"]
+    (route,) = [each for each in table["Routes"] if each.get("DestinationCidrBlock") == "0.0.0.0/0"]
+    return gateway["InternetGatewayId"], route["GatewayId"]
+
+
+def test_a_route_to_a_gateway_that_is_gone_leads_to_the_new_one(aws: FakeAws):
+    gateway, _ = gateway_of_its_vpc(aws, run_bootstrap(account_of(aws.url)))
+    removed = inventory.Thing(REGION, "internet gateway", gateway)
+    assert removal.remove_all(account_of(aws.url), [removed]) == {}  # by a teardown that was killed then
+    new, routed = gateway_of_its_vpc(aws, run_bootstrap(account_of(aws.url)))
+    assert new == routed != gateway
+
+
+def test_each_of_two_networks_that_were_made_at_once_has_its_own_gateway(aws: FakeAws):
+    ec2, tags = aws.ec2(), [{"Key": "shoestring-account", "Value": "bootstrap"}]
+
+    def make(kind: str, method: str, key: str, **arguments: str) -> str:
+        tagged = [{"ResourceType": kind, "Tags": tags}]
+        return str(getattr(ec2, method)(TagSpecifications=tagged, **arguments)[key][f"{key}Id"])
+
+    vpcs = sorted(make("vpc", "create_vpc", "Vpc", CidrBlock="10.83.0.0/16") for _ in range(2))
+    gateways = sorted(make("internet-gateway", "create_internet_gateway", "InternetGateway") for _ in range(2))
+    for vpc, gateway in zip(vpcs, reversed(gateways), strict=True):
+        ec2.attach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
+    made = run_bootstrap(account_of(aws.url))
+    assert gateway_of_its_vpc(aws, made) == (gateways[1], gateways[1])
+    assert run_bootstrap(account_of(aws.url)).settings == made.settings
+    run_teardown(account_of(aws.url))
+    left = {each["VpcId"] for each in ec2.describe_vpcs()["Vpcs"]}
+    assert left & set(vpcs) == set()
 
 
 def test_the_bucket_is_private_and_forgets_aborted_uploads_and_only_the_gang_reaches_its_machines(aws: FakeAws):

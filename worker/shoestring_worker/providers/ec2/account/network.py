@@ -11,6 +11,7 @@ from shoestring_worker.providers.ec2.account.steps import Steps
 
 ADDRESSES = "10.83"
 """The first half of a VPC's addresses: a /16, of which each zone's subnet has a /20."""
+EVERYWHERE = "0.0.0.0/0"
 _KEYS = {
     "vpcs": "Vpcs",
     "internet_gateways": "InternetGateways",
@@ -39,16 +40,23 @@ class _Network:
         )
         gateway = self._gateway(vpc)
         table, routes = self._main_routes(vpc)
+        known = routes.get(EVERYWHERE)
+        # one to a gateway that was removed leads nowhere; one that somebody made to something else stays
+        is_stale = known is not None and known.startswith("igw-") and known != gateway
         self._steps.ensure(
             "route to the internet, with no NAT gateway",
-            table if "0.0.0.0/0" in routes else None,
+            None if known is None or is_stale else table,
             lambda: self._create(
-                "create_route", RouteTableId=table or self._main_routes(vpc)[0],
-                DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway,
-            ) and "0.0.0.0/0",
+                "replace_route" if is_stale else "create_route", RouteTableId=table or self._main_routes(vpc)[0],
+                DestinationCidrBlock=EVERYWHERE, GatewayId=gateway,
+            ) and EVERYWHERE,
         )  # fmt: skip
         subnets, group = self._subnets(vpc), self._group(vpc)
-        endpoints = [each for each in self._tagged("vpc_endpoints") if each["State"] not in ("deleting", "deleted")]
+        endpoints = [
+            each
+            for each in self._tagged("vpc_endpoints")
+            if each["State"] not in ("deleting", "deleted") and each["VpcId"] == vpc
+        ]
         self._steps.ensure(
             f"S3 gateway endpoint in {self._region}",
             _first(endpoints, "VpcEndpointId"),
@@ -61,15 +69,17 @@ class _Network:
         return subnets, group
 
     def _gateway(self, vpc: str | None) -> str | None:
+        """The VPC's own: of two bootstraps at once, each may have made a VPC with a gateway."""
         gateways = self._tagged("internet_gateways")
+        attached = [each for each in gateways if any(one["VpcId"] == vpc for one in each["Attachments"])]
+        free = [each for each in gateways if not each["Attachments"]]
         gateway = self._steps.ensure(
             f"internet gateway in {self._region}",
-            _first(gateways, "InternetGatewayId"),
+            _first(attached or free, "InternetGatewayId"),
             lambda: self._create("create_internet_gateway", TagSpecifications=tag_specifications("internet-gateway"))[
                 "InternetGateway"
             ]["InternetGatewayId"],
         )
-        attached = [each for each in gateways if each["InternetGatewayId"] == gateway and each["Attachments"]]
         self._steps.ensure(
             "the gateway attached to the VPC",
             gateway if attached else None,
@@ -126,13 +136,15 @@ class _Network:
         zones = self._aws.read("ec2", self._region, "describe_availability_zones")["AvailabilityZones"]
         return sorted(zone["ZoneName"] for zone in zones if zone.get("ZoneType") == "availability-zone")
 
-    def _main_routes(self, vpc: str | None) -> tuple[str | None, set[str]]:
-        """The VPC's main route table, which its subnets use, and its destinations."""
+    def _main_routes(self, vpc: str | None) -> tuple[str | None, dict[str, str]]:
+        """The VPC's main route table, which its subnets use, and the gateways of its destinations; "": no gateway."""
         if vpc is None:
-            return None, set()
+            return None, {}
         of_vpc = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "association.main", "Values": ["true"]}]
         (table,) = self._aws.read("ec2", self._region, "describe_route_tables", Filters=of_vpc)["RouteTables"]
-        return table["RouteTableId"], {route.get("DestinationCidrBlock", "") for route in table["Routes"]}
+        return table["RouteTableId"], {
+            route.get("DestinationCidrBlock", ""): route.get("GatewayId", "") for route in table["Routes"]
+        }
 
 
 def _first(found: list[dict[str, Any]], id_: str) -> str | None:

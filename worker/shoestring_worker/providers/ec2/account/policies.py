@@ -48,7 +48,7 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
     makes = [
         *(f"ec2:Create{kind}" for kind in (*NETWORK, "Route", "VpcEndpoint", "Volume", "Tags")), "ec2:DeleteTags",
         "ec2:AttachInternetGateway", "ec2:AuthorizeSecurityGroupIngress", "ec2:AuthorizeSecurityGroupEgress",
-        "ec2:RunInstances", "ec2:AttachVolume", "ec2:AllocateAddress", "ec2:AssociateAddress",
+        "ec2:RunInstances", "ec2:AttachVolume", "ec2:AllocateAddress", "ec2:AssociateAddress", "ec2:ReplaceRoute",
     ]  # fmt: skip
     copies = ["ec2:DeregisterImage", "ec2:DeleteSnapshot"]
     removes = [

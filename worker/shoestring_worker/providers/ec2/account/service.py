@@ -39,6 +39,8 @@ DEVICE = "/dev/sdf"
 LAUNCH_TAG = "shoestring-launch"
 """On the volume: the idempotency token of the machine that has it, or is to get it."""
 ALIVE = {"Name": "instance-state-name", "Values": ["pending", "running"]}
+USABLE = {"Name": "status", "Values": ["creating", "available", "in-use"]}
+"""Of volumes: EC2 lists one for some time after it was deleted."""
 NOT_ENDED = {"Name": "instance-state-name", "Values": ["pending", "running", "shutting-down", "stopping", "stopped"]}
 ENDED = {"Name": "instance-state-name", "Values": ["shutting-down", "terminated"]}
 RUNNING_S, READY_S, END_S, LISTED_S, PAUSE_S = 300.0, 600.0, 300.0, 60.0, 2.0
@@ -284,7 +286,7 @@ class ServiceInAccount:
         return any(machine["ClientToken"] == token for machine in self._machines(ENDED))
 
     def _volumes(self) -> list[dict[str, Any]]:
-        return self._aws.read_all("ec2", self._region, "describe_volumes", "Volumes", Filters=of_service())
+        return self._aws.read_all("ec2", self._region, "describe_volumes", "Volumes", Filters=[*of_service(), USABLE])
 
     def _wait_for(self, find: Callable[[], dict[str, Any] | None], what: str) -> dict[str, Any]:
         """What was just made: EC2 may list it some seconds later."""
