@@ -216,6 +216,19 @@ def test_the_bucket_is_private_and_forgets_aborted_uploads_and_only_the_gang_rea
     assert (permission["IpRanges"], [pair["GroupId"] for pair in permission["UserIdGroupPairs"]]) == ([], groups)
 
 
+def test_a_quota_that_is_used_up_is_told_with_what_to_do(aws: FakeAws):
+    for action, method, code in (
+        ("CreateVpc", "create_vpc", "VpcLimitExceeded"),
+        ("AllocateAddress", "allocate_address", "AddressLimitExceeded"),
+        ("RunInstances", "run_instances", "VcpuLimitExceeded"),
+    ):
+        aws.fault("error", action, code=code, status=400)
+        arguments = {"CidrBlock": "10.83.0.0/16"} if method == "create_vpc" else {}
+        arguments |= {"MinCount": 1, "MaxCount": 1} if method == "run_instances" else {}
+        with pytest.raises(AwsError, match=f"{code}: .*quota"):
+            account_of(aws.url).write("ec2", REGION, method, **arguments)
+
+
 def test_a_bucket_that_someone_else_filled_is_not_touched(aws: FakeAws):
     name = f"shoestring-123456789012-{REGION}"
     aws.s3().create_bucket(Bucket=name)

@@ -35,6 +35,9 @@ WHAT_TO_DO = {
     "AccessDeniedException": "Allow it to these credentials: shoestring aws bootstrap --dry-run prints the policies.",
     "OptInRequired": "Finish signing up for this account, or enable the region, in the AWS console.",
     "VpcLimitExceeded": "Raise the quota `VPCs per Region` in the Service Quotas console, or delete a VPC.",
+    "AddressLimitExceeded": "Release an unused address, or raise the quota `EC2-VPC Elastic IPs` in the console.",
+    "VcpuLimitExceeded": "Raise that quota in the Service Quotas console, Amazon EC2, or end machines that use it.",
+    "BucketAlreadyExists": "Another account has a bucket of this name. Name another region first: --region.",
 }
 """By error code."""
 
