@@ -278,7 +278,7 @@ def test_a_job_that_can_soon_store_nothing_says_until_when_it_goes_on_and_what_i
     assert deployment.store.write(lambda db: billing.tell_storage(db, job, 1, "Sign in again.", lost=True))
     shown = deployment.job(job)
     assert shown.status_text.startswith("Training. Its machines run only until 20")
-    assert "Sign in again. With the upload URLs that they hold, they store a last one" in shown.status_text
+    assert "Sign in again. The machines store a last checkpoint at that time, with upload URLs" in shown.status_text
     events = deployment.member.get(f"/v1/jobs/{job}/events").json()["events"]
     (told,) = [event for event in events if event["kind"] == "storage"]
     assert (told["data"], told["reason"]["text"]) == ({"lost": True}, shown.status_text.removeprefix("Training. "))

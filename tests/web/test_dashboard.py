@@ -444,7 +444,9 @@ def test_a_draft_outlives_a_reload_and_the_end_of_the_session_until_it_is_discar
 def test_the_yaml_of_the_spec_can_be_edited(deployment: Deployment, open_page: OpenPage) -> None:
     page = open_page("/new")
     spec = page.get_by_label("Job spec, YAML")
+    quote = page.get_by_role("status", name="Quote")
     spec.fill("recipe: digits/quickstart\nresources: {nodez: 3}\n")
+    expect(quote).to_contain_text("Did you mean nodes?")
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("alert").first).to_contain_text("nodes")
     spec.fill("recipe: digits/quickstart\nresources: {nodes: [}\n")
@@ -452,7 +454,6 @@ def test_the_yaml_of_the_spec_can_be_edited(deployment: Deployment, open_page: O
     expect(page.get_by_role("combobox", name="Recipe")).to_have_value("digits/quickstart")  # as before the slip
     spec.fill("recipe: digits/quickstart # mine\nresources: {nodes: 3}\nname: by hand\n")
     expect(page.get_by_label("Machines", exact=True)).to_have_value("3")
-    quote = page.get_by_role("status", name="Quote")
     expect(quote).to_contain_text("it runs on 3 machines for $0.474 per hour")
     expect(quote.get_by_role("definition").first).to_have_text("unknown")  # never measured: no time is guessed
     expect(quote).to_contain_text("is held to start")

@@ -95,7 +95,7 @@ def machine(number: int = 1, **changed: Any) -> Any:
 
 
 def active(
-    *, job: str = "running", attempt: str = "open", alive: bool = True, on_budget: str = "pause",
+    *, job: str = "running", attempt: str = "open", at_work: bool = True, on_budget: str = "pause",
     limits: dict[str, Any] | None = None, **changed: Any,
 ) -> Any:  # fmt: skip
     """An attempt that trains on one machine."""
@@ -104,7 +104,7 @@ def active(
     made = {
         "job": SimpleNamespace(id=JOB, state=job, wait_detail=None, sizing=None),
         "attempt": SimpleNamespace(number=1, state=attempt),
-        "alive": alive,
+        "at_work": at_work,
         "wanted": True,
         "provider": "sim",
         "machines": [machine()],
@@ -130,11 +130,11 @@ def active(
         (("queued", "closing", False), ["finish_attempt"]),
     ],
 )
-def test_an_attempt_closes_when_its_job_stops_and_is_finished_when_no_machine_is_left(
+def test_an_attempt_closes_when_its_job_stops_and_is_finished_when_no_machine_is_at_work(
     steps: Steps, states: tuple[str, str, bool], written: list[str]
 ):
-    job, attempt, alive = states
-    steps.do.close(active(job=job, attempt=attempt, alive=alive))
+    job, attempt, at_work = states
+    steps.do.close(active(job=job, attempt=attempt, at_work=at_work))
     assert steps.written == written
 
 
@@ -146,7 +146,7 @@ def test_an_upload_that_is_whole_is_adopted_before_its_attempt_is_finished(
     monkeypatch.setattr(checkpoints, "find_stranded_upload", lambda *_: SimpleNamespace(key="final/1"))
     monkeypatch.setattr(checkpoints, "read_manifest", lambda _objects, _key: (manifest, "sha"))
     steps.objects = {} if data is None else {"final/1/data": data}
-    steps.do.close(active(job="queued", attempt="closing", alive=False))
+    steps.do.close(active(job="queued", attempt="closing", at_work=False))
     assert steps.written == ["adopt_upload"] * (data == b"weights") + ["finish_attempt"]
 
 

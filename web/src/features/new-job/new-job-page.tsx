@@ -249,8 +249,6 @@ function Form({ recipes: all, initial, source, draftName }: {
               Spec is valid{validation.data.cost.limit ? `, cost limit ${formatDollars(validation.data.cost.limit)}` : ""}.
             </p>
           )}
-          {syntaxError !== null && <p className="muted">The quote is of the spec as it was before the error in its YAML.</p>}
-          <QuotePanel text={validText} />
           <div className="row end">
             <BudgetNote />
             <ButtonWithReason type="button" reason={slip} busy={validation.isPending} onClick={() => validation.mutate()}>
@@ -266,6 +264,9 @@ function Form({ recipes: all, initial, source, draftName }: {
               {discard}
             </div>
           )}
+          {syntaxError !== null && <p className="muted">The quote is of the spec as it was before the error in its YAML.</p>}
+          {/* Below the buttons: it changes while one types, and would move them from under the pointer. */}
+          <QuotePanel text={validText} />
         </Panel>
       </div>
     </form>
