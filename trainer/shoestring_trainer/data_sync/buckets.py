@@ -138,8 +138,9 @@ async def list_bucket(
     if writes:
         raise DataUnavailable(f"{url} can't be written to without credentials ({reason or 'there are none'}); {keys}")
     raise DataUnavailable(
-        f"this machine may not read {url} ({reason}); make it public, or {keys}; for the machines of a local service, "
-        "start `shoestring up` with SHOESTRING_AGENT_ before each of these names"
+        f"this machine may not read {url} ({reason}); make it public, or {keys}; on the machines of a local service, "
+        "start `shoestring up` with SHOESTRING_AGENT_ before each of these names; on EC2, whose machines get no keys, "
+        "admit their network in the bucket's policy (docs/aws.md, Your data)"
     )
 
 
