@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core import money, wire
+from shoestring_core.decide.placement import MAX_OFFER_AGE
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.retries import JITTER, REFUSED_DELAY
@@ -27,6 +28,7 @@ from shoestring_core.store.fleet import agents, observations, planning, queue, s
 from shoestring_core.store.tables import AccountRow, CheckpointRow, EventRow, MachineRow
 from shoestring_core.wire import BootData
 from shoestring_core.wording.machines import LeaseExpired
+from shoestring_worker.providers.base import OutcomeUnknown
 from shoestring_worker.providers.sim import Fault, SimulatedProvider
 from sqlalchemy import func, select, update
 
@@ -193,6 +195,22 @@ def test_an_unreachable_provider_stops_no_running_job_and_hides_no_termination(w
     world.provider.end(machine.provider_id, "exited")
     world.tick(1)
     assert world.job(job).settled_at is not None
+
+
+def test_what_a_provider_that_had_answered_cannot_do_until_somebody_acts_is_told_to_jobs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    world.tick()
+
+    def refuse(_wanted: object) -> None:
+        raise OutcomeUnknown("Set the clock.", lasts=True)
+
+    monkeypatch.setattr(world.provider, "offers", refuse)
+    job = world.submit()
+    world.tick(MAX_OFFER_AGE / S + 1)
+    world.tick(1)
+    told = {"provider": "sim", "problem": "Set the clock.", "yet": False}
+    assert world.job(job).wait_detail == {"code": "provider_unanswered", "facts": told}
 
 
 def test_a_machine_without_a_row_is_terminated_and_others_are_left_alone(world: World):

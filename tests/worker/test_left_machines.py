@@ -225,6 +225,13 @@ def test_the_machines_of_a_gang_that_are_not_left_are_waited_for(world: World):
     assert len(alive(world)) == 3
 
 
+def test_a_machine_is_left_by_the_word_of_its_own_agent_not_of_a_peers(world: World):
+    _, (first, second) = train(world, nodes=2, seconds=60)
+    save_and_exit(world, first)
+    give_notice(world, second)
+    assert state(world, second).left_until is None, "its ranks may still be saving"
+
+
 def test_a_machine_that_gets_its_notice_after_its_ranks_have_exited_is_left_as_well(world: World):
     job, (first, second) = train(world, nodes=2)
     give_notice(world, second)

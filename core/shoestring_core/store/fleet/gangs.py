@@ -173,7 +173,7 @@ def finish_attempt(db: Write, job_id: UUID, attempt_number: int) -> bool:
     or queues with it."""
     job = rows.lock_job(db, job_id)
     at_work = exists(
-        select(MachineRow.id).where(MachineRow.job == job_id, MachineRow.attempt == attempt_number, rows.AT_WORK)
+        select(MachineRow.id).where(MachineRow.job == job_id, MachineRow.attempt == attempt_number, rows.at_work())
     )
     if db.sql.scalar(select(at_work)):
         return False

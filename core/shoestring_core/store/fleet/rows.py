@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Update, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Update, bindparam, func, select, update
 
 from shoestring_core import wire
 from shoestring_core.decide.offers import Hardware
@@ -29,11 +29,6 @@ from shoestring_core.wording import Reason
 
 ALIVE = tuple(state for state, allowed in MACHINE_TRANSITIONS.items() if allowed)
 """States of machines that run, or may run without our knowledge, or may yet be launched."""
-
-AT_WORK = MachineRow.state.in_(ALIVE) & MachineRow.left_until.is_(None)
-"""Machines that may still work for their attempt. Those that are left to their provider live on and are paid for, but
-the work is over by their agents' word: their attempt is closed without waiting for their end, and the next one begins.
-"""
 
 UNCLOSED = ("open", "closing")
 """States of attempts whose machines may be at work."""
@@ -102,8 +97,17 @@ def is_wanted(job: JobRow, attempt: AttemptRow) -> bool:
     )
 
 
+def at_work() -> ColumnElement[bool]:
+    """Machines that may still work for their attempt.
+
+    Those that are left to their provider live on and are paid for, but the work is over by their agents' word: their
+    attempt is closed without waiting for their end, and the next one begins.
+    """
+    return MachineRow.state.in_(ALIVE) & MachineRow.left_until.is_(None)
+
+
 def is_at_work(machine: Any) -> bool:
-    """AT_WORK, of a row that has been read."""
+    """As `at_work`, of a row that has been read."""
     return machine.state in ALIVE and machine.left_until is None
 
 

@@ -87,7 +87,7 @@ def load_in_use(db: Read) -> dict[str, InUse]:
     attempts_open = machines.join(AttemptRow, of_attempt).where(AttemptRow.state == AttemptState.OPEN)
     slots: dict[tuple[UUID, int, int], int] = {}
     owners: dict[UUID, tuple[str, str]] = {}
-    for query in (machines.where(rows.AT_WORK), attempts_open):
+    for query in (machines.where(rows.at_work()), attempts_open):
         for team, user, job, attempt, slot, of_machine in db.sql.execute(query):
             owners[job] = str(team), f"{team}/{user}"
             slots[job, attempt, slot] = max(slots.get((job, attempt, slot), 0), of_machine or 0)
