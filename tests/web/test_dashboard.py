@@ -430,7 +430,7 @@ def test_a_draft_outlives_a_reload_and_the_end_of_the_session_until_it_is_discar
     expect(page.get_by_text("What you had typed here before is back.")).to_be_visible()
     page.context.clear_cookies()
     page.evaluate("document.querySelector('button[type=submit]')?.click()")  # unless a poll met the end before it
-    expect(page.get_by_role("status")).to_contain_text("Your session has ended")
+    expect(page.get_by_text("Your session has ended")).to_be_visible()
     page.get_by_label("API key").fill(deployment.keys[1])
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_label("lr", exact=True)).to_have_value("0.07")
