@@ -104,7 +104,7 @@ def read(metadata: bytes, table: bytes) -> Entry:
 
 def entry_from_run(
     run: RunResult, *, author: str, email: str, framework: str, submitted: date, top5: bool,
-    code_url: str | None = None, misc: Mapping[str, Any] | None = None,
+    misc: Mapping[str, Any] | None = None,
 ) -> Entry:  # fmt: skip
     """Return a run as an entry. Its accuracy is the run's metric, or plain top-1 beside top-5.
 
@@ -121,9 +121,7 @@ def entry_from_run(
         )
         for epoch in run.epochs
     )
-    return Entry(
-        author, email, framework, run.model, run.hardware, submitted, rows, run.usd_per_hour, code_url, misc or {}
-    )
+    return Entry(author, email, framework, run.model, run.hardware, submitted, rows, run.usd_per_hour, misc=misc or {})
 
 
 def run_from_entry(entry: Entry) -> RunResult:

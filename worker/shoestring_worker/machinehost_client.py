@@ -39,10 +39,6 @@ class MachineHostClient:
             self._client = None
         raise OutcomeUnknown("the machine host can't be reached; `shoestring up` starts it again")
 
-    def disconnect(self) -> None:
-        """Read its address again for the next call."""
-        self._client = None
-
     def _connect(self) -> httpx.Client:
         try:
             address = json.loads(self._address.read_text(encoding="utf-8"))

@@ -19,11 +19,9 @@ MAX_BEHIND = 10_000
 """A reader further back reads the resources again instead of their history."""
 
 
-def load_events(db: Read, team: UUID, after: int, limit: int, *, job: UUID | None = None) -> list[EventRow]:
-    """The events past `after`, oldest first, at most `limit`; of one job if given."""
+def load_events(db: Read, team: UUID, after: int, limit: int) -> list[EventRow]:
+    """The events past `after`, oldest first, at most `limit`."""
     query = select(EventRow).where(EventRow.team == team, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
-    if job is not None:
-        query = query.where(EventRow.job == job)
     return list(db.sql.scalars(query))
 
 

@@ -101,8 +101,7 @@ def test_an_event_is_read_as_it_was_written(store: Store, teams: list[UUID]) -> 
         )
     )  # fmt: skip
     with store.read() as db:
-        (event,) = events.load_events(db, teams[0], 0, 10, job=job)
-        assert events.load_events(db, teams[0], 0, 10, job=uuid7()) == []
+        (event,) = events.load_events(db, teams[0], 0, 10)
         assert events.load_events(db, teams[1], 0, 10) == []
     assert (event.seq, event.kind, event.actor, event.job) == (1, "job", "ann", job)
     assert event.reason == {"code": "submitted", "facts": {}}

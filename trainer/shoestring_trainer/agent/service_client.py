@@ -225,9 +225,9 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def backoff_delays(first_s: float = 0.25, most_s: float = 10.0) -> Iterator[float]:
-    """Back-off with full jitter: how long to wait before each next try, for ever."""
-    bound = first_s
+def backoff_delays(most_s: float = 10.0) -> Iterator[float]:
+    """Exponential backoff with jitter: the seconds to wait before each further attempt, without end."""
+    bound = 0.25
     while True:
         yield random.uniform(bound / 4, bound)
         bound = min(most_s, bound * 2)

@@ -46,10 +46,10 @@ def count_confusions(labels_N: Tensor, predictions_N: Tensor, classes: int) -> T
     return torch.bincount(labels_N * classes + predictions_N, minlength=classes**2).view(classes, classes)
 
 
-def hardest_examples(data: ImageDataset, eval_result: EvalResult, count: int = WORST) -> list[HardExample]:
-    """The `count` validation images with the highest loss, worst first; of equals the first."""
+def hardest_examples(data: ImageDataset, eval_result: EvalResult) -> list[HardExample]:
+    """The `WORST` validation images with the highest loss, worst first; of equals the first."""
     names, classes = data.val_names, data.classes
-    order = eval_result.losses_N.nan_to_num(nan=math.inf).sort(descending=True, stable=True).indices[:count]
+    order = eval_result.losses_N.nan_to_num(nan=math.inf).sort(descending=True, stable=True).indices[:WORST]
     return [
         HardExample(
             index=index,

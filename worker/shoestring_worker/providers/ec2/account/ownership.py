@@ -40,9 +40,9 @@ def service_tags(kind: str, name: str = SERVICE) -> list[dict[str, Any]]:
     return [{"ResourceType": kind, "Tags": tags}]
 
 
-def of_service(name: str = SERVICE) -> list[dict[str, Any]]:
+def of_service() -> list[dict[str, Any]]:
     """A filter of EC2's."""
-    return [{"Name": f"tag:{ACCOUNT_TAG}", "Values": [SERVICE_VALUE]}, {"Name": "tag:Name", "Values": [name]}]
+    return [{"Name": f"tag:{ACCOUNT_TAG}", "Values": [SERVICE_VALUE]}, {"Name": "tag:Name", "Values": [SERVICE]}]
 
 
 def bucket_name(account: str, region: str) -> str:

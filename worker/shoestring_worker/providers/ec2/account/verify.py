@@ -8,7 +8,7 @@ end by themselves if nobody is left to end them. Whatever happens, everything wi
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -164,8 +164,8 @@ def _uninterruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _handled(handler: Any, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
-    before = {each: signal.signal(each, handler) for each in signals}
+def _handled(handler: Any) -> Iterator[None]:
+    before = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
