@@ -163,7 +163,9 @@ def test_what_cannot_be_done_is_said_with_a_remedy(tmp_path: Path, task: dict, k
     (word,) = run.exits()
     assert word["error"]["kind"] == kind
     assert all(part in word["error"]["message"] for part in words), word["error"]["message"]
-    assert word["error"]["traceback"]
+    assert not word["error"]["traceback"]
+    assert f"\n{kind}: {word['error']['message']}\n" in run.logs()
+    assert "Traceback" not in run.logs()
 
 
 def test_without_torchrun_a_spec_trains_alone(tmp_path: Path):

@@ -7,6 +7,8 @@ from __future__ import annotations
 import errno
 from typing import Literal
 
+from shoestring_core.errors import InvalidSpec
+
 Kind = Literal["user_code", "out_of_memory", "nan", "data", "hardware", "infrastructure"]
 
 
@@ -44,6 +46,10 @@ class NonFiniteError(TrainerError):
     def __init__(self, message: str, since: int) -> None:
         super().__init__(message)
         self.since = since
+
+
+EXPLAINED = (TrainerError, InvalidSpec)
+"""Errors whose message says what is wrong and what to do."""
 
 
 def explain_os_error(error: OSError) -> str:
@@ -104,7 +110,7 @@ def classify_error(error: BaseException, *, has_peers: bool) -> Kind:
 
 def error_message(error: BaseException, kind: Kind) -> str:
     """Return the message for the user: what happened and what to do next."""
-    if isinstance(error, TrainerError):
+    if isinstance(error, EXPLAINED):
         return str(error)
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     match kind:

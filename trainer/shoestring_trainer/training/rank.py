@@ -24,6 +24,8 @@ from shoestring_trainer.run_files import ExitFile, Outcome, RankError, printable
 from shoestring_trainer.terminal import escape_unencodable
 from shoestring_trainer.training.cli.standalone import extract_model, prepare_task, roll_back
 from shoestring_trainer.training.errors import (
+    EXPLAINED,
+    HookError,
     NonFiniteError,
     TrainerError,
     classify_error,
@@ -136,8 +138,11 @@ def _log_to(path: Path) -> None:
 
 def _report_error(folder: Path, rank: int, step: int, error: BaseException, standalone: bool) -> None:
     kind = classify_error(error, has_peers=int(os.environ.get("WORLD_SIZE", "1")) > 1)
-    message, trace = error_message(error, kind), "".join(traceback.format_exception(error))
-    sys.stderr.write(f"\n{kind}: {terminal_text.printable(message)}\n" if standalone else trace)
+    message = error_message(error, kind)
+    # A message that says what is wrong and what to do needs no traceback of our own code beside it.
+    explained = isinstance(error, EXPLAINED) and not isinstance(error, HookError)
+    trace = "" if explained else "".join(traceback.format_exception(error))
+    sys.stderr.write(f"\n{kind}: {terminal_text.printable(message)}\n" if standalone or explained else trace)
     since = error.since if isinstance(error, NonFiniteError) else None
     record = RankError(kind=kind, message=printable(message), traceback=printable(trace), since=since)
     _write_exit(folder, rank, "error", step, record)
