@@ -27,6 +27,7 @@ class LaunchRequest:
     disk             None: what the provider gives without being asked
     placement_group  machines with the same are placed close together; None: anywhere
     efa              with EFA
+    data_role        with which the machine may read its job's data; None: it has no role
     """
 
     token: str
@@ -40,6 +41,7 @@ class LaunchRequest:
     disk: LaunchDisk | None = None
     placement_group: str | None = None
     efa: bool = False
+    data_role: str | None = None
 
     def with_boot_token(self, token: str) -> LaunchRequest:
         """The request as it is sent: the token is derived for each call, so that it is stored nowhere."""

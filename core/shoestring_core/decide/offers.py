@@ -100,6 +100,7 @@ class Offer:
     billing       how the provider bills the time
     quota         of the account, that its machines count against; None: none, or not known
     disk          of its machines, whose price is in `billing`; None: a job can't choose it
+    data_role     that a machine gets whose job's data are in S3, to read them with; None: machines get none
     fetched_at    when the provider answered last (µs UTC); None: just now
     """
 
@@ -118,6 +119,7 @@ class Offer:
     billing: BillingRules = field(default_factory=BillingRules)
     quota: Quota | None = None
     disk: Disk | None = None
+    data_role: str | None = None
     fetched_at: int | None = field(default=None, compare=False)
 
     @cached_property

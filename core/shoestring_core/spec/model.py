@@ -367,6 +367,13 @@ def has_deadline(spec: object) -> bool:
     return isinstance(limits, Mapping) and limits.get("deadline") is not None
 
 
+def has_data_in_s3(spec: object) -> bool:
+    """Whether machines download the data of a stored spec, whatever else is in it: a damaged one has none."""
+    data = spec.get("data") if isinstance(spec, Mapping) else None
+    places = (data.get("train"), data.get("val")) if isinstance(data, Mapping) else ()
+    return any(isinstance(place, str) and place.startswith(S3_SCHEME) for place in places)
+
+
 def reserved_time_of_stored(spec: Mapping[str, Any]) -> int:
     """`JobSpec.reserved_time` of a stored spec, whatever else is in it. Raises ValueError, TypeError if damaged."""
     if spec.get("on_budget") != "finish" or has_deadline(spec):

@@ -792,6 +792,7 @@ class OfferRow(Base):
     billing: Mapped[dict[str, Any]]
     quota: Mapped[dict[str, Any] | None]
     disk: Mapped[dict[str, Any] | None]
+    data_role: Mapped[str | None]
 
 
 # --- the service itself -----------------------------------------------------------------------------------

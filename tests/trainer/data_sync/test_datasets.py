@@ -179,9 +179,13 @@ def test_a_private_bucket_can_be_read_with_the_machines_role(bucket: Bucket, tmp
     metadata.documents |= {f"{role}/": "trainers", f"{role}/trainers": json.dumps(temporary)}
     try:
         path = sync(bucket, ALL, tmp_path, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url)
+        bucket.access_key = "AKIAOTHER"
+        with pytest.raises(DataUnavailable, match=r"nor with its role trainers \(.*allow s3:ListBucket") as denied:
+            sync(bucket, ALL, tmp_path / "other", AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url)
     finally:
         metadata.stop()
     assert read_files(path) == {"x.jpg": b"x"}
+    assert denied.value.permanent
 
 
 def test_the_region_of_a_bucket_is_requested_with_retries(
@@ -191,7 +195,8 @@ def test_the_region_of_a_bucket_is_requested_with_retries(
     bucket.unavailable = 2
 
     async def first_store(name: str) -> dict[str, object]:
-        return dict((await anext(buckets._stores(name, {}, writes=False))).config)
+        store, _ = await anext(buckets._stores(name, {}, writes=False))
+        return dict(store.config)
 
     assert asyncio.run(first_store(BUCKET))["region"] == "eu-north-1"
     assert bucket.head_requests == 3

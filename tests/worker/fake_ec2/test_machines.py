@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import boto3
 import httpx
+import psutil
 import pytest
 from botocore.exceptions import ClientError
 from shoestring_core.store.objects import Objects, open_objects
@@ -242,3 +244,45 @@ def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_be
     assert service.commits[-1].step == steps[-1] == len(steps)
     assert not processes_without_init(folder)
     service.stop()
+
+
+@pytest.mark.parametrize(
+    ("role", "refused"),
+    [
+        ("private-data", None),
+        ("other-data", r"may not read s3://private/cats, neither .* nor with its role other-data \(.*AccessDenied"),
+        (None, r"may not read s3://private/cats \(.*AccessDenied.*SHOESTRING_EC2_DATA_ROLE"),
+    ],
+)  # fmt: skip
+def test_a_private_bucket_is_read_with_the_role_of_the_machine_and_its_ranks_get_nothing_of_it(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, role: str | None, refused: str | None
+):
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html; from RunInstances to the
+    job's own copy: the real provider, user data and agent."""
+    for name, value in {"ACCESS_KEY_ID": cloud.aws.access_key, "SECRET_ACCESS_KEY": "none"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    s3 = cloud.aws.s3()
+    s3.create_bucket(Bucket="private")
+    s3.put_object(Bucket="private", Key="cats/a.jpg", Body=b"a cat")
+    if role:
+        cloud.aws.make_data_role(role, role.removesuffix("-data"))
+    service = Service()
+    boot = BootData(server_url=service.url, machine=service.machine, boot_token=service.boot_token)
+    provider = Ec2Provider("ec2", cloud.aws.settings(python=sys.executable))
+    launched = provider.launch(launch_request(str(service.machine), user_data=boot, data_role=role))
+    service.run(1, nproc_per_node=1, data="s3://private/cats", steps=10_000)
+    if refused:
+        until(lambda: service.exits(1))
+        assert re.search(refused, str(service.members[-1].exits[0].message))
+        assert service.members[-1].exits[0].kind == "data"
+        return service.stop()
+    until(lambda: len(service.points("train/loss")) > 5)
+    (copied,) = cloud.folder(launched.id).glob("scratch/*/private/cats/a.jpg")
+    assert copied.read_bytes() == b"a cat"
+    assert cloud.describe(launched.id)["IamInstanceProfile"]["Arn"].endswith("/private-data")
+    generation = str(cloud.folder(launched.id) / "gen" / "1")
+    ranks = [one for one in psutil.process_iter(["cmdline"]) if generation in str(one.info["cmdline"])]
+    assert ranks
+    assert not [name for one in ranks for name in one.environ() if "METADATA" in name or "AGENT_AWS" in name]
+    return service.stop()

@@ -28,7 +28,17 @@ while not os.path.exists("off"):
     time.sleep(0.05)
 """
 COMMON = """
-import os, socket, subprocess
+import os, socket, subprocess, urllib.request
+
+def read(path, header, value, method):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    asked = urllib.request.Request(f"http://169.254.169.254/latest/{path}", headers={header: value}, method=method)
+    with opener.open(asked, timeout=5) as answer:
+        return answer.read().decode()
+
+def credentials():
+    token = read("api/token", "X-aws-ec2-metadata-token-ttl-seconds", "60", "PUT")
+    return read("meta-data/iam/security-credentials/data", "X-aws-ec2-metadata-token", token, "GET")
 
 def connect(device=""):
     with socket.socket() as stream:
@@ -58,6 +68,7 @@ def by_fast_open():
 
 print([name for name, attack in {
     "plainly": connect,
+    "for the role's credentials": credentials,
     "by its device": lambda: connect("lo"),
     "by another device": lambda: connect("eth0"),
     "by TCP Fast Open": by_fast_open,
@@ -66,17 +77,19 @@ print([name for name, attack in {
     "without the filter": lambda: (subprocess.run(["nft", "flush", "ruleset"], check=True), connect()),
 }.items() if succeeds(attack)])
 """
-PLAIN, ATTACKS = f"{COMMON}\nprint(succeeds(connect))", COMMON + SEVERAL
+CREDENTIALS, ATTACKS = f"{COMMON}\nprint(credentials())", COMMON + SEVERAL
 
 
 @needs_networks
-def test_a_rank_cant_reach_the_metadata_and_root_can(tmp_path: Path):
-    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-limiting-access.html"""
+def test_a_rank_cant_reach_the_metadata_nor_the_role_s_credentials_and_root_can(tmp_path: Path):
+    """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-limiting-access.html,
+    instance-metadata-security-credentials.html"""
     if not (isolation := find_isolation(tmp_path, os.environ)):
         pytest.skip(isolation.problem)
     cloud = LocalCloud(tmp_path / "cloud")
     cloud.start()
-    machine = cloud.launch("m", user_data=SHIELD, network={"groups": [], "inbound": []})
+    role = {"iam/security-credentials": "data", "iam/security-credentials/data": "the keys"}
+    machine = cloud.launch("m", user_data=SHIELD, network={"groups": [], "inbound": []}, metadata=role)
     folder = Path(machine["dir"])
     for name in ("cache", "scratch/ranks", "gen"):
         (folder / name).mkdir(parents=True)
@@ -89,9 +102,9 @@ def test_a_rank_cant_reach_the_metadata_and_root_can(tmp_path: Path):
         return done.stdout.strip() or done.stderr
 
     rank: dict[str, Any] = {"group": RANK_USER, "extra_groups": []}
-    assert succeeded(PLAIN, **rank) == "True", "without the filter"
+    assert succeeded(CREDENTIALS, **rank) == "the keys", "without the filter"
     (folder / "filter").touch()
     until(lambda: (folder / "agent.log").read_text().endswith("\n"))
     assert succeeded(ATTACKS, **rank) == "[]", (folder / "agent.log").read_text()
-    assert succeeded(PLAIN) == "True", "its agent's group"
+    assert succeeded(CREDENTIALS) == "the keys", "its agent's group"
     cloud.clean_up()

@@ -116,8 +116,8 @@ async def list_bucket(
     writes       something is to be written to it: only credentials will do
     raises       DataUnavailable, with `url` and what to do
     """
-    reason = ""
-    async for store in _stores(bucket, environment, writes=writes):
+    reason, role = "", None
+    async for store, role in _stores(bucket, environment, writes=writes):  # noqa: B007 - the last one's is told
 
         async def list_pages(store: S3Store = store) -> list[ObjectMeta]:
             return [entry async for page in obstore.list(store, prefix or None, chunk_size=PAGE_SIZE) for entry in page]
@@ -137,15 +137,24 @@ async def list_bucket(
     )
     if writes:
         raise DataUnavailable(f"{url} can't be written to without credentials ({reason or 'there are none'}); {keys}")
+    if role:
+        raise DataUnavailable(
+            f"this machine may not read {url}, neither without credentials nor with its role {role} ({reason}); allow "
+            "s3:ListBucket on the bucket and s3:GetObject on its objects to that role, or correct the URL"
+        )
     raise DataUnavailable(
         f"this machine may not read {url} ({reason}); make it public, or {keys}; on the machines of a local service, "
         "start `shoestring up` with SHOESTRING_AGENT_ before each of these names; on EC2, whose machines get no keys, "
-        "admit their network in the bucket's policy (docs/aws.md, Your data)"
+        "whoever runs the service names a role that may read it in SHOESTRING_EC2_DATA_ROLE, or admits the machines' "
+        "network in the bucket's policy (docs/aws.md, Your data)"
     )
 
 
-async def _stores(bucket: str, environment: Mapping[str, str], *, writes: bool) -> AsyncIterator[S3Store]:
-    """The bucket with each kind of credentials, to try in turn: the keys, or else anonymous and then the role."""
+async def _stores(
+    bucket: str, environment: Mapping[str, str], *, writes: bool
+) -> AsyncIterator[tuple[S3Store, str | None]]:
+    """The bucket with each kind of credentials, to try in turn: the keys, or else anonymous and then the role, with
+    its name."""
     endpoint = environment.get("AWS_ENDPOINT_URL")
     if endpoint:
         config: S3Config = {"region": environment.get("AWS_REGION") or "us-east-1", "endpoint": endpoint}
@@ -168,10 +177,11 @@ async def _stores(bucket: str, environment: Mapping[str, str], *, writes: bool) 
     if key := environment.get("AWS_ACCESS_KEY_ID"):
         token = environment.get("AWS_SESSION_TOKEN")
         secret = environment.get("AWS_SECRET_ACCESS_KEY", "")
-        yield open_store(access_key_id=key, secret_access_key=secret, **({"session_token": token} if token else {}))
+        given = {"session_token": token} if token else {}
+        yield open_store(access_key_id=key, secret_access_key=secret, **given), None
         return
     if not writes:
-        yield open_store(skip_signature=True)
+        yield open_store(skip_signature=True), None
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     try:
         role = await metadata.role()
@@ -180,7 +190,7 @@ async def _stores(bucket: str, environment: Mapping[str, str], *, writes: bool) 
     finally:
         await metadata.close()
     if role:
-        yield open_store(metadata_endpoint=metadata.endpoint)
+        yield open_store(metadata_endpoint=metadata.endpoint), role.split()[0]
 
 
 async def _find_region(bucket: str) -> str:

@@ -35,6 +35,7 @@ def main() -> None:
     from shoestring_worker.fake_ec2 import estimates, moto_backend
     from shoestring_worker.fake_ec2.control import with_control
     from shoestring_worker.fake_ec2.machines import Machines
+    from shoestring_worker.fake_ec2.role_keys import RoleKeys
     from shoestring_worker.fake_ec2.server import FakeEc2
     from shoestring_worker.machinehost_client import MachineHostClient
 
@@ -42,16 +43,19 @@ def main() -> None:
         def log(self, type: str, message: str, *args: object) -> None:
             """Requests are listed at /_fake/calls."""
 
-    machines, access_key = None, None
+    machines, access_key, roles = None, None, None
     if options.machinehost is not None:
         access_key = secrets.token_urlsafe(16)
+        roles = RoleKeys(access_key)
         volumes = options.machinehost.absolute().parent / "volumes"
-        machines = Machines(MachineHostClient(options.machinehost), volumes, access_key, options.network)
+        machines = Machines(MachineHostClient(options.machinehost), volumes, roles, options.network)
         if options.network == "own" and (status := machines.network_status()).problem:
             parser.error(status.refusal())
-    fake = FakeEc2(DomainDispatcherApplication(create_backend_app), machines, access_key)
+    fake = FakeEc2(DomainDispatcherApplication(create_backend_app), machines, access_key, roles)
     server = make_server(options.host, options.port, with_control(fake), threaded=True, request_handler=QuietHandler)
     url = f"http://{options.host}:{server.server_port}"
+    if machines is not None:
+        machines.s3_url = url
     if options.settings is not None:
         fake.spot_market.set(estimates.spot_prices())
         moto_backend.create_bucket(BUCKET)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from shoestring_core.machine_network import NetworkStatus
 
 from shoestring_worker.fake_ec2.moto_backend import MotoInstance
+from shoestring_worker.fake_ec2.role_keys import RoleKeys
 from shoestring_worker.fake_ec2.s3 import SECRET_ACCESS_KEY
 from shoestring_worker.machinehost_client import MachineHostClient
 from shoestring_worker.providers.base import OutcomeUnknown
@@ -50,14 +51,16 @@ class Machines:
     """The machines of the instances. An instance's id is the token of its machine.
 
     volumes     folder of the volumes that are attached to instances
-    access_key  what an instance's role gives it
+    roles       the access keys that instances' roles give them
     networks    own: each has a network of its own; shared: all have this computer's; auto: own if that can be
     """
 
     def __init__(
-        self, host: MachineHostClient, volumes: Path, access_key: str, networks: Literal["own", "shared", "auto"]
+        self, host: MachineHostClient, volumes: Path, roles: RoleKeys, networks: Literal["own", "shared", "auto"]
     ) -> None:
-        self._host, self._volumes, self._access_key, self._networks = host, volumes, access_key, networks
+        self._host, self._volumes, self._roles, self._networks = host, volumes, roles, networks
+        self.s3_url = ""
+        """Where programs on the image that ask for `AWS_ENDPOINT_URL` of machines find S3; "": at AWS's address."""
 
     def launch(self, instance: MotoInstance, user_data: str, market: str, role: str) -> str | None:
         """Boot an instance. Returns its address; None: there is no room for it. `role`: "": it has none.
@@ -75,7 +78,7 @@ class Machines:
                 "placement/availability-zone": instance.zone,
                 **(self._credentials(role) if role else {}),
             },
-            "commands": IMAGE
+            "commands": self._image()
             | {name: script.format(attached=self._attached(instance.id)) for name, script in DISKS.items()},
         }
         if self.have_networks():
@@ -132,6 +135,11 @@ class Machines:
     def delete_volume(self, volume: str) -> None:
         shutil.rmtree(self._volumes / volume, ignore_errors=True)
 
+    def _image(self) -> dict[str, str]:
+        """The commands of the image; its Python sends what it starts to the fake's S3, as agents ask for it."""
+        python = f"export SHOESTRING_AGENT_AWS_ENDPOINT_URL={shlex.quote(self.s3_url)}\n" if self.s3_url else ""
+        return {**IMAGE, "python3": IMAGE["python3"].replace("exec ", f"{python}exec ", 1)}
+
     def _attached(self, instance: str) -> Path:
         return self._volumes / "attached" / instance
 
@@ -139,7 +147,7 @@ class Machines:
         """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html"""
         credentials = {
             "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
-            "AccessKeyId": self._access_key, "SecretAccessKey": SECRET_ACCESS_KEY, "Token": "none",
+            "AccessKeyId": self._roles.key_of(role), "SecretAccessKey": SECRET_ACCESS_KEY, "Token": "none",
             "Expiration": "2099-01-01T00:00:00Z",
         }  # fmt: skip
         path = "iam/security-credentials"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -148,6 +149,20 @@ def forget(region: str, instance: str) -> None:
         for id_, reservation in backend.reservations.items()
         if instance not in {one.id for one in reservation.instances}
     }
+
+
+def role_of_profile(named: str) -> str | None:
+    """Name of the role in the instance profile of this name or ARN; "": there is none in it. None: no such profile."""
+    profiles = get_backend("iam")[DEFAULT_ACCOUNT_ID]["aws"].instance_profiles.values()
+    found = next((each for each in profiles if named in (each.name, each.arn)), None)
+    return None if found is None else next((str(role.name) for role in found.roles), "")
+
+
+def inline_policies(role: str) -> list[dict[str, Any]]:
+    """Raises KeyError for an unknown role."""
+    roles = get_backend("iam")[DEFAULT_ACCOUNT_ID]["aws"].roles.values()
+    found = {each.name: each for each in roles}[role]
+    return [json.loads(document) for document in found.policies.values()]
 
 
 def create_bucket(name: str) -> None:

@@ -20,6 +20,7 @@ from shoestring_worker.fake_ec2.machines import Machines
 from shoestring_worker.fake_ec2.placement_groups import PlacementGroups
 from shoestring_worker.fake_ec2.price_list import OnDemandMarket
 from shoestring_worker.fake_ec2.quotas import Quotas
+from shoestring_worker.fake_ec2.role_keys import RoleKeys
 from shoestring_worker.fake_ec2.spot_prices import SpotMarket
 from shoestring_worker.fake_ec2.spot_requests import MARKET, SpotRequests, tags_of
 from shoestring_worker.fake_ec2.terminations import terminate
@@ -64,10 +65,17 @@ class FakeEc2:
     moto        the one that it stands in front of
     machines    run the instances; None: these are entries in a table
     access_key  required of every request: whoever may launch, has user data executed
+    roles       the keys of instances' roles, with which they may read what is in S3
     """
 
-    def __init__(self, moto: WsgiApp, machines: Machines | None = None, access_key: str | None = None) -> None:
-        self._moto, self._machines, self._access_key = moto, machines, access_key
+    def __init__(
+        self,
+        moto: WsgiApp,
+        machines: Machines | None = None,
+        access_key: str | None = None,
+        roles: RoleKeys | None = None,
+    ) -> None:
+        self._moto, self._machines, self._access_key, self._roles = moto, machines, access_key, roles
         self.calls: deque[Call] = deque(maxlen=REMEMBERED_CALLS)
         self.faults, self.throttle, self.tokens, self.listings = FaultPlan(), Throttle(), LaunchTokens(), ListingLag()
         self.spot_market, self.spot_requests, self.quotas = SpotMarket(), SpotRequests(), Quotas()
@@ -75,10 +83,7 @@ class FakeEc2:
         self._one_at_a_time = threading.RLock()  # moto's memory isn't made for threads
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        try:
-            self.require_key(access_key_id(environ))
-        except WrongKey:
-            refused = error_answer(401, "AuthFailure", "Only its own access key may use this fake.")
+        if refused := self._refuse_key(environ):
             start_response(refused.status, list(refused.headers))
             return [refused.body]
         call = s3.read_call(environ) if service(environ) == "s3" else read_call(environ)
@@ -128,6 +133,21 @@ class FakeEc2:
                 "volumes": moto_backend.volumes(),
                 "spot_requests": self.spot_requests.open(moto_backend.has_ended),
             }
+
+    def _refuse_key(self, environ: Environ) -> Answer | None:
+        """The answer to a request that its key doesn't allow. Without a signature nothing in S3 can be read."""
+        key, unsigned_read = access_key_id(environ), environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        try:
+            self.require_key(key)
+        except WrongKey:
+            on_s3 = service(environ) == "s3" or (not key and unsigned_read)
+            with self._one_at_a_time:
+                if on_s3 and self._roles and self._roles.allows(key, s3.read_call(environ)):
+                    return None
+            if on_s3:
+                return s3.error_answer(403, "AccessDenied", "Access Denied")
+            return error_answer(401, "AuthFailure", "Only its own access key may use this fake.")
+        return None
 
     def require_key(self, key: str) -> None:
         """Raises WrongKey."""
@@ -209,6 +229,8 @@ class FakeEc2:
 
     def _launch(self, call: Call, run: Callable[[], Answer]) -> Answer:
         has_ended = partial(moto_backend.has_ended, call.region)
+        if (profile := _profile_of(call)) and (refused := _refuse_profile(profile)):
+            return refused
         refused = self.placement_groups.refuse(call, has_ended) or self.quotas.refuse(call, moto_backend.alive())
         return refused or self._boot(call, run())
 
@@ -219,7 +241,7 @@ class FakeEc2:
         market = "spot" if call.parameters.get(MARKET) == "spot" else "on_demand"
         for id_ in instance_ids(answer):
             instance = moto_backend.find_instance(call.region, id_)
-            role = call.parameters.get("IamInstanceProfile.Name", "")
+            role = moto_backend.role_of_profile(_profile_of(call)) or ""
             user_data = call.parameters.get("UserData", "")
             if instance is not None:
                 address = self._machines.launch(instance, user_data, market, role)
@@ -281,3 +303,20 @@ class FakeEc2:
         head: list[Any] = []
         body = b"".join(self._moto(dict(environ), lambda status, headers, *_: head.extend((status, headers))))
         return Answer(head[0], tuple(head[1]), body)
+
+
+def _profile_of(call: Call) -> str:
+    """Name or ARN; "": none."""
+    return call.parameters.get("IamInstanceProfile.Name") or call.parameters.get("IamInstanceProfile.Arn", "")
+
+
+def _refuse_profile(profile: str) -> Answer | None:
+    """docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html"""
+    role, field = moto_backend.role_of_profile(profile), "arn" if profile.startswith("arn:") else "name"
+    if role is None:
+        named = f"Value ({profile}) for parameter iamInstanceProfile.{field} is invalid."
+        return error_answer(400, "InvalidParameterValue", f"{named} Invalid IAM Instance Profile {field}")
+    if not role:
+        message = f'IAM Instance Profile "{profile}" has no associated IAM Roles'
+        return error_answer(400, "InvalidParameterValue", message)
+    return None

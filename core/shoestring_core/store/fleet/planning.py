@@ -19,7 +19,7 @@ from shoestring_core.decide.schedule import Start
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
 from shoestring_core.launch_request import LaunchDisk, LaunchRequest
-from shoestring_core.spec import JobSpec, reserved_time_of_stored
+from shoestring_core.spec import JobSpec, has_data_in_s3, reserved_time_of_stored
 from shoestring_core.states import AttemptState, JobState, MachineState, StopReason
 from shoestring_core.store import jobs, ledger, transitions
 from shoestring_core.store.fleet import queue, rows
@@ -193,6 +193,7 @@ def _insert_machine(
         disk=LaunchDisk(offer.disk.gib, offer.disk.iops, offer.disk.mib_per_s) if offer.disk else None,
         placement_group=group,
         efa=bool(group and offer.hardware and offer.hardware.efa),
+        data_role=offer.data_role if has_data_in_s3(job.spec) else None,
     )
     db.sql.execute(
         insert(MachineRow).values(

@@ -92,7 +92,7 @@ def test_a_start_holds_money_for_the_machines_that_it_intends(fleet: Fleet) -> N
             "tags": {DEPLOYMENT_TAG: "test", PROVIDER_TAG: "local", "job": str(job), "attempt": "1", "slot": str(slot)},
             "type": "local.cpu", "market": "spot", "price": "0.158",
             "user_data": {"server_url": "http://api", "machine": str(machine.id), "boot_token": "", "ca": ""},
-            "disk": None, "placement_group": None, "efa": False,
+            "disk": None, "placement_group": None, "efa": False, "data_role": None,
         }  # fmt: skip
         hold = fleet.hold_row(machine.id)
         assert (hold.state, hold.rate_cap, hold.consumed, hold.funded_until) == ("open", "0.526", 0, funded_until)

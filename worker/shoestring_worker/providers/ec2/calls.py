@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+from shoestring_core.decide.refusals import RefusalKind
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2.errors import (
@@ -18,6 +19,7 @@ from shoestring_worker.providers.ec2.errors import (
     NO_ANSWER,
     NO_CREDENTIALS,
     clock_advice,
+    data_role_advice,
     described,
     meaning_of,
     read_error,
@@ -59,12 +61,17 @@ class Calls:
         except ClientError as error:
             raise self._unknown(region, error) from error
 
-    def for_launch(self, region: str, action: str, call: Callable[[Any], R]) -> R:
-        """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown."""
+    def for_launch(self, region: str, action: str, call: Callable[[Any], R], data_role: str | None = None) -> R:
+        """A call on the way to a launch. Raises LaunchRefused, OutcomeUnknown.
+
+        data_role  that the machine is to get
+        """
         try:
             return self.call(region, action, call)
         except ClientError as error:
             code, message, status = read_error(error.response)
+            if data_role and (advice := data_role_advice(code, message, data_role)):
+                raise LaunchRefused(RefusalKind.ACCOUNT, f"{code}: {message.rstrip('.')}. {advice}") from error
             refusal = meaning_of(code, status).refusal
             if refusal is None or self._clock_advice(error):
                 raise self._unknown(region, error) from error

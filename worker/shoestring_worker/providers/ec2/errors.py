@@ -162,6 +162,26 @@ REFUSAL_ADVICE = {
 """What to do about a refusal that no later try changes: it ends the job."""
 
 
+def data_role_advice(code: str, message: str, role: str) -> str:
+    """What to do about a refused launch with this instance profile, if that may be why; else "".
+
+    EC2 has no code for it: docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html. Of a role that the
+    caller may not pass it says that the launch isn't allowed, and not always what is missing.
+    """
+    if code.startswith("InvalidParameterValue") and "instanceprofile" in message.lower().replace(" ", ""):
+        return (
+            f"SHOESTRING_EC2_DATA_ROLE names the instance profile {role}: make one of that name with a role in it "
+            "(docs/aws.md, Your data), correct the setting, or wait a minute if it is new."
+        )
+    if code == "UnauthorizedOperation" and ("iam:PassRole" in message or "not authorized to perform:" not in message):
+        return (
+            f"The machine was to get the role of {role} (SHOESTRING_EC2_DATA_ROLE), for which the service's "
+            "credentials need iam:PassRole: `shoestring aws bootstrap --dry-run` prints the policy, and "
+            "`shoestring aws doctor` tries a launch with the role and one without."
+        )
+    return ""
+
+
 def described(code: str, message: str, refusal: RefusalKind | None = None) -> str:
     """An error with what to do about it. `refusal`: of the launch that it answers."""
     advice = ADVICE.get(code) if refusal is None else REFUSAL_ADVICE.get(refusal)

@@ -60,7 +60,10 @@ def spot_types(provider: str, settings: Ec2Settings, region: str, live: LivePric
 
 def _with_settings(offer: Offer, settings: Ec2Settings) -> Offer:
     hardware = offer.hardware and replace(offer.hardware, simulated_gpus=settings.simulated)
-    return replace(offer, simulated=settings.simulated, hardware=hardware, disk=default_disk(settings))
+    return replace(
+        offer, simulated=settings.simulated, hardware=hardware, disk=default_disk(settings),
+        data_role=settings.data_role or None,
+    )  # fmt: skip
 
 
 def read_spot_prices(history: Iterable[Mapping[str, Any]]) -> SpotPrices:

@@ -103,7 +103,9 @@ class Ec2Provider:
         if request.placement_group is not None:
             self._ensure_placement_group(request)
         arguments = run_instances(request, self._settings, root_disk.device)
-        reply = self._calls.for_launch(request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments))
+        reply = self._calls.for_launch(
+            request.region, "RunInstances", lambda ec2: ec2.run_instances(**arguments), request.data_role
+        )
         return read_instance(self._name, request.region, reply["Instances"][0])
 
     def _ensure_placement_group(self, request: LaunchRequest) -> None:

@@ -55,6 +55,10 @@ def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: st
         "NetworkInterfaces": [_network_interface(region, request)],
         "TagSpecifications": _tag_specifications(request),
     }
+    if request.data_role:
+        # of the request and not of the settings: these may have changed since the first call with its token
+        named = "Arn" if request.data_role.startswith("arn:") else "Name"
+        arguments["IamInstanceProfile"] = {named: request.data_role}
     if request.placement_group:
         arguments["Placement"] = {"GroupName": request.placement_group}
     if request.market == "spot":

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from shoestring_worker.settings import Price
+
+_PROFILE_NAME = r"[\w+=,.@-]{1,128}"
+_PROFILE = re.compile(
+    rf"({_PROFILE_NAME}|arn:aws[a-z-]*:iam::\d{{12}}:instance-profile/([!-~]+/)?{_PROFILE_NAME})", re.ASCII
+)
+"""docs.aws.amazon.com/IAM/latest/APIReference/API_CreateInstanceProfile.html"""
 
 
 class Ec2Region(BaseModel):
@@ -36,6 +43,8 @@ class Ec2Settings(BaseSettings):
     """Of the environment that the images have, with shoestring-trainer[train]."""
     wheelhouse: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Name of the one in the object store that machines install; "": none, the images have an environment."""
+    data_role: str = ""
+    """Name or ARN of the instance profile of machines whose job's data are in S3; "": none, and never any other's."""
     disk_gib: Annotated[int, Field(ge=8, le=16_384)] = 100
     disk_iops: Annotated[int, Field(ge=3_000, le=16_000)] = 3_000
     disk_mib_per_s: Annotated[int, Field(ge=125, le=1_000)] = 250
@@ -43,6 +52,16 @@ class Ec2Settings(BaseSettings):
     """Machines at once, of all jobs together: a bound of our own besides the account's quotas."""
     max_price: Price = "2.00"
     """Dollars per hour: a type that costs more on demand is not offered."""
+
+    @field_validator("data_role")
+    @classmethod
+    def _is_an_instance_profile(cls, given: str) -> str:
+        if given and not _PROFILE.fullmatch(given):
+            raise ValueError(
+                f"{given} is not the name of an instance profile, nor its ARN, such as "
+                "arn:aws:iam::123456789012:instance-profile/training-data"
+            )
+        return given
 
     @model_validator(mode="after")
     def _zones_are_availability_zones(self) -> Self:

@@ -22,11 +22,13 @@ from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account import bootstrap, service_launch, teardown, wheels
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
+from shoestring_worker.providers.ec2.account.data_role import DATA_ROLE
 from shoestring_worker.providers.ec2.account.doctor import (
     Finding,
     check_account,
     check_agent_url,
     check_bucket,
+    check_data_role,
     check_region,
     check_spot_role,
 )
@@ -144,6 +146,7 @@ def run_doctor(options: argparse.Namespace, account: Account) -> int:
             findings.append(check_spot_role(account.open_client, account.home))
             findings += check_bucket(account.open_client, account.home, store, settings.regions)
             findings.append(check_wheelhouse(account.open_client, account.home, store, settings.wheelhouse))
+            findings += check_data_role(account.open_client, account.home, settings.data_role)
             for region in settings.regions:
                 findings += check_region(account.open_client, settings, region)
     if options.json:
@@ -180,7 +183,8 @@ def run_panic(options: argparse.Namespace, account: Account) -> int:
 def run_bootstrap(options: argparse.Namespace, account: Account) -> int:
     """The environment of the service goes to stdout, what was done to stderr."""
     regions = tuple(dict.fromkeys(options.region or [HOME]))
-    wanted = bootstrap.Wanted(regions, options.email, options.monthly, options.image, options.dry_run)
+    role = os.environ.get(DATA_ROLE, "")
+    wanted = bootstrap.Wanted(regions, options.email, options.monthly, options.image, options.dry_run, role)
     aws, home = Aws(account.endpoint), regions[0]
     require_regions(aws, regions)
     made = bootstrap.bootstrap(aws, wanted, report)

@@ -16,6 +16,7 @@ from shoestring_worker.providers.ec2.account import policies
 from shoestring_worker.providers.ec2.account.aws import GLOBAL_REGION, Aws, AwsError
 from shoestring_worker.providers.ec2.account.base_image import BASE, find_image
 from shoestring_worker.providers.ec2.account.bucket import make_bucket
+from shoestring_worker.providers.ec2.account.data_role import DATA_ROLE, find_data_role
 from shoestring_worker.providers.ec2.account.inventory import spot_role
 from shoestring_worker.providers.ec2.account.network import make_network
 from shoestring_worker.providers.ec2.account.ownership import (
@@ -38,6 +39,7 @@ class Wanted:
     email        where AWS Budgets writes; None: no alarm
     monthly_usd  the limit of which it writes at 80 %
     image        of machines, with our environment; "": AWS's base image, newest now
+    data_role    instance profile of machines whose job's data are in S3; "": none
     """
 
     regions: tuple[str, ...]
@@ -45,6 +47,7 @@ class Wanted:
     monthly_usd: str = "50"
     image: str = ""
     dry_run: bool = False
+    data_role: str = ""
 
 
 @dataclass
@@ -58,12 +61,15 @@ class Made:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The value of SHOESTRING_EC2_REGIONS."""
     policies: dict[str, Any] = field(default_factory=dict)
+    data_role: str = ""
+    """As it was wanted: the service's setting."""
 
 
 def bootstrap(aws: Aws, wanted: Wanted, report: Callable[[str], None]) -> Made:
     """Raises AwsError; what was made stays, and the next run goes on from there."""
     steps = Steps(report, wanted.dry_run)
     account, home = aws.account(), wanted.regions[0]
+    data_role = find_data_role(aws, wanted.data_role)
     bucket = bucket_name(account, home)
     settings = {}
     for region in wanted.regions:
@@ -76,15 +82,16 @@ def bootstrap(aws: Aws, wanted: Wanted, report: Callable[[str], None]) -> Made:
     _make_alarm(aws, account, wanted, steps)
     arguments = (account, list(wanted.regions), bucket)
     printed = {
-        "API and worker": policies.worker_policy(*arguments),
+        "API and worker": policies.worker_policy(*arguments, data_role),
         "shoestring aws": policies.account_policy(*arguments),
     }
-    return Made(account, bucket, steps.told, steps.created, settings, printed)
+    return Made(account, bucket, steps.told, steps.created, settings, printed, wanted.data_role)
 
 
 def environment(made: Made, wheelhouse: str) -> dict[str, str]:
     """The variables of a service that uses it. `wheelhouse`: its name; "": the image has our environment."""
-    return ({"SHOESTRING_EC2_WHEELHOUSE": wheelhouse} if wheelhouse else {}) | {
+    given = {"SHOESTRING_EC2_WHEELHOUSE": wheelhouse, DATA_ROLE: made.data_role}
+    return {name: value for name, value in given.items() if value} | {
         "SHOESTRING_PROVIDERS": "ec2",
         "SHOESTRING_EC2_REGIONS": json.dumps(made.settings),
         "SHOESTRING_OBJECT_STORE": object_store(made.bucket),

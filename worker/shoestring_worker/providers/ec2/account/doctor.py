@@ -25,6 +25,7 @@ from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.wire import BootData
 from shoestring_core.wording.units import counted
 
+from shoestring_worker.providers.ec2.account.data_role import DATA_ROLE, HOW_TO_MAKE_IT, role_in, what_is_missing
 from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_ROLE_PATH
 from shoestring_worker.providers.ec2.errors import (
     CLOCK_OFF_S,
@@ -33,6 +34,7 @@ from shoestring_worker.providers.ec2.errors import (
     clock_advice,
     clock_ahead_s,
     clock_difference,
+    data_role_advice,
     meaning_of,
     read_error,
 )
@@ -89,6 +91,27 @@ def check_spot_role(open_client: OpenClient, region: str) -> Finding:
         text = f"The account has no role {SPOT_ROLE}: EC2 would refuse spot machines."
         return Finding("error", "spot role", text, "Make it: shoestring aws bootstrap")
     return Finding("ok", "spot role", f"{SPOT_ROLE} is there")
+
+
+def check_data_role(open_client: OpenClient, region: str, profile: str) -> Iterator[Finding]:
+    """The role in the instance profile of machines whose data are in S3. `profile`: "" if none is set.
+
+    Whether the worker may pass it, a launch that is tried shows: `check_region`.
+    """
+    if not profile:
+        return
+    try:
+        pages = open_client("iam", region).get_paginator("list_instance_profiles").paginate()
+        profiles = [each for page in pages for each in page["InstanceProfiles"]]
+    except FAILURES as error:
+        advice = "Allow iam:ListInstanceProfiles. A launch with it is tried all the same."
+        yield Finding("warning", "data role", f"IAM can't be asked: {_text(error)}", advice)
+        return
+    if role := role_in(profiles, profile):
+        yield Finding("ok", "data role", f"{role}, for machines whose job's data are in S3: jobs read what it reads")
+    else:
+        advice = f"Correct {DATA_ROLE}; {HOW_TO_MAKE_IT}."
+        yield Finding("error", "data role", what_is_missing(profiles, profile), advice)
 
 
 def find_addresses(host: str) -> list[str]:
@@ -173,6 +196,8 @@ def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) ->
     if root_device:
         for offer in cheapest.values():
             yield _dry_run(ec2, settings, offer, root_device)
+        if settings.data_role:
+            yield _dry_run(ec2, settings, cheapest[min(cheapest)], root_device, settings.data_role)
     yield from _check_quotas(open_client("service-quotas", region), region, offers)
 
 
@@ -234,14 +259,16 @@ def _check_subnets(ec2: Any, region: str, chosen: Ec2Region) -> Iterator[Finding
         yield Finding("ok", region, f"subnets in {', '.join(right)}")
 
 
-def _dry_run(ec2: Any, settings: Ec2Settings, offer: Offer, root_device: str) -> Finding:
+def _dry_run(
+    ec2: Any, settings: Ec2Settings, offer: Offer, root_device: str, data_role: str | None = None
+) -> Finding:  # fmt: skip
     """EC2 checks the request and the permissions, and launches nothing."""
     request = LaunchRequest(
         token="shoestring-doctor", region=offer.region, zone=offer.zone, type=offer.type, market=offer.market,
         price=offer.price, tags={DEPLOYMENT_TAG: "doctor", PROVIDER_TAG: offer.provider},
-        user_data=BootData(server_url="https://127.0.0.1", machine=UUID(int=0)),
+        user_data=BootData(server_url="https://127.0.0.1", machine=UUID(int=0)), data_role=data_role,
     )  # fmt: skip
-    market = offer.market.replace("_", " ")
+    market = offer.market.replace("_", " ") + (f", role {data_role}" if data_role else "")
     try:
         ec2.run_instances(**run_instances(request, settings, root_device), DryRun=True)
         text = f"EC2 did not take a launch of {offer.type} ({market}) for a trial run."
@@ -251,7 +278,9 @@ def _dry_run(ec2: Any, settings: Ec2Settings, offer: Offer, root_device: str) ->
         if code == "DryRunOperation":
             return Finding("ok", offer.region, f"a launch of {offer.type} ({market}) is allowed")
         text = f"A launch of {offer.type} ({market}) would be refused: {code}: {message}"
-        return Finding("error", offer.region, text, "docs/aws.md lists the permissions, and what each error means.")
+        advice = "docs/aws.md lists the permissions, and what each error means."
+        of_role = data_role and data_role_advice(code, message, data_role)
+        return Finding("error", offer.region, text, of_role or advice)
     except NO_ANSWER as error:
         return Finding("error", offer.region, f"EC2 did not answer a trial launch: {error}", "Try again.")
 

@@ -16,8 +16,11 @@ NETWORK = ("Vpc", "Subnet", "InternetGateway", "SecurityGroup")
 CREATING = ["RunInstances", "CreatePlacementGroup"]
 
 
-def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, Any]:
-    """Of API and worker: they launch only in these regions, and change only what carries a deployment's tag."""
+def worker_policy(account: str, regions: list[str], bucket: str, data_role: str = "") -> dict[str, Any]:
+    """Of API and worker: they launch only in these regions, and change only what carries a deployment's tag.
+
+    data_role  ARN of the role that machines may get to read their job's data; "": none
+    """
     in_regions = {"StringEquals": {"aws:RequestedRegion": regions}}
     tagged = {"Null": {f"aws:RequestTag/{DEPLOYMENT_TAG}": "false"}}
     swept = [f"arn:aws:ec2:*:{account}:{kind}/*" for kind in SWEPT]
@@ -36,6 +39,7 @@ def worker_policy(account: str, regions: list[str], bucket: str) -> dict[str, An
         ),
         _allow(["s3:ListBucket"], [f"arn:aws:s3:::{bucket}"]),
         _allow(["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"], [f"arn:aws:s3:::{bucket}/*"]),
+        *([_pass_to_machines(data_role)] if data_role else []),
     )  # fmt: skip
 
 
@@ -85,6 +89,11 @@ def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, A
             [f"arn:aws:budgets::{account}:budget/*"],
         ),
     )
+
+
+def _pass_to_machines(role: str) -> dict[str, Any]:
+    """docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use_passrole.html"""
+    return _allow(["iam:PassRole"], [role], {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}})
 
 
 def _policy(*statements: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from uuid import uuid4
 from shoestring_worker.providers.ec2.account import inventory, policies
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.clock import Clock
+from shoestring_worker.providers.ec2.account.data_role import find_data_role
 from shoestring_worker.providers.ec2.account.ownership import (
     SERVICE,
     bucket_name,
@@ -103,7 +104,9 @@ class ServiceInAccount:
             )
 
     def _policy(self) -> dict[str, Any]:
-        return policies.worker_policy(self._account, list(self._wanted.settings.regions), self._bucket)
+        settings = self._wanted.settings
+        role = find_data_role(self._aws, settings.data_role)
+        return policies.worker_policy(self._account, list(settings.regions), self._bucket, role)
 
     def _address(self) -> dict[str, Any]:
         def find() -> dict[str, Any] | None:
