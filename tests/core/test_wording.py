@@ -100,7 +100,7 @@ EXAMPLES: list[Reason] = [
         offers.ListedOnly("ec2", "p5.48xlarge", "8 × H100 with 80 GB", "55.04", served=True),
         offers.NearestOffer("g6e.xlarge", "ec2", "us-east-1a", "1 × L40S with 48 GB", "spot", "0.78", ("gpu",)),
     ),
-    waits.ProviderUnserved("sim"),
+    waits.ProviderUnserved("ec2", 1_795_900_000_000_000),
     waits.ProviderUnanswered("ec2", "Set the clock of the service's computer"),
     waits.NothingStorable("The credentials can't be renewed."),
     waits.QuotaExhausted("ec2", "g5.xlarge", "spot"),
@@ -304,6 +304,11 @@ def test_each_reason_has_its_sentence_also_after_it_was_stored(reason: Reason) -
     stored = json.loads(json.dumps(reason.as_json()))
     assert wording.parse(**stored) == reason
     assert wording.render(**stored) == wording.sentence(reason) == SENTENCES[reason.code]
+
+
+def test_a_provider_that_no_worker_serves_is_told_with_since_when_if_that_is_known() -> None:
+    assert waits.ProviderUnserved("ec2").text().startswith("No worker serves ec2 now. The job starts")
+    assert "(shoestring stop)" in waits.ProviderUnserved("ec2", 0).text()
 
 
 def test_a_wait_behind_another_team_says_what_both_have_used_and_weights_that_differ() -> None:

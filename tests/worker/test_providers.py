@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from shoestring_core import money
+from shoestring_core import money, wording
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, MachineRef, ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
@@ -19,6 +19,7 @@ from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.tables import HoldRow
+from shoestring_core.wording.units import moment
 from shoestring_core.wording.waits import ProviderUnanswered
 from shoestring_worker.control_loop import ControlLoop
 from shoestring_worker.providers import registry
@@ -288,6 +289,21 @@ def test_machines_of_a_provider_that_is_no_longer_served_are_kept_and_reported(
     assert (states(world, orphan), states(world, other)) == (["running"], ["running"])
     assert "provider sim: it has machines, and this worker does not serve it" in caplog.text
     world.control_loop.close()
+
+
+def test_a_job_that_names_a_provider_which_was_removed_says_since_when_no_worker_serves_it(world: World):
+    world.tick(10)
+    answered = world.clock.now
+    del world.providers["sim"]
+    world.control_loop = world.another_control_loop()
+    world.clock.pass_(2 * HOUR_S)
+    waiting = world.submit(provider="sim")
+    world.tick(1)
+    detail = world.job(waiting).wait_detail
+    assert detail["code"] == "provider_unserved"
+    assert answered - 60 * S <= detail["facts"]["since"] <= answered
+    assert f"has served sim since {moment(detail['facts']['since'])}" in wording.render(**detail)
+    assert "(shoestring stop)" in wording.render(**detail)
 
 
 # A third provider: this class and one line of registration.

@@ -77,6 +77,8 @@ class JobScheduler:
     """Those of the jobs that the last schedule looked at."""
     _known: dict[UUID, QueuedJob] = field(default_factory=dict)
     _offers: list[Offer] = field(default_factory=list)
+    _unserved: Mapping[str, int] = field(default_factory=dict)
+    """When each provider that this worker doesn't serve answered last (µs UTC)."""
     _offer_versions: Mapping[str, int] | None = None
     _applied: AppliedSchedule | None = None
 
@@ -93,10 +95,10 @@ class JobScheduler:
         timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
         with self.store.read() as db:
             now, loaded = db.now, queue.load_queue(db, self.timeouts, self._known)
-            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered)
+            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered, self._unserved)
             while not schedule.complete:
                 loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
-                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered)
+                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered, self._unserved)
         self._forget_all_but(loaded.snapshot.queue)
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
@@ -129,7 +131,10 @@ class JobScheduler:
         """Those of the providers that this worker serves. EC2 has hundreds, which seldom change."""
         if versions != self._offer_versions:
             with self.store.read() as db:
-                self._offers = [offer for offer in load_offers(db) if offer.provider in self.providers]
+                stored = load_offers(db)
+            self._offers = [offer for offer in stored if offer.provider in self.providers]
+            others = [offer for offer in stored if offer.provider not in self.providers]
+            self._unserved = {offer.provider: offer.fetched_at for offer in others if offer.fetched_at is not None}
             self._offer_versions = versions
         return self._offers
 

@@ -158,7 +158,7 @@ def require_machines(placement: Placement, unanswered: Collection[str] = ()) -> 
 
     One that a price, a quota or a provider's silence keeps from starting may wait: that may change by itself.
 
-    unanswered  providers that have never said yet what they offer
+    unanswered  providers that have never said yet what they offer, or not for long
     """
     if placement.ranked:
         return

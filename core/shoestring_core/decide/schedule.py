@@ -139,6 +139,7 @@ def schedule_jobs(
     timeouts: Mapping[str, Timeouts],
     storage: funding.Storage = funding.STORABLE,
     unanswered: Mapping[str, str] | None = None,
+    unserved: Mapping[str, int] | None = None,
 ) -> SchedulingDecision:
     """Decide for each job, in the order of service; each start reduces what is left for the jobs behind it.
 
@@ -148,6 +149,7 @@ def schedule_jobs(
     timeouts    by provider
     unanswered  those of them that have not said what they offer since this worker started, or can't be asked until
                 somebody acts: why, as a sentence; "": it is being asked
+    unserved    providers that were served once: when each answered last (µs UTC)
     """
     available = tuple(offers)
     with_quota = quotas.offers_with_quota(available)
@@ -155,7 +157,7 @@ def schedule_jobs(
     vcpus_in_use = quotas.vcpus_in_use(snapshot.products, with_quota)
     room = Room(
         available, dict(snapshot.machines_in_use), vcpus_in_use, now, snapshot.refusals, dict(timeouts), storage,
-        unanswered=unanswered or {},
+        unanswered=unanswered or {}, unserved=unserved or {},
     )  # fmt: skip
     about_to_be_free = RoomAboutToBeFree(room, running)
     time_limits = TimeLimits(running, about_to_be_free.slots)

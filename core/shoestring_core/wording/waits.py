@@ -9,7 +9,7 @@ from typing import ClassVar
 from shoestring_core.states import WaitReason
 from shoestring_core.wording.offers import NearestOffer, UnknownName
 from shoestring_core.wording.reason import NestedReason, Reason
-from shoestring_core.wording.units import counted, dollars, dollars_up
+from shoestring_core.wording.units import counted, dollars, dollars_up, moment
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,23 @@ class ProviderUnanswered(WaitDetail):
 
 @dataclass(frozen=True)
 class ProviderUnserved(WaitDetail):
-    """The job names a provider that a worker once served, and none does now."""
+    """The job names a provider that a worker once served, and none does now.
+
+    since  when it last said what it offers (µs UTC); None: that isn't known
+    """
 
     code = "provider_unserved"
     waits_for = WaitReason.CAPACITY
     provider: str
+    since: int | None = None
 
     def text(self) -> str:
+        unserved = f"serves {self.provider} now" if self.since is None else (
+            f"has served {self.provider} since {moment(self.since)}"
+        )  # fmt: skip
         return (
-            f"No worker serves {self.provider} now. The job starts once a worker's SHOESTRING_PROVIDERS names it; "
-            "otherwise cancel the job, and submit it with another resources.provider."
+            f"No worker {unserved}. The job starts once a worker's SHOESTRING_PROVIDERS names it; otherwise end the "
+            "job (shoestring stop), and submit it with another resources.provider."
         )
 
 

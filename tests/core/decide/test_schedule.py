@@ -119,14 +119,16 @@ def test_a_job_is_told_why_a_provider_that_might_suit_it_cannot_be_asked():
     needs_gpu = replace(queued(2), requirements=Requirements(gpus=(GpuChoice("A10G"),)))
 
     def wait(job: QueuedJob, known: list[Offer]) -> waits.WaitDetail:
-        (one,) = schedule_jobs(snapshot(job), known, NOW, TIMEOUTS, unanswered=unanswered).waits
+        (one,) = schedule_jobs(
+            snapshot(job), known, NOW, TIMEOUTS, unanswered=unanswered, unserved={"far": NOW - 7}
+        ).waits
         return one.detail
 
     told = waits.ProviderUnanswered("sim", "Set the clock.")
     assert wait(queued(1, provider="sim"), [silent]) == told
     assert wait(queued(1, provider="sim"), []) == replace(told, yet=True)
     assert wait(needs_gpu, offers()) == replace(told, yet=True)
-    assert wait(queued(1, provider="far"), offers()) == waits.ProviderUnserved("far"), "it was removed"
+    assert wait(queued(1, provider="far"), offers()) == waits.ProviderUnserved("far", NOW - 7), "it was removed"
     assert isinstance(wait(needs_gpu, [sim()]), waits.NoOffer)
     unanswered["sim"] = ""
     assert wait(queued(1, provider="sim"), []) == waits.ProviderUnanswered("sim", yet=True), "it is being asked"

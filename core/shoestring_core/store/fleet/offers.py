@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Pool, Row, delete, select, update
 
 from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.placement import UNSERVED_AFTER
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.store.tables import OfferRow, PriceRow, ProviderRow
 from shoestring_core.store.transactions import Read, Write
@@ -69,7 +70,8 @@ def load_offers(db: Read) -> list[Offer]:
 class KnownOffers:
     """Offers and timeouts of one moment. There is no offer without the timeouts of its provider.
 
-    unanswered  providers that have never said yet what they offer
+    unanswered  providers that have never said yet what they offer, or that workers don't seem to serve any more: what
+                they offered isn't among the offers
     """
 
     offers: tuple[Offer, ...]
@@ -82,8 +84,11 @@ def load_known(db: Read) -> KnownOffers:
     connections, answers = db.connection.engine.pool, tuple(db.rows(_ANSWERS))
     last, known = _KNOWN.get(connections, (None, None))
     if known is None or last != answers:
-        timeouts = load_timeouts(db)
-        unanswered = frozenset(name for name, version, _ in answers if version == 0)
+        # by the newest answer, not by the clock: after a night without any worker the offers are the best there are
+        oldest = max((answered_at for _, _, answered_at in answers), default=0) - UNSERVED_AFTER
+        unserved = {name for name, version, answered_at in answers if version and answered_at < oldest}
+        timeouts = {name: of_it for name, of_it in load_timeouts(db).items() if name not in unserved}
+        unanswered = frozenset(name for name, version, _ in answers if version == 0) | unserved
         offers = tuple(offer for offer in load_offers(db) if offer.provider in timeouts)
         known = KnownOffers(offers, timeouts, unanswered)
         _KNOWN[connections] = (answers, known)

@@ -69,6 +69,22 @@ def test_known_offers_are_read_again_when_a_provider_answers_and_only_then(fleet
     assert fleet.read(offers.load_known).offers == ()
 
 
+def test_offers_of_a_provider_that_was_removed_count_no_more_and_after_a_night_without_workers_all_do(
+    fleet: Fleet,
+) -> None:
+    for provider in ("local", "removed"):
+        fleet.write(offers.save_offers, provider, [replace(OFFER, provider=provider)], fleet.timeouts)
+    fleet.clock.pass_(8 * 3_600)
+    both = fleet.read(offers.load_known)
+    assert [offer.provider for offer in both.offers] == ["local", "removed"]
+    assert both.unanswered == frozenset()
+    fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
+    known = fleet.read(offers.load_known)
+    assert (list(known.offers), list(known.timeouts), known.unanswered) == ([OFFER], ["local"], {"removed"})
+    fleet.write(offers.save_offers, "removed", [replace(OFFER, provider="removed")], fleet.timeouts)
+    assert [offer.provider for offer in fleet.read(offers.load_known).offers] == ["local", "removed"]
+
+
 def test_offers_that_a_write_saved_and_rolled_back_are_not_known(fleet: Fleet) -> None:
     fleet.write(offers.save_offers, "local", [OFFER], fleet.timeouts)
 
