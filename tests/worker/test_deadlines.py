@@ -18,11 +18,11 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start, StartInputs, decide_start
 from shoestring_core.decide.spot.deadline_job import DeadlineJob, keep_deadline
 from shoestring_core.decide.spot.live import MARKETS, decide_deadline
 from shoestring_core.decide.spot.policies import Adaptive, Policy, Situation
 from shoestring_core.decide.spot.simulation import simulate
+from shoestring_core.decide.start import Start, StartInputs
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store import jobs, ledger, queries
@@ -34,6 +34,7 @@ from shoestring_worker import failpoints
 from shoestring_worker.providers.sim import SimulatedProvider
 from sqlalchemy import select, update
 
+from tests.core.decide.recompute import recompute_start
 from tests.worker.conftest import World
 
 
@@ -216,7 +217,7 @@ def recompute(course: Course) -> None:
         ).all()
     for attempt in attempts:
         inputs = StartInputs.from_json(attempt.plan)
-        start, turn = decide_start(inputs), inputs.queued.deadline
+        start, turn = recompute_start(inputs), inputs.queued.deadline
         assert isinstance(start, Start)
         assert turn is not None
         assert turn.case is not None

@@ -11,7 +11,7 @@ import pytest
 from shoestring_core import wording
 from shoestring_core.decide import preemption
 from shoestring_core.decide.preemption import EvictionInputs, decide_evictions
-from shoestring_core.decide.schedule import StartInputs, decide_start
+from shoestring_core.decide.start import StartInputs
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store import identity, jobs, ledger
 from shoestring_core.store.fleet import rows
@@ -19,6 +19,7 @@ from shoestring_core.store.tables import AttemptRow, EventRow
 from shoestring_worker import failpoints
 from sqlalchemy import select
 
+from tests.core.decide.recompute import recompute_start
 from tests.worker.conftest import World
 
 STEP = 40
@@ -132,7 +133,7 @@ def test_a_borrower_saves_a_checkpoint_for_a_team_below_its_guaranteed_rate_and_
 
 def test_a_start_that_is_stored_recomputes_to_itself_with_guaranteed_rates(shared: Shared):
     inputs = StartInputs.from_json(shared.attempt(1).plan)
-    start = decide_start(inputs)
+    start = recompute_start(inputs)
     assert (start.job, start.attempt) == (shared.borrower, 1)
 
 

@@ -12,7 +12,8 @@ import pytest
 from shoestring_core import wording
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.retries import REFUSED_DELAY
-from shoestring_core.decide.schedule import Wait, schedule_jobs
+from shoestring_core.decide.schedule import schedule_jobs
+from shoestring_core.decide.start import Wait
 from shoestring_core.decide.timeouts import S
 from shoestring_core.errors import BudgetExceeded
 from shoestring_core.store import identity, jobs, ledger, queries

@@ -16,7 +16,8 @@ from shoestring_core.decide.placement import is_stale
 from shoestring_core.decide.preemption import Eviction
 from shoestring_core.decide.queue import QueuedJob
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start, Wait, schedule_jobs
+from shoestring_core.decide.schedule import schedule_jobs
+from shoestring_core.decide.start import Start, Wait
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, StaleTransition
 from shoestring_core.store.db import Store

@@ -21,7 +21,8 @@ from shoestring_core.decide.placement import gpus_of, is_stale
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start, Wait, schedule_jobs
+from shoestring_core.decide.schedule import schedule_jobs
+from shoestring_core.decide.start import Start, Wait
 from shoestring_core.decide.timeouts import S, Timeouts
 
 MAX_ROUNDS = 60

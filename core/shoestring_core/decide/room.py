@@ -54,7 +54,7 @@ class Opening:
 
 @dataclass
 class Room:
-    """What there is for the next job. The fields are as in `schedule.StartInputs`; those that change are replaced.
+    """What there is for the next job. The fields are as in `start.StartInputs`; those that change are replaced.
 
     What it says of a job it says of all that need the same, so it is worked out once until a job takes room or waits
     for it.

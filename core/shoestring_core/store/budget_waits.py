@@ -17,7 +17,7 @@ from shoestring_core.decide.funding import hold_for
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.queue import AccountBalance
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import find_shortage
+from shoestring_core.decide.start import find_shortage
 from shoestring_core.spec import Resources, rate_limit_of_stored, reserved_time_of_stored
 from shoestring_core.states import JobState, StopReason, WaitReason
 from shoestring_core.store import ledger

@@ -18,8 +18,11 @@ from shoestring_core.decide.offers import Hardware, Offer, Quota
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import SchedulingDecision, StartInputs, decide_start, schedule_jobs
+from shoestring_core.decide.schedule import SchedulingDecision, schedule_jobs
+from shoestring_core.decide.start import StartInputs
 from shoestring_core.decide.timeouts import S, Timeouts
+
+from tests.core.decide.recompute import recompute_start
 
 DOLLAR = money.MICRO
 ORG = UUID(int=1)
@@ -151,7 +154,7 @@ class SharedMachines:
         self._check_room(snapshot, decision)
         for start in decision.starts[:1]:
             stored = StartInputs.from_json(start.inputs.as_json())
-            assert decide_start(stored) == start
+            assert recompute_start(stored) == start
 
     def _check_evictions(self, snapshot: QueueSnapshot, decision: SchedulingDecision) -> None:
         running = {one.job: one for one in snapshot.running}

@@ -11,10 +11,12 @@ from uuid import UUID
 import pytest
 from shoestring_core.decide.offers import Hardware, Offer
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
-from shoestring_core.decide.schedule import SchedulingDecision, StartInputs, Wait, decide_start, schedule_jobs
+from shoestring_core.decide.schedule import SchedulingDecision, schedule_jobs
+from shoestring_core.decide.start import StartInputs, Wait
 from shoestring_core.spec.gpus import parse_gpus
 from shoestring_core.wording import waits
 
+from tests.core.decide.recompute import recompute_start
 from tests.core.decide.test_queue import NOW, ORG, TIMEOUTS, A, B, balance, member, queued, snapshot
 
 CPU = Offer("sim", "sim", "", "cpu", "spot", "0.10", "0.10", None, "test", True, Hardware(4, 1024))
@@ -36,7 +38,7 @@ def needing(job: QueuedJob, gpu: str) -> QueuedJob:
 def decide(snap: QueueSnapshot, *offers: Offer) -> SchedulingDecision:
     decision = schedule_jobs(snap, offers or [CPU], NOW, TIMEOUTS)
     for start in decision.starts:
-        assert decide_start(StartInputs.from_json(start.inputs.as_json())) == start
+        assert recompute_start(StartInputs.from_json(start.inputs.as_json())) == start
     return decision
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from shoestring_core.decide.preemption import MIN_RUN_TIME, Eviction
-from shoestring_core.decide.schedule import Wait
+from shoestring_core.decide.start import Wait
 from shoestring_core.wording import waits
 
 from tests.core.decide.shared_machines import BOOT, SharedMachines, offer, play

@@ -14,7 +14,8 @@ from shoestring_core import money
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, decayed
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import SchedulingDecision, Start, schedule_jobs
+from shoestring_core.decide.schedule import SchedulingDecision, schedule_jobs
+from shoestring_core.decide.start import Start
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.wording import waits
 

@@ -13,8 +13,11 @@ from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.quotas import Product, account_quotas
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import SchedulingDecision, Start, StartInputs, Wait, decide_start, schedule_jobs
+from shoestring_core.decide.schedule import SchedulingDecision, schedule_jobs
+from shoestring_core.decide.start import Start, StartInputs, Wait
 from shoestring_core.decide.timeouts import S, Timeouts
+
+from tests.core.decide.recompute import recompute_start
 
 NOW = 1_800_000_000 * S
 SPOT_G, ON_DEMAND_G, SPOT_P = (Quota(name, vcpus, "the console") for name, vcpus in (("G", 8), ("on G", 4), ("P", 96)))
@@ -96,9 +99,9 @@ def test_a_decision_about_quotas_can_be_recomputed_from_what_was_stored():
     (start,) = schedule(queued(1), queued(2, nodes=2), offers=(G,), rented=1).starts
     stored = StartInputs.from_json(json.loads(json.dumps(start.inputs.as_json())))
     assert stored.vcpus_in_use == {"cloud/east/G": 4}
-    assert decide_start(stored) == start
+    assert recompute_start(stored) == start
     blocked = replace(stored, quotas_blocked=("cloud/east/G",))
-    assert isinstance(decide_start(blocked), Wait)
+    assert isinstance(recompute_start(blocked), Wait)
 
 
 def test_quotas_matter_only_for_launches():

@@ -7,7 +7,7 @@ import random
 from uuid import UUID
 
 import pytest
-from shoestring_core.decide import schedule
+from shoestring_core.decide import start
 from shoestring_core.decide.offers import Hardware, Offer, Quota
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.requirements import Requirements
@@ -26,7 +26,7 @@ def test_what_a_schedule_works_out_once_it_would_work_out_for_each_job(seed: int
     timeouts = {provider: Timeouts() for provider in PROVIDERS}
     at_once = [schedule_jobs(*case, NOW, timeouts) for case in cases]
     monkeypatch.setattr(Room, "opening", Room._find_opening)
-    monkeypatch.setattr(schedule._Precedence, "reason", lambda _, *its: schedule._why_first(*its))
+    monkeypatch.setattr(start.Precedence, "reason", lambda _, *its: start._why_first(*its))
     for case, decided in zip(cases, at_once, strict=True):
         assert schedule_jobs(*case, NOW, timeouts) == decided
 

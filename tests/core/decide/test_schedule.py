@@ -14,10 +14,13 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import MAX_OFFER_AGE
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start, StartInputs, Wait, decide_start, find_shortage, schedule_jobs
+from shoestring_core.decide.schedule import schedule_jobs
+from shoestring_core.decide.start import Start, StartInputs, Wait, find_shortage
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.spec.gpus import GpuChoice
 from shoestring_core.wording import waits
+
+from tests.core.decide.recompute import recompute_start
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = {"local": Timeouts(funding_lease=60 * S), "sim": Timeouts(funding_lease=60 * S, drain=45 * S)}
@@ -258,7 +261,7 @@ def test_every_start_can_be_recomputed_from_its_stored_inputs():
     assert [start.job.int - 100 for start in starts] == [1, 2, 3]
     for start in starts:
         stored = json.loads(json.dumps(start.inputs.as_json()))
-        assert decide_start(StartInputs.from_json(stored)) == start
+        assert recompute_start(StartInputs.from_json(stored)) == start
 
 
 def test_a_machine_is_funded_no_longer_than_what_it_does_can_be_stored():
@@ -266,7 +269,7 @@ def test_a_machine_is_funded_no_longer_than_what_it_does_can_be_stored():
         storage = Storage(None if storable is None else NOW + storable * S)
         (start,) = schedule_jobs(snapshot(queued(1)), offers(), NOW, TIMEOUTS, storage).starts
         assert start.funded_until == NOW + funded * S
-        assert decide_start(StartInputs.from_json(json.loads(json.dumps(start.inputs.as_json())))) == start
+        assert recompute_start(StartInputs.from_json(json.loads(json.dumps(start.inputs.as_json())))) == start
     for storage in (Storage(NOW + 15 * S), Storage(problem="The credentials are refused.")):
         (wait,) = schedule_jobs(snapshot(queued(1)), offers(), NOW, TIMEOUTS, storage).waits
         assert wait.detail == waits.NothingStorable(storage.problem)
@@ -315,7 +318,7 @@ def test_a_job_fills_a_gap_if_its_time_limit_ends_it_before_the_gang_can_have_th
     hour = running(1, 3, NOW + 60 * MINUTE)
     start = beside_a_gang(queued(2, time_limit=LONGEST), hour)
     assert isinstance(start, Start)
-    assert decide_start(StartInputs.from_json(json.loads(json.dumps(start.inputs.as_json())))) == start
+    assert recompute_start(StartInputs.from_json(json.loads(json.dumps(start.inputs.as_json())))) == start
     for too_long in (LONGEST + 1, None):
         assert isinstance(beside_a_gang(queued(2, time_limit=too_long), hour), Wait)
     assert isinstance(beside_a_gang(queued(2, 2, time_limit=LONGEST), hour), Wait), "one machine is free"

@@ -15,7 +15,7 @@ from shoestring_core.decide.placement import rank_offers, require_machines
 from shoestring_core.decide.preemption import Eviction
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Start
+from shoestring_core.decide.start import Start
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import StaleTransition
 from shoestring_core.launch_request import LaunchDisk, LaunchRequest

@@ -16,8 +16,8 @@ from shoestring_core.decide import retries
 from shoestring_core.decide.deadlines import DeadlinePlan, DeadlineTurn
 from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import Wait
 from shoestring_core.decide.sizing import SizingRecord
+from shoestring_core.decide.start import Wait
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import InvalidSpec
 from shoestring_core.events import WaitChange

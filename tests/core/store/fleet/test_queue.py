@@ -11,7 +11,7 @@ from shoestring_core import spec
 from shoestring_core.decide.deadlines import DeadlineCase, DeadlinePlan, Seen
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.retries import retry_delay
-from shoestring_core.decide.schedule import Wait
+from shoestring_core.decide.start import Wait
 from shoestring_core.decide.timeouts import S
 from shoestring_core.events import WaitChange
 from shoestring_core.store import deadlines, jobs, ledger
