@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect
+from playwright.sync_api import ConsoleMessage, Page, Route, expect
 from shoestring_api.dashboard import STATIC_DIR
+from shoestring_core.decide import placement
+from shoestring_core.decide.timeouts import S
 
 from tests.api.deployment import Deployment
+from tests.servers import until
 from tests.shared_database import SharedDatabase
 
 expect.set_options(timeout=15_000)  # a busy machine is slow, not broken
@@ -33,7 +36,9 @@ FIND = """async (ofLooks) => {
 
 
 @pytest.fixture
-def deployment(migrated: SharedDatabase, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(migrated: SharedDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
+    """As the API's tests have it, but no worker has to answer again each minute: a browser takes its time."""
+    monkeypatch.setattr(placement, "MAX_OFFER_AGE", 3_600 * S)
     assert (STATIC_DIR / "index.html").is_file(), "The dashboard is not built. Run `make setup`."
     with Deployment(migrated.url, tmp_path, store=migrated.store()) as deployment:
         yield deployment
@@ -59,11 +64,29 @@ def open_page(deployment: Deployment, page: Page) -> Iterator[OpenPage]:
         page.get_by_label("API key").fill(deployment.keys[0 if as_admin else 1])
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("navigation", name="Main")).to_be_visible()
-        expect(page.locator("h1")).to_have_count(1)
+        have_loaded(page)
         return page
 
     yield sign_in
     assert not console_messages, f"on the console: {console_messages}"
+
+
+def have_loaded(page: Page) -> None:
+    """Wait until the parts of a page are there: each that comes moves what is below it, from under a click too."""
+    expect(page.locator("h1")).to_have_count(1)
+    expect(page.get_by_role("status", name="Loading")).to_have_count(0)
+
+
+def hold(page: Page, method: str, path: str) -> Callable[[], Route]:
+    """Keep requests from the service. The returned function waits for the first, to be sent on or answered."""
+    held: list[Route] = []
+    page.route(f"**{path}", lambda route: held.append(route) if route.request.method == method else route.fallback())
+
+    def first() -> Route:
+        until(lambda: page.evaluate("true") and held)  # only what is asked of the page lets its requests be seen
+        return held[0]
+
+    return first
 
 
 @pytest.fixture

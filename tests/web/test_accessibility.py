@@ -19,7 +19,7 @@ from shoestring_core.wording.waits import BudgetShort
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
-from tests.web.conftest import OpenPage
+from tests.web.conftest import OpenPage, have_loaded
 from tests.web.test_dashboard import set_limit
 
 pytestmark = pytest.mark.any_database
@@ -51,6 +51,7 @@ def test_signing_in_and_pages_without_jobs(
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
     inspect("a slip in the YAML")
     page.goto(f"{deployment.url}/budget")
+    have_loaded(page)
     page.locator('[data-budget="team"]').get_by_role("button", name="Set limit").click()
     inspect("a limit is edited")
 
@@ -85,6 +86,7 @@ def test_jobs_in_all_states(deployment: Deployment, open_page: OpenPage, page: P
     inspect("an overdrawn budget")
     for state, job in shown.items():
         page.goto(f"{deployment.url}/jobs/{job}")
+        have_loaded(page)
         expect(page.get_by_role("list", name="Events, newest first")).to_be_visible()
         if state == "recovering":
             page.get_by_text("Values", exact=True).first.click()

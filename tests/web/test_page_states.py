@@ -18,7 +18,7 @@ from shoestring_core.store.tables import JobRow
 from sqlalchemy import update
 
 from tests.api.deployment import Deployment
-from tests.web.conftest import OpenPage
+from tests.web.conftest import OpenPage, have_loaded
 
 pytestmark = pytest.mark.any_database
 
@@ -43,7 +43,13 @@ class State:
 
 
 def press(name: str, within: str = "body") -> Act:
-    return lambda page: page.locator(within).get_by_role("button", name=name, exact=True).click()
+    def act(page: Page) -> None:
+        button = page.locator(within).get_by_role("button", name=name, exact=True)
+        expect(button).to_be_visible()
+        have_loaded(page)
+        button.click()
+
+    return act
 
 
 def fill(label: str, text: str) -> Act:
@@ -194,7 +200,6 @@ def test_states_that_a_reader_or_a_failure_leads_to(
     inspect("an expired link")
     open_page("/", as_admin=True)
     for state in STATES:
-        deployment.refresh_offers()  # a minute old, they are stale
         page.set_viewport_size({"width": 1440, "height": 900})
         for requests, answer in ((state.fails, _fail), (state.hangs, _hang)):
             if requests:

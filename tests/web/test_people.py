@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.api.deployment import Deployment
-from tests.web.conftest import OpenPage
+from tests.servers import until
+from tests.web.conftest import OpenPage, hold
 
 pytestmark = pytest.mark.any_database
 
@@ -48,7 +49,13 @@ def test_roles_keys_and_logins_are_changed_on_the_page(
     deployment: Deployment, open_page: OpenPage, page: Page, inspect: Any
 ) -> None:
     open_page("/people", as_admin=True)
+    change = hold(page, "PUT", "/v1/members/*")
     page.get_by_label("Role of ben").select_option("viewer")
+    under_way = change()
+    expect(page.get_by_label("Role of ben")).to_have_value("viewer")
+    under_way.continue_()
+    page.unroute_all()
+    until(lambda: _roles(deployment)["ben"] == "viewer")
     expect(page.get_by_label("Role of ben")).to_have_value("viewer")
     page.get_by_label("Role of ada").select_option("viewer")
     expect(page.get_by_role("alert")).to_contain_text("only admin")
@@ -65,6 +72,10 @@ def test_roles_keys_and_logins_are_changed_on_the_page(
     assert deployment.member.get("/v1/me").status_code == 401
     page.get_by_role("region", name="Where you are signed in").get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("API key")).to_be_visible()
+
+
+def _roles(deployment: Deployment) -> dict[str, str]:
+    return {one["user"]: one["role"] for one in deployment.admin.get("/v1/members").json()["members"]}
 
 
 def test_a_viewer_is_offered_nothing_that_viewers_may_not_do(deployment: Deployment, open_page: OpenPage) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import update
 
 from tests.api.deployment import OFFER, Deployment
 from tests.api.test_quotes import QUICK, end, measure
-from tests.web.conftest import OpenPage
+from tests.web.conftest import OpenPage, have_loaded
 
 pytestmark = pytest.mark.any_database
 
@@ -36,15 +36,18 @@ def test_all_columns_of_every_table_can_be_read_on_a_phone(deployment: Deploymen
     expect(page.locator(f'tr[data-job="{ended}"]')).to_be_visible()
     seen = _read(page)
     page.goto(f"{deployment.url}/jobs/{running}")
+    have_loaded(page)
     expect(page.locator("tr[data-machine]")).to_have_count(2)
     page.get_by_text("Values", exact=True).first.click()
     page.get_by_text("Ledger, 2 entries").click()
     seen |= _read(page)
     page.goto(f"{deployment.url}/new?from={ended}")
+    have_loaded(page)
     for summary in ("Other offers", "Other numbers of machines", "How well quotes held"):
         page.get_by_text(summary).click()
     seen |= _read(page)
     page.goto(f"{deployment.url}/queue")
+    have_loaded(page)
     expect(page.locator("tr[data-queued]")).to_have_count(2)
     panel = page.get_by_role("region", name="What if")
     panel.get_by_label("Job", exact=True).select_option(first)

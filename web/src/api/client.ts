@@ -29,14 +29,19 @@ export function onSignedOut(handler: () => void): void {
   signedOutHandler = handler;
 }
 
+/** The session in which each request was sent, by its token: of a later one, its answer says nothing. */
+const sentIn = new WeakMap<Request, string | null>();
+
 const guard: Middleware = {
   onRequest({ request }) {
+    sentIn.set(request, csrf);
     if (csrf && !["GET", "HEAD"].includes(request.method)) request.headers.set("X-CSRF-Token", csrf);
     return request;
   },
-  async onResponse({ response, schemaPath }) {
+  async onResponse({ request, response, schemaPath }) {
     if (response.ok || response.status === 304) return undefined;
-    if (response.status === 401 && schemaPath !== "/v1/session" && !schemaPath.startsWith("/v1/invitations:")) signedOutHandler();
+    const ofAnyone = schemaPath === "/v1/session" || schemaPath.startsWith("/v1/invitations:");
+    if (response.status === 401 && !ofAnyone && sentIn.get(request) === csrf) signedOutHandler();
     throw new Problem(await problemOf(response));
   },
   onError({ error }) {

@@ -1,4 +1,4 @@
-import { QueryObserver } from "@tanstack/react-query";
+import { InfiniteQueryObserver, QueryObserver } from "@tanstack/react-query";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { api } from "./client";
 import { type Budget, type Job, type JobPage, job as jobQuery, jobPages, queries, receive, refetchAll } from "./queries";
@@ -97,5 +97,37 @@ test("a first answer that was under way when the stream began is asked for again
   await vi.waitFor(() => expect(answers).toHaveLength(2));
   answers[1]!(job("9", { state: "ended" }));
   await vi.waitFor(() => expect(queries.getQueryData(jobQuery("9").queryKey)?.state).toBe("ended"));
+  close();
+});
+
+test("a job that ends while more of the list is loaded stays ended, and a new one stays listed", async () => {
+  const answers = service();
+  const list = new InfiniteQueryObserver(queries, jobPages(""));
+  const close = list.subscribe(() => {});
+  await vi.waitFor(() => expect(answers).toHaveLength(1));
+  answers[0]!({ jobs: [job("3"), job("2")], next_cursor: "2" });
+  await vi.waitFor(() => expect(list.getCurrentResult().hasNextPage).toBe(true));
+  void list.fetchNextPage();
+  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  receive([{ name: "job", data: job("2", { state: "ended" }) }, { name: "job", data: job("4") }]);
+  answers[1]!({ jobs: [job("1")], next_cursor: null });
+  await vi.waitFor(() => expect(list.getCurrentResult().isFetching).toBe(false));
+  await vi.waitFor(() => expect(listed("").map(({ id, state }) => [id, state])).toEqual([["4", "running"], ["3", "running"], ["2", "ended"], ["1", "running"]]));
+  close();
+});
+
+test("a next page that the reader has asked for arrives, and the list is read again after it", async () => {
+  const answers = service();
+  const list = new InfiniteQueryObserver(queries, jobPages("status=queued"));
+  const close = list.subscribe(() => {});
+  await vi.waitFor(() => expect(answers).toHaveLength(1));
+  answers[0]!({ jobs: [job("3", { state: "queued" })], next_cursor: "3" });
+  await vi.waitFor(() => expect(list.getCurrentResult().hasNextPage).toBe(true));
+  void list.fetchNextPage();
+  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  receive([{ name: "job", data: job("3", { state: "running" }) }]);
+  answers[1]!({ jobs: [job("1", { state: "queued" })], next_cursor: null });
+  await vi.waitFor(() => expect(listed("status=queued").map(({ id }) => id)).toEqual(["3", "1"]));
+  await vi.waitFor(() => expect(answers).toHaveLength(3));
   close();
 });

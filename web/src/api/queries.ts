@@ -3,7 +3,9 @@ import {
   type InfiniteData,
   keepPreviousData,
   QueryClient,
+  type Query,
   type QueryFilters,
+  type QueryKey,
   queryOptions,
   infiniteQueryOptions,
 } from "@tanstack/react-query";
@@ -271,14 +273,20 @@ export function receive(messages: readonly Message[]): void {
  */
 function updateLists(jobs: ReadonlyMap<string, Job>, moved: boolean): void {
   for (const query of queries.getQueryCache().findAll({ queryKey: ["jobs"] })) {
-    const filter = query.queryKey[1] as string;
-    const old = query.state.data as InfiniteData<JobPage, string | null> | undefined;
-    if (!old) continue;
-    const listed = new Set(old.pages.flatMap((page) => page.jobs.map(({ id }) => id)));
-    const fresh = [...jobs.values()].filter(({ id }) => !listed.has(id));
-    queries.setQueryData(query.queryKey, withJobs(old, jobs, filter === "" ? fresh : []));
-    if (filter !== "" && moved) void queries.invalidateQueries({ queryKey: query.queryKey, exact: true });
+    const update = () => updateList(query.queryKey, jobs);
+    update();
+    // An answer under way may be from before these jobs, and takes the place of the list that has them.
+    if (query.state.fetchStatus === "fetching") query.promise?.then(update, () => {});
+    if (query.queryKey[1] !== "" && moved) refetch({ queryKey: query.queryKey, exact: true });
   }
+}
+
+function updateList(key: QueryKey, jobs: ReadonlyMap<string, Job>): void {
+  const old = queries.getQueryData<InfiniteData<JobPage, string | null>>(key);
+  if (!old) return;
+  const listed = new Set(old.pages.flatMap((page) => page.jobs.map(({ id }) => id)));
+  const fresh = key[1] === "" ? [...jobs.values()].filter(({ id }) => !listed.has(id)) : [];
+  queries.setQueryData(key, withJobs(old, jobs, fresh));
 }
 
 /** List pages with jobs replaced by newer readings; `fresh` ones are put in front, newest first. */
@@ -301,12 +309,16 @@ export function refetchAll(): void {
   refetch({ predicate: ({ queryKey }) => queryKey[0] !== "me" && queryKey[0] !== "recipes" });
 }
 
-/** Read these again if they are on show. A first answer under way may be too old: it is waited for, and asked for again. */
+/**
+ * Read these again if they are on show. A first answer under way may be too old: it is waited for, and asked for again.
+ * So is the next page of a list, which the reader has asked for.
+ */
 export function refetch(which: QueryFilters): void {
-  for (const { promise, queryKey, state } of queries.getQueryCache().findAll({ ...which, fetchStatus: "fetching" })) {
-    if (state.data !== undefined) continue; // a second reading takes the place of the one under way
-    const again = () => void queries.invalidateQueries({ queryKey, exact: true });
-    promise?.then(again, again);
+  const awaited = ({ state }: Query) => state.fetchStatus === "fetching" && (state.data === undefined || Boolean(state.fetchMeta?.fetchMore));
+  for (const query of queries.getQueryCache().findAll({ ...which, fetchStatus: "fetching" })) {
+    if (!awaited(query)) continue; // a second reading takes the place of the one under way
+    const again = () => void queries.invalidateQueries({ queryKey: query.queryKey, exact: true });
+    query.promise?.then(again, again);
   }
-  void queries.invalidateQueries(which);
+  void queries.invalidateQueries({ ...which, predicate: (query) => !awaited(query) && (which.predicate?.(query) ?? true) });
 }

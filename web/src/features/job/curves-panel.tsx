@@ -17,6 +17,8 @@ import { useFeed } from "./use-feed";
  */
 const HIDDEN = /^(epoch|(time|stall)\/.*)$/;
 
+const NO_LABELS: ReadonlyMap<string, string> = new Map();
+
 export function CurvesPanel({ feed, attempts, startedAt, ended }: {
   feed: JobFeed;
   attempts: readonly Attempt[];
@@ -33,7 +35,10 @@ export function CurvesPanel({ feed, attempts, startedAt, ended }: {
   const reading = useFeed(feed);
   const machineLabels = useMachineLabels(attempts);
   const start = startedAt ? Date.parse(startedAt) / 1000 : 0;
-  const view = useMemo<View>(() => ({ x, log, smoothing, start, machineLabels }), [x, log, smoothing, start, machineLabels]);
+  const systemView = useMemo<View>(() => ({ x, log, smoothing, start, machineLabels }), [x, log, smoothing, start, machineLabels]);
+  // Without what it doesn't show, which comes later: a plot that is made anew loses what the pointer is doing in it.
+  const from = x === "time" ? start : 0;
+  const view = useMemo<View>(() => ({ x, log, smoothing, start: from, machineLabels: NO_LABELS }), [x, log, smoothing, from]);
 
   const training = all.filter((name) => !isSystem(name) && !HIDDEN.test(name));
   const [steady, moving] = [training.filter((name) => constants.includes(name)), training.filter((name) => !constants.includes(name))];
@@ -93,7 +98,7 @@ export function CurvesPanel({ feed, attempts, startedAt, ended }: {
           )
         }
       </Async>
-      {system.length > 0 && <SystemMetrics feed={feed} names={system} view={view} />}
+      {system.length > 0 && <SystemMetrics feed={feed} names={system} view={systemView} />}
     </Panel>
   );
 }

@@ -173,13 +173,9 @@ function Actions({ job }: { job: Job }) {
     onSettled: () => setConfirming(false),
   });
   const resume = useMutation({ mutationFn: async () => body(await api.POST("/v1/jobs/{job_id}:resume", keyed())), onSuccess: updateCaches });
-  const retry = useMutation({
-    mutationFn: async () => body(await api.POST("/v1/jobs/{job_id}:retry", keyed())),
-    onSuccess: (fresh) => {
-      updateCaches(fresh);
-      navigate(`/jobs/${fresh.id}`);
-    },
-  });
+  const retry = useMutation({ mutationFn: async () => body(await api.POST("/v1/jobs/{job_id}:retry", keyed())), onSuccess: updateCaches });
+  /** Leads to the new job, unless the reader has gone elsewhere meanwhile. */
+  const startRetry = () => retry.mutate(undefined, { onSuccess: ({ id }) => navigate(`/jobs/${id}`) });
   const error = stop.error ?? resume.error ?? retry.error;
   const stoppable = job.state !== "ended" && job.state !== "stopping";
   if (!run) return null;
@@ -191,7 +187,7 @@ function Actions({ job }: { job: Job }) {
         </button>
       )}
       {job.state === "ended" && (
-        <button type="button" disabled={retry.isPending} onClick={() => retry.mutate()}>
+        <button type="button" disabled={retry.isPending} onClick={startRetry}>
           Retry
         </button>
       )}

@@ -6,7 +6,7 @@ import { counted, formatCount, formatMetric } from "../../lib/number";
 import { useIsDark } from "../../lib/theme";
 import { formatTime, zoneName } from "../../lib/time";
 import { TableScroll } from "../../components/table-scroll";
-import { plotMetric, resetZoom, type View } from "./metric-plot";
+import { plotMetric, resetZoom, type View, type Zoom } from "./metric-plot";
 
 const MAX_ROWS = 200;
 
@@ -15,10 +15,11 @@ export const MetricChart = memo(function MetricChart({ feed, name, view }: { fee
   const figure = useRef<HTMLElement>(null);
   const readout = useRef<HTMLSpanElement>(null);
   const canvas = useRef<HTMLDivElement>(null);
+  const zoom = useRef<Zoom | null>(null);
   const dark = useIsDark();
   const [zoomed, setZoomed] = useState(false);
   useEffect(
-    () => plotMetric(feed, name, view, { host: canvas.current!, readout: readout.current!, figure: figure.current! }, setZoomed),
+    () => plotMetric(feed, name, view, { host: canvas.current!, readout: readout.current!, figure: figure.current!, zoom }, setZoomed),
     [feed, name, view, dark], // redrawn in the colours of the other theme
   );
   const over = isSystem(name) || view.x === "time" ? "time" : `${view.x}s`;

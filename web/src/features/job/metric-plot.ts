@@ -38,10 +38,18 @@ export interface Places {
   readout: HTMLElement;
   /** Gets `data-last-step` once that step is drawn. */
   figure: HTMLElement;
+  /** The part that the reader has zoomed to. It outlives the plot, which is made anew for other lines or colours. */
+  zoom: { current: Zoom | null };
+}
+
+export interface Zoom {
+  x: XAxis;
+  min: number;
+  max: number;
 }
 
 /** Draw a metric and update it until the returned function is called. `onZoom` is told whether a part of it is shown. */
-export function plotMetric(feed: JobFeed, name: string, view: View, { host, readout, figure }: Places, onZoom: (zoomed: boolean) => void): () => void {
+export function plotMetric(feed: JobFeed, name: string, view: View, { host, readout, figure, zoom }: Places, onZoom: (zoomed: boolean) => void): () => void {
   const system = isSystem(name);
   const x: XAxis = system ? "time" : view.x;
   const log = view.log && !system;
@@ -70,6 +78,7 @@ export function plotMetric(feed: JobFeed, name: string, view: View, { host, read
     } else {
       plot?.destroy();
       plot = new uPlot(options(), data, host);
+      if (zoom.current?.x === x) plot.setScale("x", { ...zoom.current });
     }
     showValues(plot.cursor.idx ?? null);
   }
@@ -107,7 +116,9 @@ export function plotMetric(feed: JobFeed, name: string, view: View, { host, read
           (u, scale) => {
             if (scale !== "x") return;
             const [first, last] = [u.data[0][0], u.data[0].at(-1)];
-            zoomed = first !== undefined && last !== undefined && (u.scales.x!.min! > first || u.scales.x!.max! < last);
+            const { min, max } = u.scales.x!;
+            zoomed = first !== undefined && last !== undefined && (min! > first || max! < last);
+            zoom.current = zoomed ? { x, min: min!, max: max! } : null;
             onZoom(zoomed);
           },
         ],

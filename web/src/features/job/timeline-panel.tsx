@@ -38,7 +38,7 @@ function Timeline({ events, attempts, showRoutine }: { events: Schemas["Event"][
         {groupRepeats(shown)
           .slice(0, MAX_SHOWN)
           .map(({ title, events: [newest, ...others] }) => (
-            <li key={newest.event.cursor} className={newest.tone}>
+            <li key={(others.at(-1) ?? newest).event.cursor} className={newest.tone}>
               <Time at={newest.event.at} />
               {others.length === 0 ? (
                 <span>

@@ -90,12 +90,11 @@ function Form({ recipes: all, initial, source, draftName }: {
 
   const validation = useMutation({ mutationFn: async () => submitSpec(text, true) });
   const submit = useMutation({
-    mutationFn: async () => submitSpec(text, false, key),
-    onSuccess: (job) => {
-      keepDraft(draftName, null);
+    mutationFn: async (sent: string) => submitSpec(sent, false, key),
+    onSuccess: (job, sent) => {
+      if (readDraft(draftName) === sent) keepDraft(draftName, null); // what was typed meanwhile is another draft
       queries.setQueryData(jobQuery(job.id).queryKey, job);
       void queries.invalidateQueries({ queryKey: ["jobs"] });
-      navigate(`/jobs/${job.id}`);
     },
   });
 
@@ -106,7 +105,7 @@ function Form({ recipes: all, initial, source, draftName }: {
     if (yamlError(next) === null) setValidText(next);
     setKey(newIdempotencyKey());
     validation.reset();
-    submit.reset();
+    if (!submit.isPending) submit.reset();
   }
 
   const error = submit.error ?? validation.error;
@@ -151,7 +150,7 @@ function Form({ recipes: all, initial, source, draftName }: {
       noValidate
       onSubmit={(event: FormEvent) => {
         event.preventDefault();
-        submit.mutate();
+        submit.mutate(text, { onSuccess: (job) => navigate(`/jobs/${job.id}`) }); // unless the reader has gone elsewhere
       }}
     >
       {restored && (

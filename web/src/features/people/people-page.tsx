@@ -45,8 +45,9 @@ function MembersPanel({ admin }: { admin: boolean }) {
   const setRole = useMutation({
     mutationFn: async ({ id, role }: { id: string; role: Role }) =>
       body(await api.PUT("/v1/members/{user_id}", { params: { path: { user_id: id } }, body: { role } })),
-    onSettled: reread,
+    onSettled: () => queries.invalidateQueries({ queryKey: members.queryKey }), // until then the choice is on show
   });
+  const chosen = setRole.isPending ? setRole.variables : null;
   const remove = useMutation({
     mutationFn: async (id: string) => void (await api.DELETE("/v1/members/{user_id}", { params: { path: { user_id: id } } })),
     onSettled: () => {
@@ -73,7 +74,7 @@ function MembersPanel({ admin }: { admin: boolean }) {
                 {all.map((one) => (
                   <tr key={one.id} data-member={one.user}>
                     <td className="name">{one.user}</td>
-                    <td data-label="Role">{admin ? <RoleSelect member={one} set={(role) => setRole.mutate({ id: one.id, role })} /> : one.role}</td>
+                    <td data-label="Role">{admin ? <RoleSelect member={one} chosen={chosen?.id === one.id ? chosen.role : null} set={(role) => setRole.mutate({ id: one.id, role })} /> : one.role}</td>
                     <td data-label="Keys">{one.keys}</td>
                     {admin && (
                       <td>
@@ -107,9 +108,10 @@ function MembersPanel({ admin }: { admin: boolean }) {
   );
 }
 
-function RoleSelect({ member, set }: { member: Member; set: (role: Role) => void }) {
+/** `chosen`: the role that is being set. */
+function RoleSelect({ member, chosen, set }: { member: Member; chosen: Role | null; set: (role: Role) => void }) {
   return (
-    <select aria-label={`Role of ${member.user}`} value={member.role} onChange={(event) => set(event.target.value as Role)}>
+    <select aria-label={`Role of ${member.user}`} value={chosen ?? member.role} onChange={(event) => set(event.target.value as Role)}>
       {ROLES.map((role) => (
         <option key={role}>{role}</option>
       ))}
