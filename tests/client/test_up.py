@@ -33,7 +33,15 @@ def test_a_child_dies_with_its_parent() -> None:
         child = Path(f"/proc/{int(parent.stdout.readline())}")
         until(lambda: (child / "cmdline").read_bytes().startswith(b"sleep"))
         parent.send_signal(signal.SIGKILL)
-    until(lambda: not child.exists() or ") Z " in (child / "stat").read_text())
+    until(lambda: _has_ended(child))
+
+
+def _has_ended(process: Path) -> bool:
+    """Whether the process of this folder of /proc is gone, or waits to be reaped."""
+    try:
+        return ") Z " in (process / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_child_whose_parent_died_before_it_began_does_not_begin(

@@ -71,7 +71,8 @@ def test_with_a_lowered_cap_what_runs_goes_on_and_with_none_everything_starts(wo
     world.tick()
     assert states(world, submitted)[2] == ("launching", None)
     with world.store.read() as db:
-        changes = list(db.sql.scalars(select(EventRow.data).where(EventRow.kind == "concurrency")))
+        told = select(EventRow.data).where(EventRow.kind == "concurrency").order_by(EventRow.seq)
+        changes = list(db.sql.scalars(told))
     assert [(one["max_jobs"], one["max_gpus"]) for one in changes] == [(1, None), (None, None)]
 
 

@@ -400,7 +400,8 @@ def test_a_job_trains_across_the_border_of_a_month_and_one_that_waited_for_it_go
     assert world.job(job).state == "running"
     with world.store.read() as db:
         account, period = team_row(db), ledger.load_periods(db, [team])[team]
-        assert [row.kind for row in db.sql.scalars(select(LimitChangeRow))][-1] == "rolled_over"
+        kinds = select(LimitChangeRow.kind).where(LimitChangeRow.account == team).order_by(LimitChangeRow.version)
+        assert db.sql.scalars(kinds).all()[-1] == "rolled_over"
     assert period.starts_at == plan.ends_at
     assert ledger.period_limit(account) == limit
     assert 0 < account.carried < account.held
@@ -615,5 +616,6 @@ def test_while_the_object_store_is_out_of_reach_no_hold_is_extended_and_no_job_s
     assert world.machines(later)
     assert world.job(job).wait_detail is None
     with world.store.read() as db:
-        told = db.sql.scalars(select(EventRow.data).where(EventRow.job == job, EventRow.kind == "storage")).all()
+        storage = select(EventRow.data).where(EventRow.job == job, EventRow.kind == "storage")
+        told = db.sql.scalars(storage.order_by(EventRow.seq)).all()
     assert told == [{"lost": True}, {"lost": False}], "once each"

@@ -83,7 +83,8 @@ class Shared:
     def moves(self, job: UUID) -> list[tuple[str, str]]:
         """The job's states, each with the sentence for it."""
         with self.world.store.read() as db:
-            told = db.sql.scalars(select(EventRow).where(EventRow.job == job, EventRow.kind == "job"))
+            moves = select(EventRow).where(EventRow.job == job, EventRow.kind == "job")
+            told = db.sql.scalars(moves.order_by(EventRow.seq))
             return [(event.data["to"], wording.render(**event.reason)) for event in told]
 
 
