@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -44,6 +45,9 @@ READY_TIMEOUT_S = 60.0
 DRAIN_S = 20.0
 """How long machines get to checkpoint and exit on Ctrl-C."""
 STOP_S = 5.0
+
+PYTHON = (sys.executable, "-m")
+CELERY = (*PYTHON, "celery", "-A")
 
 
 @dataclass(frozen=True)
@@ -99,40 +103,18 @@ class LocalService:
         environment = self._environment()
         url, ca = self._set_up_tls(environment)
         if "SHOESTRING_REDIS_URL" not in environment:
-            redis_socket, self._temporary = embedded_redis.choose_socket(data / "redis")
-            environment["SHOESTRING_REDIS_URL"] = f"unix://{quote(str(redis_socket))}"
-            redis = self._child("redis", embedded_redis.command(data / "redis", redis_socket), environment)
-            redis.start()
-            wait_until_ready(redis, redis_socket.exists, READY_TIMEOUT_S)
-        bootstrap = [sys.executable, "-m", "shoestring_api.admin", "bootstrap", "--key-file", str(data / "admin.key")]
-        if self.options.budget is not None:
-            bootstrap += ["--budget", self.options.budget]
-        admin = json.loads(run_once(bootstrap, environment, data, READY_TIMEOUT_S).splitlines()[-1])
-        if self.options.budget is not None and (notice := limit_notice(self.options.budget, admin["limit"])):
-            self.report(notice)
-
-        python = [sys.executable, "-m"]
-        host = [*python, "shoestring_trainer.machinehost", "--dir", str(data / "cloud")]
-        if self.options.slots is not None:
-            host += ["--slots", str(self.options.slots)]
-        machines = self._child("machines", host, environment)
-        celery = [*python, "celery", "-A"]
+            environment["SHOESTRING_REDIS_URL"] = self._start_redis(environment)
+        admin = self._bootstrap(environment)
+        machines = self._child("machines", self._machine_host(), environment)
         on_aws = self._start_fake_ec2(environment) if self.options.fake_ec2 else environment
-        api = self._child("api", [*python, "shoestring_api"], on_aws)
-        worker = [*celery, "shoestring_worker.app", "worker", "--pool", "threads", "--concurrency", "8",
+        api = self._child("api", [*PYTHON, "shoestring_api"], on_aws)
+        worker = [*CELERY, "shoestring_worker.app", "worker", "--pool", "threads", "--concurrency", "8",
                   "--loglevel", "warning", "--without-gossip", "--without-mingle"]  # fmt: skip
-        beat = [*celery, "shoestring_worker.celery_app", "beat", "--loglevel", "warning",
+        beat = [*CELERY, "shoestring_worker.celery_app", "beat", "--loglevel", "warning",
                 "--schedule", str(data / "beat"), "--pidfile", ""]  # fmt: skip
-        for child in (
-            machines,
-            api,
-            self._child("worker", worker, on_aws),
-            self._child("beat", beat, environment),
-        ):
+        for child in (machines, api, self._child("worker", worker, on_aws), self._child("beat", beat, environment)):
             child.start()
-        local = httpx.URL(service_url(self.options.host, self.options.port)).copy_with(scheme=httpx.URL(url).scheme)
-        with httpx.Client(timeout=2, trust_env=False, verify=certificates(local.scheme, ca)) as http:
-            wait_until_ready(api, lambda: _is_healthy(http, local, httpx.URL(url).host), READY_TIMEOUT_S)
+        self._wait_until_healthy(api, httpx.URL(url), ca)
         for child in self.children:
             child.require_alive()
         address = data / "cloud" / "machinehost.json"
@@ -182,6 +164,45 @@ class LocalService:
             write_private(self.options.data / "ca.pem", ca)
         environment |= {"SHOESTRING_TLS_CERT": str(certificate), "SHOESTRING_TLS_KEY": str(key)}
         return url, ca
+
+    def _start_redis(self, environment: Mapping[str, str]) -> str:
+        """Returns its URL. Raises StartupError."""
+        folder = self.options.data / "redis"
+        redis_socket, self._temporary = embedded_redis.choose_socket(folder)
+        url = f"unix://{quote(str(redis_socket))}"
+        command = embedded_redis.command(folder, redis_socket)
+        redis = self._child("redis", command, {**environment, "SHOESTRING_REDIS_URL": url})
+        redis.start()
+        wait_until_ready(redis, redis_socket.exists, READY_TIMEOUT_S)
+        return url
+
+    def _bootstrap(self, environment: Mapping[str, str]) -> dict[str, Any]:
+        """Migrate the database, and create the admin at the first start. Raises StartupError.
+
+        Returns the admin's key, a code to log in with once, and the team's limit.
+        """
+        data, budget = self.options.data, self.options.budget
+        bootstrap = [*PYTHON, "shoestring_api.admin", "bootstrap", "--key-file", str(data / "admin.key")]
+        if budget is not None:
+            bootstrap += ["--budget", budget]
+        admin: dict[str, Any] = json.loads(run_once(bootstrap, environment, data, READY_TIMEOUT_S).splitlines()[-1])
+        if budget is not None and (notice := limit_notice(budget, admin["limit"])):
+            self.report(notice)
+        return admin
+
+    def _machine_host(self) -> list[str]:
+        """The command that starts it."""
+        command = [*PYTHON, "shoestring_trainer.machinehost", "--dir", str(self.options.data / "cloud")]
+        if self.options.slots is not None:
+            command += ["--slots", str(self.options.slots)]
+        return command
+
+    def _wait_until_healthy(self, api: Child, url: httpx.URL, ca: str) -> None:
+        """Ask the API at the address where it listens, by the name in its certificate: `url` is what clients use, and
+        may lead through a proxy. Raises StartupError."""
+        local = httpx.URL(service_url(self.options.host, self.options.port)).copy_with(scheme=url.scheme)
+        with httpx.Client(timeout=2, trust_env=False, verify=certificates(local.scheme, ca)) as http:
+            wait_until_ready(api, lambda: _is_healthy(http, local, url.host), READY_TIMEOUT_S)
 
     def _start_fake_ec2(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Start it and return the environment of API and worker. Raises StartupError."""

@@ -14,9 +14,9 @@ from shoestring_core.decide.funding import Storage
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.placement import is_stale
 from shoestring_core.decide.preemption import Eviction
-from shoestring_core.decide.queue import QueuedJob
+from shoestring_core.decide.queue import QueuedJob, QueueSnapshot
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.schedule import schedule_jobs
+from shoestring_core.decide.schedule import SchedulingDecision, schedule_jobs
 from shoestring_core.decide.start import Start, Wait
 from shoestring_core.decide.timeouts import Timeouts
 from shoestring_core.errors import BudgetExceeded, StaleTransition
@@ -24,7 +24,7 @@ from shoestring_core.store.db import Store
 from shoestring_core.store.fleet import planning, queue
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_offers
-from shoestring_core.store.fleet.queue import QueueMark
+from shoestring_core.store.fleet.queue import LoadedQueue, QueueMark
 from shoestring_core.store.objects import Objects
 
 from shoestring_worker.providers.base import ManagedProvider
@@ -58,8 +58,8 @@ class AppliedSchedule:
 class JobScheduler:
     """Decides again only if something has changed. It remembers what in memory: after a restart it decides again.
 
-    schedule_again  called when a schedule was out of date before it was applied
-    find_unanswered   as `decide.schedule.schedule_jobs` takes them
+    schedule_again   called when a schedule was out of date before it was applied
+    find_unanswered  as `decide.schedule.schedule_jobs` takes them
     """
 
     store: Store
@@ -93,17 +93,36 @@ class JobScheduler:
             return []
         if storage.problem:
             self.items.warn("no job starts", storage.problem)
-        timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
-        with self.store.read() as db:
-            now, loaded = db.now, queue.load_queue(db, self.timeouts, self._known)
-            schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered, self._unserved)
-            while not schedule.complete:
-                loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
-                schedule = schedule_jobs(loaded.snapshot, offers, now, timeouts, storage, unanswered, self._unserved)
+        now, loaded, schedule = self._make_schedule(offers, storage, unanswered)
         self._forget_all_but(loaded.snapshot.queue)
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
         self.requirements = frozenset(job.requirements for job in loaded.snapshot.queue)
+        planned, version = self._apply(schedule, loaded)
+        if version is not None:
+            applied_mark = loaded.mark._replace(plan_version=version)
+            until = _valid_until(loaded.snapshot, now)
+            self._applied = AppliedSchedule(
+                applied_mark, _with_staleness(offers, now), storage, unanswered, until, self.monotonic()
+            )
+        return planned
+
+    def _make_schedule(
+        self, offers: list[Offer], storage: Storage, unanswered: Mapping[str, str]
+    ) -> tuple[int, LoadedQueue, SchedulingDecision]:
+        """When it was made, and from what. Reads more of the queue for as long as a job further back may start."""
+        timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
+        with self.store.read() as db:
+            loaded = queue.load_queue(db, self.timeouts, self._known)
+            schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered)
+            while not schedule.complete:
+                loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
+                schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered)
+            return db.now, loaded, schedule
+
+    def _apply(self, schedule: SchedulingDecision, loaded: LoadedQueue) -> tuple[list[PlannedMachine], int | None]:
+        """Each start and eviction in a transaction of its own, then the waits. Returns the machines to launch, and the
+        plan's version after that; None: not all of it was applied."""
         planned: list[PlannedMachine] = []
         version, complete = loaded.mark.plan_version, True
         for start in schedule.starts:
@@ -116,17 +135,7 @@ class JobScheduler:
         if waits := loaded.changed(schedule.waits):
             written = bool(self.items.run("why jobs wait", self._record_waits, waits, loaded.waits, version))
             version, complete = version + written, complete and written
-        if complete:
-            backoffs = [job.not_before for job in loaded.snapshot.queue if job.not_before > now]
-            backoffs += [refusal.at + refusal.kind.memory for refusal in loaded.snapshot.refusals]
-            protected = [preemption.protected_until(job) for job in loaded.snapshot.running]
-            backoffs += [until for until in protected if until is not None and until > now]
-            mark = loaded.mark._replace(plan_version=version)
-            stale = [(offer, is_stale(offer, now)) for offer in offers]
-            self._applied = AppliedSchedule(
-                mark, stale, storage, unanswered, min(backoffs, default=None), self.monotonic()
-            )
-        return planned
+        return planned, version if complete else None
 
     def _load_offers(self, versions: Mapping[str, int]) -> list[Offer]:
         """Those of the providers that this worker serves. EC2 has hundreds, which seldom change."""
@@ -173,8 +182,21 @@ class JobScheduler:
         last = self._applied
         return (
             last is not None
-            and (last.mark, last.offers) == (mark, [(offer, is_stale(offer, now)) for offer in offers])
+            and (last.mark, last.offers) == (mark, _with_staleness(offers, now))
             and (last.storage, last.unanswered) == (storage, unanswered)
             and (last.valid_until is None or now < last.valid_until)
             and self.monotonic() < last.made_at + RECHECK_S
         )
+
+
+def _with_staleness(offers: Iterable[Offer], now: int) -> list[tuple[Offer, bool]]:
+    return [(offer, is_stale(offer, now)) for offer in offers]
+
+
+def _valid_until(snapshot: QueueSnapshot, now: int) -> int | None:
+    """As `AppliedSchedule.valid_until`."""
+    ends = [job.not_before for job in snapshot.queue if job.not_before > now]
+    ends += [refusal.at + refusal.kind.memory for refusal in snapshot.refusals]
+    protected = [preemption.protected_until(job) for job in snapshot.running]
+    ends += [until for until in protected if until is not None and until > now]
+    return min(ends, default=None)

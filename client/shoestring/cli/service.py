@@ -23,6 +23,54 @@ class DemoProvider(StrEnum):
     EC2 = "ec2"
 
 
+DataRoots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        resolve_path=True,
+        help="Folder that jobs may read training data from; may be repeated.",
+    ),
+]
+HooksRoots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--hooks-root",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        resolve_path=True,
+        help="Folder with hooks that jobs may run, isolated by bubblewrap; off by default; may be repeated.",
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+        envvar="SHOESTRING_TLS_CERT",
+        metavar="FILE",
+        help="PEM file with a certificate: the service is served by https then.",
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+        envvar="SHOESTRING_TLS_KEY",
+        metavar="FILE",
+        help="PEM file with its key, without a password.",
+    ),
+]
+
+
 def start_service(
     data: Annotated[
         Path | None, typer.Option("--data", help="Data folder. Default: ~/.local/share/shoestring.")
@@ -35,52 +83,10 @@ def start_service(
     slots: Annotated[
         int | None, typer.Option(min=1, max=64, help="Maximum number of local machines at a time.")
     ] = None,
-    data_roots: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--data-root",
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            resolve_path=True,
-            help="Folder that jobs may read training data from; may be repeated.",
-        ),
-    ] = None,
-    hooks_roots: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--hooks-root",
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            resolve_path=True,
-            help="Folder with hooks that jobs may run, isolated by bubblewrap; off by default; may be repeated.",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-cert",
-            exists=True,
-            dir_okay=False,
-            resolve_path=True,
-            envvar="SHOESTRING_TLS_CERT",
-            metavar="FILE",
-            help="PEM file with a certificate: the service is served by https then.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-key",
-            exists=True,
-            dir_okay=False,
-            resolve_path=True,
-            envvar="SHOESTRING_TLS_KEY",
-            metavar="FILE",
-            help="PEM file with its key, without a password.",
-        ),
-    ] = None,
+    data_roots: DataRoots = None,
+    hooks_roots: HooksRoots = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     as_json: Json = False,
 ) -> None:
     """Start the service on this computer.
@@ -104,23 +110,7 @@ def start_service(
     options = up.ServiceOptions(
         folder, host, port, budget, slots, tuple(data_roots or ()), tuple(hooks_roots or ()), tls_cert, tls_key
     )
-    service = up.LocalService(options, report=report)
-    interrupts = count_interrupts()
-    report(f"Starting Shoestring in {folder} …")
-    try:
-        connection = service.start()
-        remember_login(connection)
-        if connection.isolation.problem:
-            report(connection.isolation.warning())
-        addresses = {
-            "url": connection.url, "login_url": connection.login_url,
-            "key_file": str(connection.key_file), "data": str(folder),
-        }  # fmt: skip
-        print_result(addresses, as_json, lambda: _print_connection(connection))
-        service.run(until=lambda: interrupts() > 0)
-        report("Stopping …")
-    finally:
-        service.stop(kill=lambda: interrupts() > 1)
+    _serve(options, as_json)
 
 
 def run_demo(
@@ -150,6 +140,27 @@ def run_demo(
         on_summary=lambda summary: print_result(summary, as_json, lambda: _print_summary(summary)),
     )
     raise typer.Exit(ExitCode.OK if summary["status"] == "succeeded" else ExitCode.JOB_FAILED)
+
+
+def _serve(options: up.ServiceOptions, as_json: bool) -> None:
+    """Run the service until the first interrupt, and stop it; a second interrupt kills what is left."""
+    service = up.LocalService(options, report=report)
+    interrupts = count_interrupts()
+    report(f"Starting Shoestring in {options.data} …")
+    try:
+        connection = service.start()
+        remember_login(connection)
+        if connection.isolation.problem:
+            report(connection.isolation.warning())
+        addresses = {
+            "url": connection.url, "login_url": connection.login_url,
+            "key_file": str(connection.key_file), "data": str(options.data),
+        }  # fmt: skip
+        print_result(addresses, as_json, lambda: _print_connection(connection))
+        service.run(until=lambda: interrupts() > 0)
+        report("Stopping …")
+    finally:
+        service.stop(kill=lambda: interrupts() > 1)
 
 
 def report(message: str) -> None:
