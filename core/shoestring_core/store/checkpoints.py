@@ -126,55 +126,32 @@ def commit(db: Write, machine_id: UUID, request: wire.CheckpointCommit) -> bool:
     """
     job = rows.lock_job(db, rows.load_machine(db, machine_id).job)
     machine = rows.load_machine(db, machine_id)
-    member = db.sql.scalar(
-        select(MemberRow).where(
-            MemberRow.job == job.id, MemberRow.generation == request.generation, MemberRow.machine == machine_id
-        )
-    )
-    if member is None:
-        raise AgentRefused(f"This machine is not a member of generation {request.generation}.")
+    _require_member(db, job, machine, request.generation)
     if machine.acked_seq < request.through_seq:
         raise CheckpointAheadOfBatches(
             f"Batches up to {request.through_seq} must be stored first; {machine.acked_seq} are.",
             expected=machine.acked_seq + 1,
         )
-    final = request.reason == "final"
     key = object_key(job.id, request.generation, request.nonce)
+    known = _at_step(db, job.id, request.generation, request.step)
+    if known and known.object_key == key:
+        return job.checkpoint == known.id
+    if _was_replaced(db, job.id, request):
+        return False
+
+    checkpoint, final = known.id if known else uuid7(), request.reason == "final"
     current = request.generation == job.generation and _is_open(db, job.id, request.generation)
     moves = current and job.state != JobState.ENDED and request.step >= _step(db, job)
-    if (known := _at_step(db, job.id, request.generation, request.step)) and known.object_key == key:
-        return job.checkpoint == known.id
-    offered = _next_target(db, job.id, request.generation).nonce
-    if len(request.nonce) == len(offered) and request.nonce < offered:
-        return False  # repeated, after a later upload of the same step replaced it
-    if request.nonce != offered:
-        raise InvalidRequest(
-            f"{request.nonce!r} is not the upload that was offered for generation {request.generation}."
-        )
-
-    checkpoint = known.id if known else uuid7()
     if moves:
         _point(db, job, checkpoint, request.step, request.result if final else None)
     if moves and final:
-        reached = request.result is not None and request.result.get("goal_reached") is True
-        end = EndReason.GOAL_REACHED if reached else EndReason.SUCCEEDED
-        jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=FinishedAtStep(request.step), end_reason=end)
-        closing = transitions.move_attempt(job.id, job.attempt, AttemptState.CLOSING)
-        db.sql.execute(closing.values(reason="finished", closed_at=db.now, trained=True))
-        db.request_tick()
-    _store(
-        db,
-        checkpoint,
-        known,
-        job.id,
-        request.generation,
-        request.step,
-        final,
-        key,
-        request.manifest_sha256,
-        request.bytes,
-        None if request.save_s is None else round(1000 * request.save_s),
-    )
+        _finish(db, job, request)
+    uploaded = _Uploaded(
+        job=job.id, generation=request.generation, step=request.step, final=final, key=key,
+        manifest_sha=request.manifest_sha256, bytes=request.bytes,
+        save_ms=None if request.save_s is None else round(1000 * request.save_s),
+    )  # fmt: skip
+    _store(db, checkpoint, uploaded, known)
     db.event(
         CheckpointStored(checkpoint=checkpoint, step=request.step, bytes=request.bytes, promoted=moves, final=final),
         team=job.team_id,
@@ -254,10 +231,11 @@ def adopt_upload(db: Write, place: StrandedUpload, manifest: Manifest, manifest_
         return False
     checkpoint = uuid7()
     _point(db, job, checkpoint, manifest.step, None)
-    _store(
-        db, checkpoint, None, job.id, place.generation, manifest.step, False, place.key, manifest_sha, manifest.bytes,
-        None,
+    uploaded = _Uploaded(
+        job=job.id, generation=place.generation, step=manifest.step, final=False, key=place.key,
+        manifest_sha=manifest_sha, bytes=manifest.bytes, save_ms=None,
     )  # fmt: skip
+    _store(db, checkpoint, uploaded)
     db.event(
         CheckpointStored(checkpoint=checkpoint, step=manifest.step, bytes=manifest.bytes, promoted=True),
         team=job.team_id,
@@ -284,34 +262,69 @@ def _next_target(db: Read, job: UUID, generation: int) -> Upload:
     return Upload(generation, nonce, object_key(job, generation, nonce))
 
 
-def _store(
-    db: Write,
-    checkpoint: UUID,
-    known: CheckpointRow | None,
-    job: UUID,
-    generation: int,
-    step: int,
-    final: bool,
-    key: str,
-    manifest_sha: str,
-    size: int,
-    save_ms: int | None,
-) -> None:
+@dataclass(frozen=True)
+class _Uploaded:
+    """What a row says of the objects of a checkpoint, and of what they hold. save_ms: how long its upload took."""
+
+    job: UUID
+    generation: int
+    step: int
+    final: bool
+    key: str
+    manifest_sha: str
+    bytes: int
+    save_ms: int | None
+
+
+def _store(db: Write, checkpoint: UUID, uploaded: _Uploaded, known: CheckpointRow | None = None) -> None:
     """Insert the row, or let it name the newer upload of the same step (a final one has further parts)."""
     content: dict[str, Any] = {
-        "object_key": key,
-        "manifest_sha": manifest_sha,
-        "bytes": size,
-        "save_ms": save_ms,
+        "object_key": uploaded.key,
+        "manifest_sha": uploaded.manifest_sha,
+        "bytes": uploaded.bytes,
+        "save_ms": uploaded.save_ms,
         "stored_at": db.now,
     }
     if known is not None:
         same = update(CheckpointRow).where(CheckpointRow.id == known.id)
-        db.sql.execute(same.values(final=known.final or final, **content))
+        db.sql.execute(same.values(final=known.final or uploaded.final, **content))
         return
-    db.sql.execute(
-        insert(CheckpointRow).values(id=checkpoint, job=job, generation=generation, step=step, final=final, **content)
+    taken_at = {"job": uploaded.job, "generation": uploaded.generation, "step": uploaded.step}
+    db.sql.execute(insert(CheckpointRow).values(id=checkpoint, final=uploaded.final, **taken_at, **content))
+
+
+def _require_member(db: Read, job: JobRow, machine: MachineRow, generation: int) -> None:
+    """Raises AgentRefused unless the machine trained in this generation of the job."""
+    member = db.sql.scalar(
+        select(MemberRow).where(
+            MemberRow.job == job.id, MemberRow.generation == generation, MemberRow.machine == machine.id
+        )
     )
+    if member is None:
+        raise AgentRefused(f"This machine is not a member of generation {generation}.")
+
+
+def _was_replaced(db: Read, job: UUID, request: wire.CheckpointCommit) -> bool:
+    """Whether a commit is repeated after a later upload of the same step replaced it. False: its upload is the one that
+    is offered; raises InvalidRequest if neither."""
+    offered = _next_target(db, job, request.generation).nonce
+    if len(request.nonce) == len(offered) and request.nonce < offered:
+        return True
+    if request.nonce != offered:
+        raise InvalidRequest(
+            f"{request.nonce!r} is not the upload that was offered for generation {request.generation}."
+        )
+    return False
+
+
+def _finish(db: Write, job: JobRow, request: wire.CheckpointCommit) -> None:
+    """End the job with its final checkpoint, and close its attempt."""
+    reached = request.result is not None and request.result.get("goal_reached") is True
+    end = EndReason.GOAL_REACHED if reached else EndReason.SUCCEEDED
+    jobs.transition(db, job, JobState.ENDED, actor="fleet", reason=FinishedAtStep(request.step), end_reason=end)
+    closing = transitions.move_attempt(job.id, job.attempt, AttemptState.CLOSING)
+    db.sql.execute(closing.values(reason="finished", closed_at=db.now, trained=True))
+    db.request_tick()
 
 
 def _told_once(db: Read, machine: MachineRow, request: wire.CheckpointCommit) -> CheckpointOutlastsNotice | None:

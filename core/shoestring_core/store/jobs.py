@@ -71,6 +71,7 @@ def submit(
     if deadline is not None:
         check_worst_case(db, paying, spec.limits.cost, deadline.worst_case)
         promise = promise_deadline(db, paying, deadline)
+    start = _start_checkpoint(retried_from)
     job = JobRow(
         id=uuid7(),
         team_id=principal.team,
@@ -80,11 +81,9 @@ def submit(
         sizing=sizing.as_json() if sizing else None,
         quote=quote.as_json() if quote else None,
         state=JobState.QUEUED,
-        checkpoint=_start_checkpoint(retried_from),
+        checkpoint=start,
         init_checkpoint=init,
-        skipped_step_spans=retried_from.skipped_step_spans
-        if retried_from and _start_checkpoint(retried_from)
-        else None,
+        skipped_step_spans=retried_from.skipped_step_spans if retried_from and start else None,
         retried_from=retried_from.id if retried_from else None,
         created_at=db.now,
         queued_at=db.now,
@@ -95,17 +94,11 @@ def submit(
     if deadline is not None:
         deadlines.open_deadline(db, job.id, account.id, deadline)
         account = ledger.job_account(db, job.id)
-    reason: Reason = job_reasons.RetryOf(str(retried_from.id)) if retried_from else job_reasons.Submitted()
-    submitted = JobChange(from_state=None, to=JobState.QUEUED)
-    db.event(submitted, team=principal.team, actor=principal.actor, reason=reason, job=job.id)
-    if sizing is not None and retried_from is None:
-        choice = sizing.choice
-        data = MachinesChosen(outcome=choice.outcome, nodes=choice.nodes, type=choice.type)
-        db.event(data, team=principal.team, actor="scheduler", reason=sizing.reason, job=job.id)
-    db.request_tick()
+    _record_submission(db, job, principal, sizing if retried_from is None else None)
     if deadline is not None and promise is not None:
-        data = MachinesChosen(outcome="deadline", nodes=deadline.nodes, type=deadline.type)
-        db.event(data, team=principal.team, actor="scheduler", reason=promise, job=job.id)
+        chosen = MachinesChosen(outcome="deadline", nodes=deadline.nodes, type=deadline.type)
+        db.event(chosen, team=principal.team, actor="scheduler", reason=promise, job=job.id)
+    db.request_tick()
     return NewJob(job, (account, *paying), promise)
 
 
@@ -156,6 +149,18 @@ def promise_deadline(db: Read, paying: Sequence[AccountRow], plan: DeadlinePlan)
         work_us=plan.work,
         runs=plan.runs,
     )
+
+
+def _record_submission(db: Write, job: JobRow, principal: Principal, sizing: SizingRecord | None) -> None:
+    """`sizing`: if machines were chosen now."""
+    retried_from = job.retried_from
+    reason: Reason = job_reasons.RetryOf(str(retried_from)) if retried_from else job_reasons.Submitted()
+    submitted = JobChange(from_state=None, to=JobState.QUEUED)
+    db.event(submitted, team=principal.team, actor=principal.actor, reason=reason, job=job.id)
+    if sizing is not None:
+        choice = sizing.choice
+        chosen = MachinesChosen(outcome=choice.outcome, nodes=choice.nodes, type=choice.type)
+        db.event(chosen, team=principal.team, actor="scheduler", reason=sizing.reason, job=job.id)
 
 
 def transition(db: Write, job: JobRow, to: JobState, *, actor: str, reason: Reason, **columns: Any) -> JobRow:

@@ -68,14 +68,7 @@ def register(
     if not fresh:
         return machine
     attempt = rows.load_attempt(db, job.id, machine.attempt)
-    others = [row for row in rows.load_gang(db, job.id, attempt.number) if row.id != machine_id]
-    size = JobSpec.from_stored(job.spec).resources.nodes
-    complete = len(others) == size - 1 and all(
-        row.registered_at is not None and row.state in ("launching", "running") for row in others
-    )
-    generation = db.sql.get(GenerationRow, (job.id, job.generation))
-    first = generation is None or generation.attempt != attempt.number
-    if complete and first and rows.is_wanted(job, attempt):
+    if _completes_gang(db, job, machine) and rows.is_wanted(job, attempt):
         gangs.open_generation(db, job.id, attempt.number, attempts.GangComplete())
     rows.try_update(
         db,
@@ -90,6 +83,17 @@ def register(
     )
     rows.record_machine_event(db, job, attempt.number, machine_id, "registered")
     return rows.load_machine(db, machine_id)
+
+
+def _completes_gang(db: Read, job: JobRow, machine: MachineRow) -> bool:
+    """Whether a machine that registers is the last of its attempt, which has had no generation yet."""
+    others = [row for row in rows.load_gang(db, job.id, machine.attempt) if row.id != machine.id]
+    size = JobSpec.from_stored(job.spec).resources.nodes
+    complete = len(others) == size - 1 and all(
+        row.registered_at is not None and row.state in ("launching", "running") for row in others
+    )
+    generation = db.sql.get(GenerationRow, (job.id, job.generation))
+    return complete and (generation is None or generation.attempt != machine.attempt)
 
 
 def load_booting(db: Read, machine_id: UUID) -> MachineRow:

@@ -91,25 +91,10 @@ def observe(db: Read, job_id: UUID, offers: Sequence[Offer], timeouts: Mapping[s
     plan, job = DeadlinePlan.from_json(row.plan), rows.load_job(db, job_id)
     if row.next_at is None or job.state in _AT_REST or job.desired_state != "run":
         return None
-    run = _load_run(db, job, plan)
+    run, refusals = _load_run(db, job, plan), load_refusals(db)
     last = DeadlineCase.from_json(row.inputs) if row.inputs else None
-    spec = JobSpec.from_stored(job.spec)
-    requirements = Requirements.of(spec.resources, rate=spec.limits.rate)
-    own = [one for one in offers if one.provider == plan.provider and one.type == plan.type]
-    refusals = load_refusals(db)
-    no_spot = requirements.spot == "never"
-    spot = [] if no_spot else _offers_of(own, replace(requirements, spot="only"), db.now)
-    on_demand = _offers_of(own, replace(requirements, spot="never"), db.now)
-    cap = min(on_demand, key=lambda one: Decimal(one.price), default=None)
-    worthwhile = [one for one in spot if Decimal(one.price) < Decimal(one.on_demand_price)]
-    available = {zone_of(one.region, one.zone): not _is_refused(one, refusals, db.now) for one in worthwhile}
-    if run.market == "spot":
-        available[run.zone] = True
-    best = min(
-        worthwhile,
-        key=lambda one: (not available[zone_of(one.region, one.zone)], Decimal(one.price)),
-        default=None,
-    )
+    quoted = _read_quotes(job, plan, run, offers, refusals, db.now)
+    spot, on_demand = quoted.spot, quoted.on_demand
     account = ledger.job_account(db, job_id)
     committed = ledger.load_commitments(db, [account.id]).get(account.id, 0)
     reserved = committed + _held(db, run.machines)
@@ -123,21 +108,21 @@ def observe(db: Read, job_id: UUID, offers: Sequence[Offer], timeouts: Mapping[s
         changeover_left=run.changeover_left,
         seen=Seen(),
         seen_before=last.seen_before if last else Seen(),
-        price_ratio=_price_ratio(best) if best else last.price_ratio if last else USUAL_RATIO,
-        on_demand_rate=_rate(cap.rate_cap, plan.nodes) if cap else last.on_demand_rate if last else 0,
-        spot_rate=_rate(best.price, plan.nodes) if best else last.spot_rate if last else 0,
+        price_ratio=_price_ratio(spot) if spot else last.price_ratio if last else USUAL_RATIO,
+        on_demand_rate=_rate(on_demand.rate_cap, plan.nodes) if on_demand else last.on_demand_rate if last else 0,
+        spot_rate=_rate(spot.price, plan.nodes) if spot else last.spot_rate if last else 0,
         money_left=_money_left(ledger.ancestors(db, account.id), reserved),
         interval=deadlines.INTERVAL,
     )
     needed = committed
-    if cap is not None:
-        whole = deadlines.cost_on_demand(cap, plan.nodes, run.work_left, run.changeover, timeouts[plan.provider])
+    if on_demand is not None:
+        whole = deadlines.cost_on_demand(on_demand, plan.nodes, run.work_left, run.changeover, timeouts[plan.provider])
         needed = max(0, whole - (reserved - committed))
     return Observed(
         job=job_id,
         next_at=row.next_at,
         case=case,
-        available=available,
+        available=quoted.available,
         corrected=_as_it_was(last, refusals, plan) if last else None,
         committed=committed,
         needed=needed,
@@ -268,6 +253,40 @@ def _work_left(db: Read, job: JobRow, plan: DeadlinePlan, generations: Sequence[
     if steps < max(MIN_STEPS, job.steps_total // 20):
         return round(plan.work * left / job.steps_total)
     return round(PACE_MARGIN * left * spent / steps)
+
+
+@dataclass(frozen=True)
+class _Quotes:
+    """What machines of the job's type are offered at now.
+
+    spot       the cheapest offer below the on-demand price, of a zone with machines if there is one
+    on_demand  the cheapest
+    available  as `Observed.available`
+    """
+
+    spot: Offer | None
+    on_demand: Offer | None
+    available: dict[str, bool]
+
+
+def _read_quotes(
+    job: JobRow, plan: DeadlinePlan, run: _Run, offers: Iterable[Offer], refusals: Collection[RecentRefusal], now: int
+) -> _Quotes:
+    spec = JobSpec.from_stored(job.spec)
+    requirements = Requirements.of(spec.resources, rate=spec.limits.rate)
+    own = [one for one in offers if one.provider == plan.provider and one.type == plan.type]
+    on_demand = _offers_of(own, replace(requirements, spot="never"), now)
+    spot = [] if requirements.spot == "never" else _offers_of(own, replace(requirements, spot="only"), now)
+    worthwhile = [one for one in spot if Decimal(one.price) < Decimal(one.on_demand_price)]
+    available = {zone_of(one.region, one.zone): not _is_refused(one, refusals, now) for one in worthwhile}
+    if run.market == "spot":
+        available[run.zone] = True
+    best = min(
+        worthwhile,
+        key=lambda one: (not available[zone_of(one.region, one.zone)], Decimal(one.price)),
+        default=None,
+    )
+    return _Quotes(best, min(on_demand, key=lambda one: Decimal(one.price), default=None), available)
 
 
 def _offers_of(offers: Iterable[Offer], requirements: Requirements, now: int) -> list[Offer]:

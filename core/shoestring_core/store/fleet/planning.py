@@ -174,27 +174,8 @@ def _insert_machine(
     last = db.sql.scalar(
         select(func.max(MachineRow.ordinal)).where(MachineRow.job == job.id, MachineRow.attempt == attempt)
     )
-    group = _placement_group(job, attempt)
-    request = LaunchRequest(
-        token=str(machine),
-        region=offer.region,
-        zone=offer.zone,
-        tags={
-            DEPLOYMENT_TAG: deployment,
-            PROVIDER_TAG: offer.provider,
-            "job": str(job.id),
-            "attempt": str(attempt),
-            "slot": str(slot),
-        },
-        type=offer.type,
-        market=offer.market,
-        price=offer.price,
-        user_data=BootData(server_url=agent_url, machine=machine, ca=ca),
-        disk=LaunchDisk(offer.disk.gib, offer.disk.iops, offer.disk.mib_per_s) if offer.disk else None,
-        placement_group=group,
-        efa=bool(group and offer.hardware and offer.hardware.efa),
-        data_role=offer.data_role if has_data_in_s3(job.spec) else None,
-    )
+    boot = BootData(server_url=agent_url, machine=machine, ca=ca)
+    request = _launch_request(job, attempt, slot, offer, deployment, boot)
     db.sql.execute(
         insert(MachineRow).values(
             id=machine,
@@ -220,6 +201,32 @@ def _insert_machine(
         )
     )
     return machine
+
+
+def _launch_request(
+    job: JobRow, attempt: int, slot: int, offer: Offer, deployment: str, boot: BootData
+) -> LaunchRequest:
+    group = _placement_group(job, attempt)
+    return LaunchRequest(
+        token=str(boot.machine),
+        region=offer.region,
+        zone=offer.zone,
+        tags={
+            DEPLOYMENT_TAG: deployment,
+            PROVIDER_TAG: offer.provider,
+            "job": str(job.id),
+            "attempt": str(attempt),
+            "slot": str(slot),
+        },
+        type=offer.type,
+        market=offer.market,
+        price=offer.price,
+        user_data=boot,
+        disk=LaunchDisk(offer.disk.gib, offer.disk.iops, offer.disk.mib_per_s) if offer.disk else None,
+        placement_group=group,
+        efa=bool(group and offer.hardware and offer.hardware.efa),
+        data_role=offer.data_role if has_data_in_s3(job.spec) else None,
+    )
 
 
 def _placement_group(job: JobRow, attempt: int) -> str | None:

@@ -14,7 +14,8 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from shoestring_core.decide import retries
 from shoestring_core.decide.deadlines import DeadlinePlan, DeadlineTurn
-from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot
+from shoestring_core.decide.queue import AccountBalance, QueuedJob, QueueSnapshot, RunningJob
+from shoestring_core.decide.quotas import Product
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.sizing import SizingRecord
 from shoestring_core.decide.start import Wait
@@ -125,35 +126,13 @@ def load_queue(
     added = [deadlines.with_turn(job, *turns[job.job]) if job.job in turns else job for job in added]
     queue = tuple(sorted((*before, *added), key=lambda job: (job.queued_at, job.job)))
     paths = {_member_of(row): rows.ancestor_ids(row, accounts) for row in accounts.values() if row.kind == "member"}
-    titles, half_life = ledger.titles(db, list(accounts.values())), ledger.load_half_life(db)
-    capped = any(row.max_jobs is not None or row.max_gpus is not None for row in accounts.values())
-    in_use = running_jobs.load_in_use(db) if capped else {}
-    balances = {
-        row.id: _balance(
-            row, titles[row.id], recent=ledger.recent_spending(db, row, half_life), weight=row.weight,
-            guaranteed_rate=row.guaranteed_rate, max_jobs=row.max_jobs, max_gpus=row.max_gpus,
-            **asdict(in_use.get(row.owner, running_jobs.InUse())),
-        )
-        for row in accounts.values()
-    }  # fmt: skip
-    leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
-    for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
-        balances[row.id] = _balance(row, "this job")
-    guaranteed, limited = (
-        any(row.guaranteed_rate for row in accounts.values()), any(job.time_limit is not None for job in queue)
-    )  # fmt: skip
-    running = running_jobs.load_running_jobs(db) if guaranteed or limited else []
-    for job in running:
-        balances[job.team] = balances[job.team].holding(0, job.rate)
+    running = _load_running(db, accounts.values(), queue)
     products = rows.count_alive(db)
-    machines_in_use: Counter[str] = Counter()
-    for (provider, *_), count in products.items():
-        machines_in_use[provider] += count
     snapshot = QueueSnapshot(
         mark.plan_version,
         queue,
-        balances,
-        dict(machines_in_use),
+        _load_balances(db, accounts, queue, running),
+        _count_by_provider(products),
         frozenset(paths[member] for member, length in lengths.items() if read[member] < length),
         (so_far.snapshot.unreadable if so_far else {}) | unreadable,
         load_refusals(db),
@@ -219,6 +198,44 @@ def _load_urgent(db: Read, turns: Mapping[UUID, tuple[DeadlinePlan, DeadlineTurn
     on_page = {job.id for job in page}
     urgent = [job for job, (_, turn) in turns.items() if turn.market == "on_demand" and job not in on_page]
     return list(_select_in(db, (JobRow.id, *_MEMBER, JobRow.queued_at, JobRow.attempt), JobRow.id, urgent, *_IN_QUEUE))
+
+
+def _load_running(db: Read, accounts: Iterable[AccountRow], queue: Iterable[QueuedJob]) -> list[RunningJob]:
+    """As `QueueSnapshot.running`."""
+    if any(row.guaranteed_rate for row in accounts) or any(job.time_limit is not None for job in queue):
+        return running_jobs.load_running_jobs(db)
+    return []
+
+
+def _load_balances(
+    db: Read, accounts: Mapping[UUID, AccountRow], queue: Iterable[QueuedJob], running: Iterable[RunningJob]
+) -> dict[UUID, AccountBalance]:
+    """Of the accounts that jobs share, and of the queued jobs' own."""
+    shared = list(accounts.values())
+    titles, half_life = ledger.titles(db, shared), ledger.load_half_life(db)
+    capped = any(row.max_jobs is not None or row.max_gpus is not None for row in shared)
+    in_use = running_jobs.load_in_use(db) if capped else {}
+    balances = {
+        row.id: _balance(
+            row, titles[row.id], recent=ledger.recent_spending(db, row, half_life), weight=row.weight,
+            guaranteed_rate=row.guaranteed_rate, max_jobs=row.max_jobs, max_gpus=row.max_gpus,
+            **asdict(in_use.get(row.owner, running_jobs.InUse())),
+        )
+        for row in shared
+    }  # fmt: skip
+    leaf = (AccountRow.id, AccountRow.limit_micro, AccountRow.posted, AccountRow.held, AccountRow.overdraft)
+    for row in _select_in(db, leaf, AccountRow.id, [job.account_path[0] for job in queue]):
+        balances[row.id] = _balance(row, "this job")
+    for job in running:
+        balances[job.team] = balances[job.team].holding(0, job.rate)
+    return balances
+
+
+def _count_by_provider(products: Mapping[Product, int]) -> dict[str, int]:
+    machines: Counter[str] = Counter()
+    for product, count in products.items():
+        machines[product[0]] += count
+    return dict(machines)
 
 
 def _load_waits(db: Read) -> dict[UUID, StoredWait]:
