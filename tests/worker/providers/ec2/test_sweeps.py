@@ -124,6 +124,64 @@ def test_a_region_that_does_not_answer_hides_no_other(ec2_world: World, aws: Fak
     assert strays[REGION] not in there(aws, REGION)
 
 
+OF_A_REGION = ("DescribeSpotPriceHistory", "DescribeInstanceTypes", "DescribeInstances", "DescribeRegions")
+
+
+@pytest.mark.any_database
+@pytest.mark.parametrize("code", ["OptInRequired", "AuthFailure", "Unavailable"])
+def test_while_a_region_is_disabled_or_down_for_an_hour_the_others_are_offered_swept_and_launched_in(
+    ec2_world: World, aws: FakeAws, caplog: pytest.LogCaptureFixture, code: str
+):
+    aws.control("prices", **{zone: {"g5.xlarge": "0.41"} for zone in (ZONE, OTHER_ZONE)})
+    aws.control("on-demand", **{OTHER_REGION: {"g5.xlarge": "1.1"}})
+    for action in OF_A_REGION:
+        aws.fault("error", action, region=OTHER_REGION, code=code, status=503, times=1_000)
+    provider = Ec2Provider("ec2", aws.settings(OTHER_ZONE, ZONE), monotonic=lambda: ec2_world.clock.now / S)
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=provider)
+    stray = aws.provider("us-west-2a").launch(launch_request("x", ec2_world.control_loop.deployment, "us-west-2a")).id
+    job = ec2_world.submit(provider="ec2")
+    for seconds in (1, 9, 700, 1_400, 1_400):
+        ec2_world.tick(seconds)
+        ec2_world.report(job)
+    assert stray not in there(aws, "us-west-2"), "all enabled regions are known"
+    assert {machine.region for machine in ec2_world.machines(job)} == {REGION}
+    assert {offer.region for offer in provider.offers(())} == {REGION}
+    told = next(line for line in caplog.messages if "the spot prices of eu-west-1 can't be read" in line)
+    assert ("SHOESTRING_EC2_REGIONS" in told) == (code != "Unavailable")
+
+
+@pytest.mark.any_database
+def test_a_quota_of_nothing_in_one_region_keeps_no_job_from_another(ec2_world: World, aws: FakeAws):
+    aws.control("prices", **{ZONE: {"g5.xlarge": "0.41"}, OTHER_ZONE: {"g5.xlarge": "0.60"}})
+    aws.control("on-demand", **{OTHER_REGION: {"g5.xlarge": "1.1"}})
+    names = ("All G and VT Spot Instance Requests", "Running On-Demand G and VT instances")
+    aws.control("quotas", **{REGION: dict.fromkeys(names, 0.0), OTHER_REGION: dict.fromkeys(names, 8.0)})
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=aws.provider(ZONE, OTHER_ZONE))
+    job = ec2_world.submit(provider="ec2")
+    for _ in range(2):
+        ec2_world.tick(5)
+    assert {machine.region for machine in ec2_world.machines(job)} == {OTHER_REGION}
+
+
+def test_a_region_that_falls_silent_is_offered_until_its_prices_are_old_and_again_once_it_answers(aws: FakeAws):
+    aws.control("prices", **{zone: {"g5.xlarge": "0.41"} for zone in (ZONE, OTHER_ZONE)})
+    aws.control("on-demand", **{OTHER_REGION: {"g5.xlarge": "1.1"}})
+    now = 0.0
+    provider = Ec2Provider("ec2", aws.settings(ZONE, OTHER_ZONE), monotonic=lambda: now)
+
+    def regions() -> set[str]:
+        return {offer.region for offer in provider.offers(())}
+
+    assert regions() == {REGION, OTHER_REGION}
+    aws.fault("error", "DescribeSpotPriceHistory", region=OTHER_REGION, times=2)
+    now = 310.0
+    assert regions() == {REGION, OTHER_REGION}
+    now = 370.0
+    assert regions() == {REGION}
+    now = 405.0
+    assert regions() == {REGION, OTHER_REGION}
+
+
 @pytest.mark.parametrize(
     ("lost", "listed_late", "seconds", "expected"),
     [

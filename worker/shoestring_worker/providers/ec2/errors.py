@@ -146,6 +146,16 @@ def clock_difference(ahead_s: float) -> str:
 ADVICE = {
     "RequestExpired": "Set the clock of the service's computer, which may be minutes off, or renew its credentials.",
     "ExpiredToken": "Renew the credentials of the service's computer.",
+    "InvalidClientTokenId": "AWS doesn't know the service's credentials: set others where it is started.",
+    "AuthFailure": (
+        "AWS doesn't know the service's credentials there: set others where it is started. If other regions answer, "
+        "the account hasn't enabled this one: enable it in the AWS console, or remove it from SHOESTRING_EC2_REGIONS."
+    ),
+    "OptInRequired": (
+        "Finish signing up for the account, or enable the region in the AWS console, or remove it from "
+        "SHOESTRING_EC2_REGIONS."
+    ),
+    "UnauthorizedOperation": "Allow it to the service: shoestring aws bootstrap --dry-run prints the policy.",
 }
 """What to do about an error that leaves a call's outcome unknown, and that doesn't pass by itself."""
 

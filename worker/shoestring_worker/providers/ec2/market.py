@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 PRICE_AGE_S = 300.0
 """How old prices and quotas get before they are asked for again."""
+RETRY_S = 30.0
+"""When they are asked for again after a region didn't answer."""
+SILENT_S = 2 * RETRY_S
+"""How much older a region's spot prices may get before it isn't offered any more: launches there would fail too."""
 PRICE_HISTORY = timedelta(days=7)
 """How far back spot prices are asked for at first: machines may have ended while no worker ran."""
 PAGE_SIZE = 1_000
@@ -43,7 +47,8 @@ PAGE_SIZE = 1_000
 class Market:
     """Of one provider's configured regions. `threads`: at least four for each region answer in the time of one call.
 
-    Methods raise OutcomeUnknown where spot prices can't be read. What can't be read else stays as it was read last.
+    A region whose spot prices can't be read isn't offered, and hides no other: methods raise OutcomeUnknown if none can
+    be read. What can't be read else stays as it was read last.
     """
 
     def __init__(
@@ -59,23 +64,39 @@ class Market:
         self._quotas: dict[str, dict[str, float]] = {}
         """By region and name, as they were last read."""
         self._spot: SpotPrices = {}
-        self._latest_spot: SpotPrices = {}
-        self._spot_until = datetime.now(UTC) - PRICE_HISTORY
+        self._latest_spot: dict[str, SpotPrices] = {}
+        """By region, as they were last read."""
+        self._spot_until = dict.fromkeys(settings.regions, datetime.now(UTC) - PRICE_HISTORY)
+        self._spot_read_at: dict[str, float] = {}
+        """By region, by the monotonic clock."""
         self._listed = self._offers = make_offers(name, settings)
         self._asked_at = float("-inf")
 
     def offers(self) -> list[Offer]:
         if (now := self._monotonic()) >= self._asked_at + PRICE_AGE_S:
-            self._ask()
-            self._asked_at = now
+            silent = self._ask()
+            self._asked_at = now - PRICE_AGE_S + RETRY_S if silent else now
         return self._offers
 
-    def refresh_spot_prices(self) -> None:
-        asked_at = datetime.now(UTC)
-        histories = self._threads.map(self._spot_price_history, self._settings.regions)
-        self._latest_spot = read_spot_prices(price for history in histories for price in history)
-        self._spot, self._spot_until = merge(self._spot, self._latest_spot), asked_at
+    def refresh_spot_prices(self) -> dict[str, OutcomeUnknown]:
+        """The regions in which they can't be read, and why."""
+        asked_at, now = datetime.now(UTC), self._monotonic()
+        calls = {region: self._threads.submit(self._spot_price_history, region) for region in self._settings.regions}
+        silent: dict[str, OutcomeUnknown] = {}
+        for region, call in calls.items():
+            try:
+                latest = read_spot_prices(call.result())
+            except OutcomeUnknown as unknown:
+                silent[region] = unknown
+                continue
+            self._latest_spot[region], self._spot = latest, merge(self._spot, latest)
+            self._spot_until[region], self._spot_read_at[region] = asked_at, now
+        if len(silent) == len(calls):
+            raise max(silent.values(), key=lambda unknown: unknown.lasts)
         self._offers = self._priced()
+        for region, why in silent.items():
+            log.warning("%s: the spot prices of %s can't be read: %s", self._name, region, why)
+        return silent
 
     def price_changes(self, zone: str, type_: str, begin: int, end: int | None) -> tuple[PriceChange, ...]:
         """Of spot machines between two times (µs UTC; None: until now), from the last change before."""
@@ -85,12 +106,13 @@ class Market:
         """What a machine never exceeds (Offer.rate_cap), by type."""
         return {offer.type: offer.rate_cap for offer in self._listed if offer.region == region}
 
-    def _ask(self) -> None:
+    def _ask(self) -> dict[str, OutcomeUnknown]:
+        """As `refresh_spot_prices`."""
         regions = self._settings.regions
         quotas = self._threads.map(self._read_quotas, regions)  # while spot prices are asked for
         on_demand = self._threads.map(self._read_on_demand_prices, regions)
         types = self._threads.map(self._read_types, [region for region in regions if region not in self._types])
-        self.refresh_spot_prices()
+        silent = self.refresh_spot_prices()
         self._types |= {region: facts for region, facts in types if facts}
         self._quotas = dict(zip(regions, quotas, strict=True))
         if read := {region: prices for region, prices in zip(regions, on_demand, strict=True) if prices}:
@@ -98,10 +120,17 @@ class Market:
             self._live = LivePrices({**known, **read}, _read_at(SOURCE, datetime.now(UTC)))
             self._listed = make_offers(self._name, self._settings, self._live)
         self._offers = self._priced()
+        return silent
 
     def _priced(self) -> list[Offer]:
-        source = _read_at(SPOT_SOURCE, self._spot_until)
-        priced = with_spot_prices(self._listed, self._latest_spot, source)
+        """Of the regions that answer."""
+        oldest = self._monotonic() - PRICE_AGE_S - SILENT_S
+        priced: list[Offer] = []
+        for region, read_at in self._spot_read_at.items():
+            if read_at >= oldest:
+                there = [offer for offer in self._listed if offer.region == region]
+                source = _read_at(SPOT_SOURCE, self._spot_until[region])
+                priced += with_spot_prices(there, self._latest_spot[region], source)
         return with_quotas(with_types(priced, self._types), self._quotas)
 
     def _read_quotas(self, region: str) -> dict[str, float]:
@@ -135,7 +164,7 @@ class Market:
     def _spot_price_history(self, region: str) -> list[dict[str, Any]]:
         """The changes since the last time, and the price in force then: AWS returns the last change before it too."""
         types = spot_types(self._name, self._settings, region, self._live)
-        wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": self._spot_until}
+        wanted = {"InstanceTypes": types, "ProductDescriptions": ["Linux/UNIX"], "StartTime": self._spot_until[region]}
         found: list[dict[str, Any]] = []
         more: dict[str, str] = {}
         while types:

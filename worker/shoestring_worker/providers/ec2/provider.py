@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -125,9 +126,17 @@ class Ec2Provider:
         return self._settings.regions
 
     def enabled_regions(self) -> Collection[str]:
-        home = next(iter(self._settings.regions))
-        answer: dict[str, Any] = self._calls.read(home, "DescribeRegions", lambda ec2: ec2.describe_regions())
-        return [region["RegionName"] for region in answer["Regions"]]
+        """As the first of the configured regions says that answers."""
+
+        def ask(region: str) -> builtins.list[str]:
+            answer: dict[str, Any] = self._calls.read(region, "DescribeRegions", lambda ec2: ec2.describe_regions())
+            return [each["RegionName"] for each in answer["Regions"]]
+
+        calls = [self._threads.submit(ask, region) for region in self._settings.regions]
+        for call in calls[:-1]:
+            with suppress(OutcomeUnknown):
+                return call.result()
+        return calls[-1].result()
 
     def list(self, deployment: str) -> builtins.list[ProviderMachine]:
         deadline, regions = self._monotonic() + CALL_TIMEOUT_S, self._settings.regions
