@@ -145,7 +145,7 @@ def test_a_bucket_of_another_region_is_named_with_both(aws: FakeAws) -> None:
         ("PutObject", "InvalidAccessKeyId", 403, "refuses the credentials"),
         ("PutObject", "RequestTimeTooSkewed", 403, "clock is wrong"),
         ("PutObject", "AuthorizationHeaderMalformed", 400, "is in another region"),
-        ("PutObject", "KMS.DisabledException", 400, "KMS.DisabledException: planned"),
+        ("PutObject", "KMS.DisabledException", 400, "a key of AWS KMS .* may not use: KMS.DisabledException: planned"),
     ],
 )
 def test_what_keeps_the_service_from_starting_is_told_with_what_to_do(
@@ -155,6 +155,18 @@ def test_what_keeps_the_service_from_starting_is_told_with_what_to_do(
     with pytest.raises(Unavailable, match=sentence) as refused:
         objects.prepare()
     assert refused.value.hint
+
+
+def test_a_key_of_kms_that_the_credentials_may_not_use_is_named_and_not_the_bucket_s_permissions(
+    aws: FakeAws, objects: S3Objects
+) -> None:
+    message = (
+        "User: arn:aws:iam::1:user/us is not authorized to perform: kms:GenerateDataKey on resource: arn:aws:kms:x"
+    )
+    aws.fault("error", "PutObject", code="AccessDenied", status=403, message=message)
+    with pytest.raises(Unavailable, match="a key of AWS KMS") as refused:
+        objects.prepare()
+    assert "kms:GenerateDataKey and kms:Decrypt" in (refused.value.hint or "")
 
 
 def test_a_read_without_credentials_says_where_they_are_looked_for(

@@ -62,11 +62,11 @@ def local_rig(
     def losing(what: Lost) -> Iterator[None]:
         with monkeypatch.context() as patch:
             patch.setattr(machinehost_client, "CALL_TIMEOUT_S", 0.5)
-            provider._host.disconnect()
+            provider._host._client = None
             setattr(proxy, "mute" if what == "reply" else "blackhole", True)
             yield
             proxy.mute = proxy.blackhole = False
-            provider._host.disconnect()
+            provider._host._client = None
 
     def running() -> int:
         return sum(machine["state"] != "ended" for machine in host.client.get("/machines").json()["machines"])

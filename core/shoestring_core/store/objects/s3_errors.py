@@ -44,6 +44,13 @@ def explain(error: Exception, what: str, bucket: str, prefix: str) -> Unavailabl
     if code in WRONG_REGION:
         region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
         return wrong_region(bucket, region or "another region", "this one")
+    if needs_key(code, message):
+        return Unavailable(
+            f"The service could not {what} bucket {bucket}, which is encrypted with a key of AWS KMS that these "
+            f"credentials may not use: {code}: {message}",
+            hint="Allow kms:GenerateDataKey and kms:Decrypt on that key, and see that it is enabled; or set the "
+            "bucket's default encryption to SSE-S3.",
+        )
     if code in DENIED:
         return Unavailable(
             f"The credentials may not {what} bucket {bucket}.",
@@ -61,6 +68,14 @@ def explain(error: Exception, what: str, bucket: str, prefix: str) -> Unavailabl
             hint="Let NTP set the clock.",
         )
     return Unavailable(f"The service could not {what} bucket {bucket}: {code}: {message}", hint="It is tried again.")
+
+
+def needs_key(code: str, message: str) -> bool:
+    """Whether S3 refuses because of the key with which the bucket is encrypted.
+
+    source  docs.aws.amazon.com/AmazonS3/latest/userguide/UsingKMSEncryption.html
+    """
+    return code.startswith("KMS.") or (code in DENIED and "kms:" in message.lower())
 
 
 def wrong_region(bucket: str, actual: str, configured: str) -> Unavailable:

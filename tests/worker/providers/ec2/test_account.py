@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -229,6 +231,21 @@ def test_a_quota_that_is_used_up_is_told_with_what_to_do(aws: FakeAws):
             account_of(aws.url).write("ec2", REGION, method, **arguments)
 
 
+@pytest.mark.parametrize("code", ["AuthFailure", "SignatureDoesNotMatch", "RequestExpired"])
+@pytest.mark.parametrize(("off_s", "said"), [(86_400, "24 hours ahead of AWS's"), (-86_400, "24 hours behind AWS's")])
+@pytest.mark.parametrize("verb", [run_bootstrap, teardown.find])
+def test_a_clock_that_is_a_day_off_is_named_before_anything_is_made_or_removed(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch, verb: Callable[[Aws], Any], off_s: int, said: str, code: str
+):
+    for action in ("DescribeVpcs", "DescribeSpotInstanceRequests", "DescribeRegions"):
+        aws.fault("error", action, code=code, status=403, times=9)
+    now, calls = time.time() + off_s, changes(aws)
+    monkeypatch.setattr(time, "time", lambda: now)
+    with pytest.raises(AwsError, match=f"{code}: planned The clock of the service's computer is {said}: set it"):
+        verb(account_of(aws.url))
+    assert changes(aws) == calls
+
+
 def test_a_bucket_that_someone_else_filled_is_not_touched(aws: FakeAws):
     name = f"shoestring-123456789012-{REGION}"
     aws.s3().create_bucket(Bucket=name)
@@ -237,6 +254,46 @@ def test_a_bucket_that_someone_else_filled_is_not_touched(aws: FakeAws):
         run_bootstrap(account_of(aws.url))
     run_teardown(account_of(aws.url))
     assert tables(aws)["buckets"] == {name: 1}
+
+
+def test_a_bucket_that_bootstrap_was_killed_before_it_tagged_is_removed(aws: FakeAws):
+    aws.s3().create_bucket(Bucket=f"shoestring-123456789012-{REGION}")
+    aws.s3().create_bucket(Bucket="shoestring-123456789012-website")
+    run_teardown(account_of(aws.url))
+    assert tables(aws)["buckets"] == {"shoestring-123456789012-website": 0}
+
+
+def test_teardown_deletes_all_versions_and_says_what_to_do_about_those_that_a_lock_keeps(aws: FakeAws):
+    name, s3, account = f"shoestring-123456789012-{REGION}", aws.s3(), account_of(aws.url)
+    s3.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)  # which turns on versions, too
+    s3.put_bucket_tagging(Bucket=name, Tagging={"TagSet": [{"Key": "shoestring-account", "Value": "bootstrap"}]})
+    for body in (b"1", b"2"):
+        s3.put_object(Bucket=name, Key="rewritten", Body=body)
+    s3.delete_object(Bucket=name, Key="rewritten")
+    lock = {"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": datetime(2100, 1, 1, tzinfo=UTC)}
+    locked = s3.put_object(Bucket=name, Key="locked", Body=b"3", **lock)["VersionId"]
+    ((thing, why),) = teardown.teardown(account, teardown.find(account), silent, sleep=lambda _: None).items()
+    assert name in thing
+    assert "1 version of objects can't be deleted, such as locked: AccessDenied" in why
+    assert "s3:BypassGovernanceRetention" in why
+    assert [one["VersionId"] for one in s3.list_object_versions(Bucket=name)["Versions"]] == [locked]
+    s3.delete_object(Bucket=name, Key="locked", VersionId=locked, BypassGovernanceRetention=True)
+    run_teardown(account)
+    assert tables(aws)["buckets"] == {}
+
+
+def test_what_a_machine_used_is_tried_again_until_it_is_free_and_told_if_it_never_is(aws: FakeAws):
+    account, ec2, waited = account_of(aws.url), aws.ec2(), list[float]()
+    tags = [{"ResourceType": "volume", "Tags": [{"Key": "shoestring", "Value": "us"}]}]
+    for times, left in ((2, 0), (99, 1)):
+        ec2.create_volume(AvailabilityZone=ZONE, Size=8, TagSpecifications=tags)
+        aws.fault("error", "DeleteVolume", code="VolumeInUse", status=400, times=times)
+        now = iter(range(10_000))
+        failed = teardown.teardown(
+            account, teardown.find(account), silent, monotonic=lambda now=now: float(next(now)), sleep=waited.append
+        )
+        assert (len(failed), "VolumeInUse" in str(failed), tables(aws)[REGION]["volumes"]) == (left, left > 0, left)
+    assert len(waited) < 100
 
 
 def test_teardown_lists_images_snapshots_and_addresses_and_leaves_foreign_ones(aws: FakeAws):

@@ -161,6 +161,8 @@ def test_a_clock_that_is_ten_minutes_off_is_named_where_ec2_refuses_the_signatur
     [
         (600, "x", "is 10 minutes ahead of AWS's: set it"),
         (-600, "x", "is 10 minutes behind AWS's: set it"),
+        (86_400, "x", "is 24 hours ahead of AWS's: set it"),
+        (-86_400, "x", "is 24 hours behind AWS's: set it"),
         (0, "Signature expired: 20261129T000000Z is now earlier than 20261129T000500Z", "differs from AWS's: set it"),
     ],
 )

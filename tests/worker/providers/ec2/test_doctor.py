@@ -169,6 +169,23 @@ def test_a_bucket_is_written_and_read_and_left_as_it_was(aws: FakeAws):
     assert (level, "AccessDenied" in text) == ("error", True)
 
 
+def test_a_bucket_whose_key_these_credentials_may_not_use_is_told_with_what_to_allow(aws: FakeAws):
+    aws.s3().create_bucket(Bucket="ours")
+    message = "User: us is not authorized to perform: kms:GenerateDataKey on resource: arn:aws:kms:x"
+    aws.fault("error", "PutObject", code="AccessDenied", status=403, message=message)
+    (found,) = check_bucket(lambda _, region: aws.s3(region), REGION, "s3://ours", [REGION])
+    assert (found.level, "kms:GenerateDataKey" in found.advice) == ("error", True)
+
+
+@pytest.mark.parametrize("code", ["OptInRequired", "AuthFailure"])
+def test_a_region_that_the_account_has_not_enabled_is_told_with_what_to_do(
+    aws: FakeAws, open_client: Callable[[str, str], Any], code: str
+):
+    aws.fault("error", "DescribeImages", code=code, status=403)
+    (found,) = check_region(open_client, aws.settings(ZONE), REGION)
+    assert (found.level, "SHOESTRING_EC2_REGIONS" in found.advice) == ("error", True)
+
+
 class Sts:
     """AWS's clock, or its refusal."""
 
@@ -186,12 +203,21 @@ def _same(client: Any, _service: str, _region: str) -> Any:
     return client
 
 
-@pytest.mark.parametrize(("off_s", "level"), [(0, "ok"), (200, "ok"), (600, "error"), (-600, "error")])
-def test_a_clock_that_is_off_is_told(off_s: int, level: str):
+@pytest.mark.parametrize(
+    ("off_s", "level", "said"),
+    [
+        (0, "ok", ""),
+        (200, "ok", ""),
+        (600, "error", "10 minutes ahead"),
+        (-600, "error", "10 minutes behind"),
+        (-86_400, "error", "24 hours behind"),
+    ],
+)
+def test_a_clock_that_is_off_is_told(off_s: int, level: str, said: str):
     now = datetime(2026, 11, 28, tzinfo=UTC)
     credentials, clock = check_account(partial(_same, Sts(now - timedelta(seconds=off_s))), REGION, now)
     assert (credentials.level, clock.level) == ("ok", level)
-    assert ("10 minutes" in clock.text) == (level == "error")
+    assert said in clock.text
 
 
 def test_refused_credentials_are_told_and_a_signature_that_is_too_old_names_the_clock():

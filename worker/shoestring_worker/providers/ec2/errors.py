@@ -139,8 +139,9 @@ def clock_ahead_s(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def clock_difference(ahead_s: float) -> str:
-    side = "ahead of" if ahead_s > 0 else "behind"
-    return f"{counted(round(abs(ahead_s) / 60), 'minute')} {side} AWS's"
+    side, minutes = "ahead of" if ahead_s > 0 else "behind", round(abs(ahead_s) / 60)
+    off = counted(minutes, "minute") if minutes < 120 else counted(round(minutes / 60), "hour")
+    return f"{off} {side} AWS's"
 
 
 ADVICE = {

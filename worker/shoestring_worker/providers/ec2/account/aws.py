@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,23 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
-from shoestring_worker.providers.ec2.errors import FAILURES, read_error
+from shoestring_worker.providers.ec2.errors import FAILURES, clock_advice, read_error
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 3.0, 15.0
 READS = 3
 """Times that a call which changes nothing is sent."""
 GLOBAL_REGION = "us-east-1"
 """Of the services that have one endpoint for all regions."""
+HOMES = (GLOBAL_REGION, "us-west-2", "eu-west-1")
+"""Each account has these. What any region knows is asked of the next where one doesn't answer."""
 
 LOG_IN = "Name others in AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in again: aws sso login"
 WHAT_TO_DO = {
     "InvalidClientTokenId": f"AWS doesn't know these credentials. {LOG_IN}",
-    "AuthFailure": f"AWS doesn't know these credentials. {LOG_IN}",
+    "AuthFailure": (
+        f"AWS doesn't know these credentials there. {LOG_IN}. If other regions know them, this one isn't enabled in "
+        "the account."
+    ),
     "SignatureDoesNotMatch": f"The secret key doesn't belong to the access key, or the clock is wrong. {LOG_IN}",
     "ExpiredToken": f"The credentials have expired. {LOG_IN}",
     "ExpiredTokenException": f"The credentials have expired. {LOG_IN}",
@@ -40,6 +46,10 @@ WHAT_TO_DO = {
     "BucketAlreadyExists": "Another account has a bucket of this name. Name another region first: --region.",
 }
 """By error code."""
+
+
+BUSY = ("InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable", "RequestLimitExceeded", "Throttling")
+"""Answers of a region that can't answer now."""
 
 
 class AwsError(Exception):
@@ -94,12 +104,24 @@ class Aws:
 
     def account(self) -> str:
         """The account's number. Raises AwsError."""
-        return str(self.read("sts", GLOBAL_REGION, "get_caller_identity")["Account"])
+        return str(self._read_anywhere("sts", "get_caller_identity")["Account"])
 
     def enabled_regions(self) -> list[str]:
         """Raises AwsError."""
-        regions = self.read("ec2", GLOBAL_REGION, "describe_regions")["Regions"]
+        regions = self._read_anywhere("ec2", "describe_regions")["Regions"]
         return sorted(region["RegionName"] for region in regions)
+
+    def _read_anywhere(self, service: str, method: str) -> dict[str, Any]:
+        """Raises AwsError, of the first region."""
+        silent: list[AwsError] = []
+        for region in HOMES:
+            try:
+                return self.read(service, region, method)
+            except AwsError as error:
+                if error.code and error.code not in BUSY:
+                    raise
+                silent.append(error)
+        raise silent[0]
 
     def _call(self, sends: int, service: str, region: str, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -127,7 +149,8 @@ def _sentence(service: str, region: str, method: str, error: Exception) -> AwsEr
     if isinstance(error, ClientError):
         code, message, _ = read_error(error.response)
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        hint = f" {WHAT_TO_DO[code]}" if code in WHAT_TO_DO else ""
+        hint = clock_advice(code, message, headers, time.time()) or WHAT_TO_DO.get(code, "")
+        hint = f" {hint}" if hint else ""
         return AwsError(f"{service} in {region} refused {action}: {code}: {message}{hint}", code, headers)
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return AwsError(f"There are no AWS credentials. {LOG_IN}", "NoCredentials")

@@ -22,12 +22,14 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.launch_request import LaunchRequest
+from shoestring_core.store.objects.s3_errors import needs_key
 from shoestring_core.wire import BootData
 from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account.data_role import DATA_ROLE, HOW_TO_MAKE_IT, role_in, what_is_missing
 from shoestring_worker.providers.ec2.account.ownership import SPOT_ROLE, SPOT_ROLE_PATH
 from shoestring_worker.providers.ec2.errors import (
+    ADVICE,
     CLOCK_OFF_S,
     FAILURES,
     NO_ANSWER,
@@ -161,6 +163,8 @@ def check_bucket(open_client: OpenClient, region: str, store: str, regions: Iter
         s3.get_object(Bucket=name, Key=key)["Body"].read()
     except FAILURES as error:
         advice = "Name one in SHOESTRING_OBJECT_STORE that exists and that these credentials may write and read."
+        if isinstance(error, ClientError) and needs_key(*read_error(error.response)[:2]):
+            advice = "Allow kms:GenerateDataKey and kms:Decrypt on the bucket's key, or set its encryption to SSE-S3."
         yield Finding("error", "bucket", f"{name} can't be used: {_text(error)}", advice)
         return
     try:
@@ -182,7 +186,9 @@ def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) ->
         root_device = yield from _check_image(ec2, region, chosen, settings.disk_gib)
         yield from _check_subnets(ec2, region, chosen)
     except FAILURES as error:
-        yield Finding("error", region, f"EC2 can't be asked: {_text(error)}", "Look at the permissions in docs/aws.md.")
+        code = read_error(error.response)[0] if isinstance(error, ClientError) else ""
+        advice = ADVICE.get(code, "Look at the network and the permissions in docs/aws.md.")
+        yield Finding("error", region, f"EC2 can't be asked: {_text(error)}", advice)
         return
     live = yield from _read_prices(open_client, region)
     offers = [offer for offer in make_offers("ec2", settings, live) if offer.region == region]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class Thing:
     deployment  whose machines it belongs to; "": the account's
     detail      its type, size or content: what its owner should know before it is removed
     state       EC2's word for it; "" where it has none
+    held_by     a machine that isn't ours and has it; "": none
     """
 
     region: str
@@ -50,13 +51,19 @@ class Thing:
     deployment: str = ""
     detail: str = ""
     state: str = ""
+    held_by: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id} in {self.region}" + (f" ({self.detail})" if self.detail else "")
 
     @property
     def busy(self) -> bool:
-        return (self.kind, self.state) in BUSY
+        return bool(self.held_by) or (self.kind, self.state) in BUSY
+
+    @property
+    def held(self) -> str:
+        """Why it can't be removed by us, and what to do."""
+        return f"{self.held_by}, which isn't ours, uses it. Detach it from there, and run this again."
 
 
 def machines(aws: Aws, region: str) -> list[Thing]:
@@ -81,31 +88,42 @@ def machines(aws: Aws, region: str) -> list[Thing]:
 
 
 def disks_interfaces_and_addresses(aws: Aws, region: str) -> list[Thing]:
-    """Those that go with no instance. Raises AwsError.
+    """Those that go with no instance of ours. Raises AwsError.
 
     Their tags are compared here: a filter for one of two keys finds them at EC2, but not at the fake.
     """
-    volumes = aws.read_all("ec2", region, "describe_volumes", "Volumes")
-    interfaces = aws.read_all("ec2", region, "describe_network_interfaces", "NetworkInterfaces")
-    addresses = aws.read("ec2", region, "describe_addresses")["Addresses"]
+    volumes = _ours(aws.read_all("ec2", region, "describe_volumes", "Volumes"))
+    interfaces = _ours(aws.read_all("ec2", region, "describe_network_interfaces", "NetworkInterfaces"))
+    addresses = _ours(aws.read("ec2", region, "describe_addresses")["Addresses"])
+    attached = [attachment for each in volumes for attachment in each["Attachments"]]
+    attached += [each.get("Attachment") or {} for each in interfaces]
+    foreign = _foreign(aws, region, {one["InstanceId"] for one in [*attached, *addresses] if one.get("InstanceId")})
+
+    def holder(*attachments: Mapping[str, Any]) -> str:
+        return next((one["InstanceId"] for one in attachments if one.get("InstanceId") in foreign), "")
+
+    def goes_with_ours(*attachments: Mapping[str, Any]) -> bool:
+        return any(one.get("DeleteOnTermination") for one in attachments) and not holder(*attachments)
+
     return [
         *(
-            _thing(region, "volume", each["VolumeId"], each, f"{each['Size']} GiB")
+            _thing(region, "volume", each["VolumeId"], each, f"{each['Size']} GiB", holder(*each["Attachments"]))
             for each in volumes
-            if _is_ours(each)
-            and not any(attachment.get("DeleteOnTermination") for attachment in each.get("Attachments", []))
+            if not goes_with_ours(*each["Attachments"])
         ),
         *(
-            _thing(region, "network interface", each["NetworkInterfaceId"], each, each.get("PrivateIpAddress", ""))
+            _thing(
+                region, "network interface", each["NetworkInterfaceId"], each, each.get("PrivateIpAddress", ""),
+                holder(each.get("Attachment") or {}),
+            )
             for each in interfaces
-            if _is_ours(each) and not each.get("Attachment", {}).get("DeleteOnTermination")
+            if not goes_with_ours(each.get("Attachment") or {})
         ),
         *(
-            _thing(region, "address", each["AllocationId"], each, each["PublicIp"])
+            _thing(region, "address", each["AllocationId"], each, each["PublicIp"], holder(each))
             for each in addresses
-            if _is_ours(each)
         ),
-    ]
+    ]  # fmt: skip
 
 
 def placement_groups(aws: Aws, region: str) -> list[Thing]:
@@ -180,23 +198,29 @@ def counted(kind: str, number: int) -> str:
 
 
 def _buckets(aws: Aws) -> Iterator[Thing]:
-    of_ours = bucket_name(aws.account(), "")
+    account = aws.account()
+    of_ours = bucket_name(account, "")
     for bucket in aws.read("s3", GLOBAL_REGION, "list_buckets")["Buckets"]:
         name = bucket["Name"]
         if not name.startswith(of_ours):
             continue  # nor may these credentials read the tags of others
         region = aws.read("s3", GLOBAL_REGION, "get_bucket_location", Bucket=name)["LocationConstraint"]
         region = region or GLOBAL_REGION
-        try:
-            tags = aws.read("s3", region, "get_bucket_tagging", Bucket=name)["TagSet"]
-        except AwsError as error:
-            if error.code != "NoSuchTagSet":
-                raise
-            continue
-        if has_account_tag(tags):
-            page = aws.read("s3", region, "list_objects_v2", Bucket=name)
+        tags = _bucket_tags(aws, region, name)
+        page = aws.read("s3", region, "list_objects_v2", Bucket=name) if has_account_tag(tags) or not tags else {}
+        # an empty one without tags was made just before `bootstrap` was stopped
+        if has_account_tag(tags) or (not tags and not page.get("KeyCount") and name == bucket_name(account, region)):
             objects = f"{page.get('KeyCount', 0)}{' or more' if page.get('IsTruncated') else ''} objects"
             yield Thing(region, "bucket", name, detail=f"{objects}: checkpoints and artifacts of jobs")
+
+
+def _bucket_tags(aws: Aws, region: str, bucket: str) -> list[Any]:
+    try:
+        return list(aws.read("s3", region, "get_bucket_tagging", Bucket=bucket)["TagSet"])
+    except AwsError as error:
+        if error.code != "NoSuchTagSet":
+            raise
+        return []
 
 
 def _budget(aws: Aws) -> Iterator[Thing]:
@@ -215,16 +239,30 @@ def _spot_role(aws: Aws) -> Iterator[Thing]:
         yield Thing(GLOBAL_REGION, "role", role["RoleName"])
 
 
-def _thing(region: str, kind: str, id_: str, found: Mapping[str, Any], detail: str) -> Thing:
+def _foreign(aws: Aws, region: str, instances: Iterable[str]) -> set[str]:
+    """Those of the instances that are alive and not ours. Raises AwsError."""
+    if not (wanted := sorted(instances)):
+        return set()
+    filters = [{"Name": "instance-id", "Values": wanted}, ALIVE]
+    reservations = aws.read_all("ec2", region, "describe_instances", "Reservations", Filters=filters)
+    found = [each for reservation in reservations for each in reservation["Instances"]]
+    return {each["InstanceId"] for each in found if not _is_ours(each)}
+
+
+def _thing(region: str, kind: str, id_: str, found: Mapping[str, Any], detail: str, held_by: str = "") -> Thing:
     """`found`: EC2's description, which has tags and a state."""
     state = found.get("State") or found.get("Status") or ("associated" if found.get("AssociationId") else "")
     if not isinstance(state, str):
         state = state["Name"]
-    return Thing(region, kind, id_, _tags(found).get(DEPLOYMENT_TAG, ""), detail, state)
+    return Thing(region, kind, id_, _tags(found).get(DEPLOYMENT_TAG, ""), detail, state, held_by)
 
 
 def _market(instance: Mapping[str, Any]) -> str:
     return str(instance.get("InstanceLifecycle", "on demand"))
+
+
+def _ours(found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [each for each in found if _is_ours(each)]
 
 
 def _is_ours(found: Mapping[str, Any]) -> bool:

@@ -69,9 +69,10 @@ def end_everything(
                 result.left = _list(aws, result.region, deployment)
                 known = {thing.id for thing in result.found}
                 result.found = [*result.found, *(thing for thing in result.left if thing.id not in known)]
-                if not result.left or monotonic() >= until:
+                if all(thing.held_by for thing in result.left) or monotonic() >= until:
                     break
                 sleep(POLL_S)
+        result.problems += [f"{thing.kind} {thing.id}: {thing.held}" for thing in result.left if thing.held_by]
         return result
 
     with ThreadPoolExecutor(REGIONS_AT_ONCE) as threads:

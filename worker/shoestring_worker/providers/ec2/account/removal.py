@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
+
+from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.inventory import Thing
@@ -98,13 +100,27 @@ def _remove_bucket(aws: Aws, bucket: Thing) -> None:
 
     found = pages("list_object_versions", "Versions", "DeleteMarkers")
     versions = [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in found]
+    refused: list[Any] = []
     for first in range(0, len(versions), 1_000):
         chosen = {"Objects": versions[first : first + 1_000], "Quiet": True}
-        aws.write("s3", bucket.region, "delete_objects", Bucket=bucket.id, Delete=chosen)
+        answer = aws.write("s3", bucket.region, "delete_objects", Bucket=bucket.id, Delete=chosen)
+        refused += answer.get("Errors", [])
     for upload in pages("list_multipart_uploads", "Uploads"):
         which = {"Bucket": bucket.id, "Key": upload["Key"], "UploadId": upload["UploadId"]}
         aws.write("s3", bucket.region, "abort_multipart_upload", **which)
+    if refused:
+        raise AwsError(_told(refused), str(refused[0]["Code"]))
     aws.write("s3", bucket.region, "delete_bucket", Bucket=bucket.id)
+
+
+def _told(refused: Sequence[Mapping[str, str]]) -> str:
+    """Of versions that S3 didn't delete."""
+    first = refused[0]
+    return (
+        f"{counted(len(refused), 'version')} of objects can't be deleted, such as {first['Key']}: {first['Code']}: "
+        f"{first.get('Message', '').rstrip('.')}. If Object Lock retains them, wait until that ends, or delete those "
+        "in governance mode with s3:BypassGovernanceRetention; else allow s3:DeleteObjectVersion. Then run this again."
+    )
 
 
 def _is_gone(error: AwsError) -> bool:

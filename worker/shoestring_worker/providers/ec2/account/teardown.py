@@ -16,6 +16,12 @@ from shoestring_worker.providers.ec2.account.service_role import list_service_ro
 REGIONAL = (*inventory.OF_MACHINES, inventory.images, inventory.network)
 END_S, PAUSE_S = 300.0, 5.0
 """How long machines may take to end, before what they use is removed, and how often they are asked for."""
+FREE_S = 60.0
+"""How long what machines used may stay in use after they have ended."""
+IN_USE = {
+    "VolumeInUse", "IncorrectState", "InvalidNetworkInterface.InUse", "InvalidIPAddress.InUse",
+    "InvalidPlacementGroup.InUse", "DependencyViolation",
+}  # fmt: skip
 REGIONS_AT_ONCE = 16
 
 
@@ -42,13 +48,27 @@ def teardown(
         if monotonic() > deadline:
             return failed | {"machines": f"They have not ended within {END_S:.0f} s. Run this again in some minutes."}
         sleep(PAUSE_S)
-    return failed | _remove(aws, [thing for thing in things if thing not in machines], report)
+    rest, deadline = [thing for thing in things if thing not in machines], monotonic() + FREE_S
+
+    def wait() -> bool:
+        sleep(PAUSE_S)
+        return monotonic() < deadline
+
+    return failed | _remove(aws, rest, report, wait)
 
 
-def _remove(aws: Aws, things: list[Thing], report: Callable[[str], None]) -> dict[str, str]:
+def _remove(
+    aws: Aws, things: list[Thing], report: Callable[[str], None], wait: Callable[[], bool] = lambda: False
+) -> dict[str, str]:
+    """`wait`: for what is still in use; whether to try it again then."""
     failed = {}
     for thing in things:
+        if thing.held_by:
+            failed[str(thing)] = thing.held
+            continue
         error = remove_all(aws, [thing]).get(thing)
+        while error is not None and error.code in IN_USE and wait():
+            error = remove_all(aws, [thing]).get(thing)
         if error is None:
             report(f"removed {thing}")
             continue
