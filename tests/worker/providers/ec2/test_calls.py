@@ -18,11 +18,13 @@ from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchDisk
 from shoestring_core.store import queries
+from shoestring_core.store.tables import LeakRow
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2 import provider as ec2_provider
 from shoestring_worker.providers.ec2 import user_data
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 from shoestring_worker.providers.ec2.run_instances import RootDisk
+from sqlalchemy import select
 
 from tests.servers import FaultProxy, until
 from tests.worker.conftest import World
@@ -530,6 +532,34 @@ def test_a_job_gets_one_machine_though_replies_are_lost_and_listings_lag(ec2_wor
         "attempt": "1",
         "slot": "0",
     }
+
+
+@pytest.mark.any_database
+@pytest.mark.parametrize(
+    ("changed", "state"), [("no such zone", "running"), ("no such region", "running"), ("no such image", "terminated")]
+)
+def test_a_launch_whose_repetition_changed_settings_refuse_leaves_no_machine_that_no_row_has(
+    ec2_world: World, aws: FakeAws, changed: str, state: str
+):
+    """Whether an earlier call launched it, the list alone says: the refusal is of the repetition."""
+    aws.control("listing-lag", listings=3)
+    aws.fault("lost_reply")
+    job = ec2_world.submit(provider="ec2")
+    until(lambda: ec2_world.tick(1) or aws.calls("RunInstances"), every_s=0)
+    zone = {"no such zone": f"{REGION}b", "no such region": OTHER_ZONE}.get(changed, ZONE)
+    settings = aws.settings(zone)
+    if changed == "no such image":
+        region = settings.regions[REGION].model_copy(update={"image": "ami-0000dead0000dead0"})
+        settings = settings.model_copy(update={"regions": {REGION: region}})
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
+    for _ in range(6):
+        ec2_world.tick(2)
+    (row,) = ec2_world.machines(job)
+    (instance,) = aws.instances(states=("running", "terminated"))
+    assert (row.state, row.provider_id) == (state, instance["InstanceId"])
+    assert instance["State"]["Name"] == state
+    with ec2_world.store.read() as db:
+        assert db.sql.scalars(select(LeakRow)).all() == []
 
 
 @pytest.mark.any_database
