@@ -28,7 +28,7 @@ DOCUMENTED = {
     "core/shoestring_core/regular_files.py": {"MAX_TEXT_BYTES": "64 MiB", "MAX_RUN_BYTES": "1 GiB"},
     "core/shoestring_core/task.py": {"MAX_CHECKPOINT_BYTES": "8 GiB"},
     "core/shoestring_core/data_splits.py": {"MAX_CLASS_NAME": "255 characters"},
-    "core/shoestring_core/rest.py": {"MAX_SENTENCE": "500; 100; 1,000 characters"},
+    "core/shoestring_core/rest/base.py": {"MAX_SENTENCE": "500; 100; 1,000 characters"},
     "core/shoestring_core/money.py": {"MAX_MICRO": "a billion dollars"},
     "core/shoestring_core/spec/model.py": {"MAX_PARAMS": "200; 64"},
     "core/shoestring_core/spec/field_types.py": {
