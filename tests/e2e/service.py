@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,12 @@ SMALL_JOB: dict[str, Any] = {
 }
 """179 steps of real training on two machines: a few seconds once its processes are up. Norms that meet over the
 machines would double that, and prove nothing here."""
+
+PATIENT = dict.fromkeys(
+    (f"SHOESTRING_TIMEOUTS__{name}" for name in ("BOOT", "LAUNCH_WINDOW", "FORMING")), f"{servers.PATIENCE_S:.0f}s"
+)
+"""A busy machine starts processes slowly. The service doesn't take that for a failure, which would be one attempt or
+generation more than a test counts."""
 
 
 @dataclass
@@ -163,8 +169,9 @@ def environment(data: Path, extra: dict[str, str]) -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "PATH": path_with_bubblewrap(), "SHOESTRING_CONFIG": login} | extra
 
 
-def start(folder: Path, **options: Any) -> Service:
-    service = Service(folder / "service", servers.free_port(), **options)
+def start(folder: Path, environment: Mapping[str, str] = {}, **options: Any) -> Service:
+    """A service that is patient with what starts."""
+    service = Service(folder / "service", servers.free_port(), PATIENT | environment, **options)
     service.start()
     return service
 

@@ -34,7 +34,7 @@ from shoestring_trainer.training.results.sample_log import read_sample_log
 
 from tests import servers
 from tests.e2e import witness
-from tests.e2e.service import Service, carrying
+from tests.e2e.service import PATIENT, Service, carrying
 from tests.trainer.training.gangs import finished
 
 CASES = ("killed", "first-killed", "ended", "preempted")
@@ -89,7 +89,7 @@ def live_through(
     url = f"sqlite:///{folder / 'store.db'}"
     service = Service(
         folder / "service", servers.free_port(), options=("--budget", "9.00", "--slots", str(nodes)),
-        environment={"SHOESTRING_DATABASE_URL": url},
+        environment=PATIENT | {"SHOESTRING_DATABASE_URL": url},
     )  # fmt: skip
     left: dict[str, Any] | None = None
     try:
