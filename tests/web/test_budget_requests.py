@@ -26,7 +26,12 @@ def test_a_request_comes_to_the_admins_phone_and_is_approved_there(deployment: D
     expect(panel).to_contain_text("ben asks for $5.00 more for team vision")
     expect(panel).to_contain_text("three more seeds")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    panel.get_by_role("button", name="Approve").click()
+    approve = panel.get_by_role("button", name="Approve")
+    before = approve.bounding_box()
+    deployment.member.post("/v1/budget-requests", json={"amount": "2.00", "why": "one more sweep"})
+    expect(panel).to_contain_text("one more sweep")
+    assert approve.first.bounding_box() == before, "a click that is on its way approves what it was meant for"
+    approve.first.click()
     expect(panel).to_contain_text("$5.00 for team vision: approved by ada")
     expect(page.locator('[data-budget="team"]')).to_contain_text("$15.00")
 

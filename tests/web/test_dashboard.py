@@ -302,6 +302,20 @@ def test_stop_asks_for_confirmation_and_stops_the_job(deployment: Deployment, op
     until(lambda: deployment.job(job).desired_state == "stop")
 
 
+def test_retry_does_not_come_to_where_stop_was(deployment: Deployment, open_page: OpenPage) -> None:
+    """Whoever reaches for the one while the job ends starts no other job."""
+    job, (agent,) = deployment.running()
+    page = open_page(f"/jobs/{job}")
+    stop = page.get_by_role("button", name="Stop", exact=True).bounding_box()
+    assert agent.checkpoint(4, {"model.json": b"{}"}, reason="final", result={"val/acc": 0.98}).status_code == 200
+    retry = page.get_by_role("button", name="Retry")
+    expect(retry).to_be_visible()
+    there = retry.bounding_box()
+    assert stop
+    assert there
+    assert there["x"] + there["width"] <= stop["x"]
+
+
 def test_a_stopped_job_can_be_retried(deployment: Deployment, open_page: OpenPage) -> None:
     job = deployment.submit(name="again")
     deployment.member.post(f"/v1/jobs/{job}:stop")

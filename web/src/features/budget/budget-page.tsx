@@ -30,8 +30,8 @@ export function BudgetPage() {
         The cost of a machine is held before it is rented and settled when it has terminated, so a budget is never overspent. A
         job's page says whether its prices are simulated.
       </p>
-      <JobsWaitingForBudget />
       <RequestsPanel />
+      <JobsWaitingForBudget />
       <Async reading={all}>
         {(budgets) => (
           <div className="budgets">

@@ -35,7 +35,8 @@ export function RequestsPanel() {
 }
 
 function Requests({ all }: { all: readonly BudgetRequest[] }) {
-  const open = all.filter(({ state }) => state === "open");
+  // Oldest first: one that comes moves no button of another from under the pointer.
+  const open = all.filter(({ state }) => state === "open").reverse();
   const decided = all.filter(({ state }) => state !== "open").slice(0, DECIDED_SHOWN);
   return (
     <>

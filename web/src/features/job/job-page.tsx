@@ -178,6 +178,7 @@ function Actions({ job }: { job: Job }) {
   const startRetry = () => retry.mutate(undefined, { onSuccess: ({ id }) => navigate(`/jobs/${id}`) });
   const error = stop.error ?? resume.error ?? retry.error;
   const stoppable = job.state !== "ended" && job.state !== "stopping";
+  const [wasStoppable] = useState(stoppable);
   if (!run) return null;
   return (
     <div className="actions">
@@ -196,6 +197,8 @@ function Actions({ job }: { job: Job }) {
           Stop
         </button>
       )}
+      {/* Its place stays empty: a job that ends while somebody reaches for Stop is not to be started again. */}
+      {!stoppable && wasStoppable && <span className="button placeholder" aria-hidden="true">Stop</span>}
       {confirming && (
         <ConfirmDialog title={`Stop ${job.name}?`} confirmLabel="Stop job" busy={stop.isPending} confirm={() => stop.mutate()} close={() => setConfirming(false)}>
           <p>
