@@ -168,7 +168,6 @@ def test_a_forgotten_machine_is_billed_until_it_was_presumed_terminated_and_no_l
     forget(world, machine.id)
     missing_since = None
     for _ in range(20):
-        world.report(job)
         world.tick(30)
         missing_since = missing_since or world.clock.now
         (row,) = (one for one in world.machines(job) if one.id == machine.id)

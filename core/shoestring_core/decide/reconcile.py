@@ -232,5 +232,7 @@ def _if_not_listed(row: TrackedMachine, listed_at: int, timeouts: Timeouts) -> l
         return [AbandonLaunch(row.id)] if settled and (row.refused or not row.wanted) else []
     if row.not_listed_since is None:
         return [NotListed(row.id)]
+    # one that reports runs, though somebody may have removed its tags: it ends with its job, or with its funding
+    reports = row.wanted and row.alive_until is not None and listed_at < row.alive_until
     presumed = listed_at >= row.not_listed_since + timeouts.presumed_terminated_after
-    return [PresumeTerminated(row.id)] if presumed else []
+    return [PresumeTerminated(row.id)] if presumed and not reports else []

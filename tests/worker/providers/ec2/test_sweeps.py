@@ -12,6 +12,7 @@ from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
+from shoestring_core.store import jobs
 from shoestring_core.store.fleet import leaks
 from shoestring_core.store.tables import LeakRow
 from shoestring_worker.providers.base import OutcomeUnknown
@@ -215,6 +216,56 @@ def test_regions_without_machines_are_asked_for_seldom_and_a_quiet_one_each_30_s
         ec2_world.tick(seconds)
         assert len(aws.calls("DescribeInstances")) - swept == regions
         swept += regions
+
+
+@pytest.mark.any_database
+def test_a_machine_that_lost_its_tags_trains_on_while_it_reports_and_is_ended_if_it_gets_them_back(
+    ec2_world: World, aws: FakeAws
+):
+    job = ec2_world.submit(provider="ec2")
+    for _ in range(2):
+        ec2_world.tick(1)
+    ec2_world.form(job)
+    (machine,) = ec2_world.alive(job)
+    aws.ec2().delete_tags(Resources=[machine.provider_id], Tags=[{"Key": DEPLOYMENT_TAG}])
+    for _ in range(15):
+        ec2_world.report(job)
+        ec2_world.tick(25)
+    assert [(row.id, row.state) for row in ec2_world.machines(job)] == [(machine.id, "running")]
+    ec2_world.store.write(lambda db: jobs.stop(db, job, "ann"))
+    ec2_world.tick(1)
+    ec2_world.tick(40)
+    (row,) = ec2_world.machines(job)
+    assert (row.state, row.end_evidence) == ("terminated", "inferred")
+    assert machine.provider_id in there(aws, REGION), "what has no tag of ours is not touched: its agent ends it"
+    tags_again = [{"Key": DEPLOYMENT_TAG, "Value": ec2_world.control_loop.deployment}]
+    aws.ec2().create_tags(Resources=[machine.provider_id], Tags=tags_again)
+    ec2_world.tick(310)
+    assert machine.provider_id not in there(aws, REGION)
+
+
+@pytest.mark.any_database
+def test_what_has_half_of_our_tags_is_swept_if_nobody_uses_it_and_else_left(ec2_world: World, aws: FakeAws):
+    """A volume, an interface and a spot request of ours with a machine that isn't, or that another deployment has."""
+    deployment, ec2 = ec2_world.control_loop.deployment, aws.ec2()
+    foreign = ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+    theirs = aws.provider().launch(launch_request("theirs", "another")).id
+    held = {}
+    for instance in (foreign, theirs):
+        volume = ec2.create_volume(AvailabilityZone=ZONE, Size=8, TagSpecifications=tags("volume", deployment))
+        ec2.attach_volume(VolumeId=volume["VolumeId"], InstanceId=instance, Device="/dev/sdf")
+        address = ec2.allocate_address(Domain="vpc", TagSpecifications=tags("elastic-ip", deployment))
+        ec2.associate_address(AllocationId=address["AllocationId"], InstanceId=instance)
+        held[instance] = {volume["VolumeId"], address["AllocationId"]}
+    without_provider = [{"ResourceType": "volume", "Tags": [{"Key": DEPLOYMENT_TAG, "Value": deployment}]}]
+    stray = ec2.create_volume(AvailabilityZone=ZONE, Size=8, TagSpecifications=without_provider)["VolumeId"]
+    for seconds in (1, 310, 310):
+        ec2_world.tick(seconds)
+    left = there(aws, REGION)
+    assert {foreign, theirs, *held[foreign], *held[theirs]} <= left
+    assert stray not in left
+    with ec2_world.store.read() as db:
+        assert [row.provider_id for row in db.sql.scalars(select(LeakRow))] == [stray]
 
 
 def test_an_orphan_that_somebody_stopped_is_ended_too_for_its_disk_costs(ec2_world: World, aws: FakeAws):
