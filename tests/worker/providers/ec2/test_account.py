@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from shoestring_worker.providers.ec2.account import __main__ as command
 from shoestring_worker.providers.ec2.account import inventory, removal, teardown
 from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.bootstrap import Made, Wanted, bootstrap
@@ -106,7 +107,7 @@ def run_bootstrap(aws: Aws) -> Made:
 
 
 def run_teardown(aws: Aws) -> None:
-    assert teardown.teardown(aws, teardown.find(aws), silent, sleep=lambda _: None) == {}
+    assert teardown.teardown(aws, teardown.find(aws).things, silent, sleep=lambda _: None) == {}
 
 
 def killed_again_and_again(verb: Callable[[Aws], Any], url: str) -> int:
@@ -272,7 +273,7 @@ def test_teardown_deletes_all_versions_and_says_what_to_do_about_those_that_a_lo
     s3.delete_object(Bucket=name, Key="rewritten")
     lock = {"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": datetime(2100, 1, 1, tzinfo=UTC)}
     locked = s3.put_object(Bucket=name, Key="locked", Body=b"3", **lock)["VersionId"]
-    ((thing, why),) = teardown.teardown(account, teardown.find(account), silent, sleep=lambda _: None).items()
+    ((thing, why),) = teardown.teardown(account, teardown.find(account).things, silent, sleep=lambda _: None).items()
     assert name in thing
     assert "1 version of objects can't be deleted, such as locked: AccessDenied" in why
     assert "s3:BypassGovernanceRetention" in why
@@ -280,6 +281,26 @@ def test_teardown_deletes_all_versions_and_says_what_to_do_about_those_that_a_lo
     s3.delete_object(Bucket=name, Key="locked", VersionId=locked, BypassGovernanceRetention=True)
     run_teardown(account)
     assert tables(aws)["buckets"] == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "account_stays"), [("Unavailable", True), ("UnauthorizedOperation", False), ("OptInRequired", False)]
+)
+def test_a_region_that_can_not_be_listed_is_told_and_keeps_no_other_from_being_removed(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str, account_stays: bool
+):
+    monkeypatch.setenv("SHOESTRING_EC2_ENDPOINT_URL", aws.url)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+    before = tables(aws)
+    run_bootstrap(account_of(aws.url))
+    made = tables(aws)
+    aws.fault("error", "DescribeInstances", region=OTHER_REGION, code=code, status=503, times=3)
+    assert command.main(["teardown", "--yes"]) == 1
+    said = capsys.readouterr().err
+    assert f"Error: left: all in {OTHER_REGION}: it can't be listed: ec2 in {OTHER_REGION} refused" in said
+    assert (f"it stays until {OTHER_REGION} can be listed" in said) == account_stays
+    assert tables(aws)[REGION] == before[REGION]
+    assert tables(aws)["buckets"] == (made if account_stays else before)["buckets"]
 
 
 def test_what_a_machine_used_is_tried_again_until_it_is_free_and_told_if_it_never_is(aws: FakeAws):
@@ -290,7 +311,11 @@ def test_what_a_machine_used_is_tried_again_until_it_is_free_and_told_if_it_neve
         aws.fault("error", "DeleteVolume", code="VolumeInUse", status=400, times=times)
         now = iter(range(10_000))
         failed = teardown.teardown(
-            account, teardown.find(account), silent, monotonic=lambda now=now: float(next(now)), sleep=waited.append
+            account,
+            teardown.find(account).things,
+            silent,
+            monotonic=lambda now=now: float(next(now)),
+            sleep=waited.append,
         )
         assert (len(failed), "VolumeInUse" in str(failed), tables(aws)[REGION]["volumes"]) == (left, left > 0, left)
     assert len(waited) < 100
@@ -306,7 +331,7 @@ def test_teardown_lists_images_snapshots_and_addresses_and_leaves_foreign_ones(a
         if ours:
             ec2.create_tags(Resources=[volume, snapshot], Tags=ours)
     account = account_of(aws.url)
-    assert {thing.kind for thing in teardown.find(account)} == {"address", "volume", "snapshot"}
+    assert {thing.kind for thing in teardown.find(account).things} == {"address", "volume", "snapshot"}
     run_teardown(account)
     assert [tables(aws)[REGION][kind] for kind in ("volumes", "addresses")] == [1, 1]
     assert inventory.images(account, REGION) == []

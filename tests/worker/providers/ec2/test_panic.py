@@ -142,7 +142,7 @@ def test_what_a_machine_that_is_not_ours_has_of_ours_is_left_at_once_with_what_t
     assert set(planted) & there(aws, REGION) == set()
     assert len(waited) <= 2, "nobody waits for what will not change by itself"
     assert theirs in there(aws, REGION)
-    left = teardown.teardown(account, teardown.find(account), lambda _: None, sleep=waited.append)
+    left = teardown.teardown(account, teardown.find(account).things, lambda _: None, sleep=waited.append)
     assert {why.partition(",")[0] for why in left.values()} == {theirs}
     assert {volume, interface, address} <= there(aws, REGION)
 

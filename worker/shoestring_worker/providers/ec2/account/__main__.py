@@ -248,14 +248,17 @@ def run_down(options: argparse.Namespace, account: Account) -> int:
 def run_teardown(options: argparse.Namespace, account: Account) -> int:
     """Exit code 1: something is left."""
     aws = Aws(account.endpoint)
-    things, failed = teardown.find(aws), dict[str, str]()
+    found = teardown.find(aws)
+    things = found.things
     report(f"Account {aws.account()}: {len(things) or 'nothing'} of ours.")
     for thing in things:
         report(f"  {thing}")
+    for what, why in found.unlisted.items():
+        report(f"  stays: {what}: {why}")
     if things and not (options.yes or confirmed(aws.account(), *END)):
         print("Nothing was changed.", file=sys.stderr)
         return ExitCode.USAGE
-    failed = teardown.teardown(aws, things, report)
+    failed = teardown.teardown(aws, things, report) | found.unlisted
     if options.json:
         print(json.dumps({"removed": [asdict(one) for one in things if str(one) not in failed], "problems": failed}))
     for thing_left, why in failed.items():

@@ -63,6 +63,11 @@ class AwsError(Exception):
         super().__init__(sentence)
         self.code, self.headers = code, headers or {}
 
+    @property
+    def is_silence(self) -> bool:
+        """There is no answer, or it says that there is none now."""
+        return not self.code or self.code in BUSY
+
 
 class Aws:
     """An account, by the credentials that boto3 finds.
@@ -118,7 +123,7 @@ class Aws:
             try:
                 return self.read(service, region, method)
             except AwsError as error:
-                if error.code and error.code not in BUSY:
+                if not error.is_silence:
                     raise
                 silent.append(error)
         raise silent[0]

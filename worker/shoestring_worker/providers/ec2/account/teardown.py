@@ -6,9 +6,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from shoestring_worker.providers.ec2.account import inventory
-from shoestring_worker.providers.ec2.account.aws import Aws
+from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.inventory import Thing
 from shoestring_worker.providers.ec2.account.removal import remove_all
 from shoestring_worker.providers.ec2.account.service_role import list_service_role
@@ -25,12 +26,43 @@ IN_USE = {
 REGIONS_AT_ONCE = 16
 
 
-def find(aws: Aws) -> list[Thing]:
-    """All of it, in the order in which it can be removed. Raises AwsError: half a list would look like a whole one."""
+@dataclass(frozen=True)
+class Found:
+    """
+    things    in the order in which they can be removed
+    unlisted  what isn't among them: regions that could not be listed, and what stays because of that, with the reason
+    """
+
+    things: list[Thing]
+    unlisted: dict[str, str]
+
+
+def find(aws: Aws) -> Found:
+    """All of it. Raises AwsError.
+
+    A region that refuses hides no other. While one doesn't answer, what is of the account stays: something of ours may
+    run there, which the bucket, the alarm and the role are for.
+    """
     regions = aws.enabled_regions()
+
+    def look(region: str) -> list[Thing] | AwsError:
+        try:
+            return [thing for list_ in REGIONAL for thing in list_(aws, region)]
+        except AwsError as error:
+            return error
+
     with ThreadPoolExecutor(REGIONS_AT_ONCE) as threads:
-        lists = list(threads.map(lambda region: [thing for list_ in REGIONAL for thing in list_(aws, region)], regions))
-    return [*(thing for found in lists for thing in found), *inventory.of_account(aws), *list_service_role(aws)]
+        lists = dict(zip(regions, threads.map(look, regions), strict=True))
+    failed = {region: found for region, found in lists.items() if isinstance(found, AwsError)}
+    if len(failed) == len(regions):
+        raise next(iter(failed.values()))
+    things = [thing for found in lists.values() if not isinstance(found, AwsError) for thing in found]
+    unlisted = {f"all in {region}": f"it can't be listed: {error}" for region, error in failed.items()}
+    of_account = [*inventory.of_account(aws), *list_service_role(aws)]
+    if silent := [region for region, error in failed.items() if error.is_silence]:
+        why = f"it stays until {', '.join(silent)} can be listed. Run this again then."
+        return Found(things, unlisted | {str(thing): why for thing in of_account})
+    return Found([*things, *of_account], unlisted)
 
 
 def teardown(
