@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tick costs with 2,000 living machines in 8 regions: one that sweeps every region, and one between sweeps.
+"""What a tick costs with 2,000 live machines in 8 regions: one that sweeps every region, and one between sweeps.
 
 The store, the control loop and SQLite are real; the provider is simulated, so that what an SDK takes to parse its
 answers isn't counted. The clock is virtual: 30 s pass before a tick that sweeps, one second before another.
@@ -19,7 +19,7 @@ from shoestring_core import spec
 from shoestring_core.decide.offers import Offer
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.requirements import Requirements
-from shoestring_core.decide.sweeps import LIVING, Leftover
+from shoestring_core.decide.sweeps import IN_USE, Leftover
 from shoestring_core.decide.timeouts import S
 from shoestring_core.store import jobs
 from shoestring_core.store.db import open_store
@@ -105,7 +105,7 @@ def main() -> list[str]:
         def pass_(microseconds: int) -> None:
             Clock.now += microseconds
 
-        sweeps = [measured(store, worker.tick, before=lambda: pass_(LIVING)) for _ in range(TICKS)]
+        sweeps = [measured(store, worker.tick, before=lambda: pass_(IN_USE)) for _ in range(TICKS)]
         others = [measured(store, worker.tick, before=lambda: pass_(S)) for _ in range(TICKS)]
         worker.close()
         store.close()

@@ -303,7 +303,7 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])  #
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test marked `alone` waits until no other process of this run is in a test, and they wait for its end.
 
-    Everybody passes a turnstile before taking the lock, so that a stream of short tests can't keep it out for ever.
+    Everybody passes a turnstile before taking the lock, so that a stream of short tests can't keep it out forever.
     """
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     if run is None:

@@ -245,7 +245,7 @@ class _Fork:
     _wanted_s: float = 0.0
 
     def is_over(self) -> bool:
-        """Whether it has ended: by itself, at the limit of a test, or here because it waits for ever."""
+        """Whether it has ended: by itself, at the limit of a test, or here because it waits forever."""
         if self._over:
             return True
         pid, status, used = os.wait4(self.pid, 0 if self._is_idle() else os.WNOHANG)

@@ -27,7 +27,7 @@ PORTS = range(10_240, 32_768)
 
 
 PATIENCE_S = 180.0
-"""How long tests wait for processes: a guard against waiting for ever, far above what a busy machine needs."""
+"""How long tests wait for processes: a guard against waiting forever, far above what a busy machine needs."""
 
 
 def free_port() -> int:
@@ -65,7 +65,7 @@ class Postgres:
         return name
 
     def drop(self, name: str) -> None:
-        """Remove a database, whoever is still connected to it."""
+        """Remove a database, even with open connections."""
         self._run(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def url(self, name: str) -> str:

@@ -81,7 +81,7 @@ def list_members(store: Store, options: argparse.Namespace) -> list[dict[str, An
 def add_member(store: Store, options: argparse.Namespace) -> dict[str, str]:
     """Add a user to a team and write an API key of theirs to a file. A user or team that is missing is created.
 
-    Whoever is a member already keeps their role. A valid key in the file stays; else they get a new one. A new team
+    A member keeps their role. A valid key in the file stays; else they get a new one. A new team
     gets a limit of $10.00.
     """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notify waiting requests of changes: live streams of a team's events, long-polled orders of a job.
 
-A notification carries ids and no data: whoever receives it reads the rows again. Commits of this process notify at
+A notification carries ids and no data: receivers read the rows again. Commits of this process notify at
 once, those of other processes through Redis pub/sub. Because a notification may be lost, nobody waits longer than
 `POLL_S` without reading.
 """

@@ -60,7 +60,7 @@ class ApiSettings(BaseSettings):
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders that jobs may read, separated as in PATH."""
     hooks_roots: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Folders with hooks that jobs may run; none: jobs run no hooks. Whoever may write there runs code on machines."""
+    """Folders with hooks that jobs may run; none: jobs run no hooks. Write access there runs code on machines."""
     log_quota_bytes: Annotated[int, Field(ge=0)] = wire.LOG_BYTES_PER_HOUR
     """Log bytes that are stored of a job in an hour."""
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`shoestring demo`: the service end to end on this computer.
 
-Two spot machines train a real classifier on real images; the provider preempts one of them half-way; the job resumes
+Two spot machines train a real classifier on real images; the provider preempts one of them halfway; the job resumes
 from its checkpoint on two new machines. Every figure of the summary is read back from the service. The machines are
 process trees on this computer: the local cloud's; or instances of a fake EC2, which the worker calls as it calls AWS.
 """

@@ -109,7 +109,7 @@ Task = RecipeTask
 def from_spec(
     spec: JobSpec, *, job: str, generation: int, skip: Sequence[Sequence[int]] = (), device: Device = "auto"
 ) -> Task:
-    """The task without local paths: whoever has a checkpoint fills in `resume`, and `init` where that names a job."""
+    """The task without local paths: the holder of a checkpoint fills in `resume`, and `init` where that names a job."""
     every, goal, data = spec.checkpoint.every, spec.goal, spec.data
     assert spec.recipe is not None
     return RecipeTask(

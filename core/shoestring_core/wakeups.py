@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages between our processes that only save a wait: wake-ups over Redis, and the task that makes the worker tick.
 
-Losing one is harmless: rows are the truth, and whoever waits reads them again after a moment.
+Losing one is harmless: rows are the truth, and each waiter reads them again after a moment.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class ServerSentEvent:
 
 
 STREAM_S = 120.0
-"""Then a stream whose expected message never came fails its test: pings would keep it waiting for ever."""
+"""Then a stream whose expected message never came fails its test: pings would keep it waiting forever."""
 
 
 def events(lines: Iterator[str]) -> Iterator[ServerSentEvent]:

@@ -73,7 +73,7 @@ def test_a_member_is_added_listed_promoted_and_removed(run, store: Store, tmp_pa
     assert [member["user"] for member in run("members")[1]] == ["admin", "bob"]
 
 
-def test_whoever_is_added_again_does_not_get_back_the_keys_that_ended(run, store: Store, tmp_path: Path) -> None:
+def test_a_user_who_is_added_again_does_not_get_back_the_keys_that_ended(run, store: Store, tmp_path: Path) -> None:
     file = tmp_path / "ada.key"
     add = ("add-member", "--team", "lab", "--user", "ada", "--key-file", str(file))
     run(*add)

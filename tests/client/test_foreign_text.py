@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other people wrote, in the terminal of whoever reads it."""
+"""What other people wrote, in the reader's terminal."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An audit log of 100,000 entries, in which something is changed by whoever has the database: each change is found.
+"""An audit log of 100,000 entries, changed by somebody with access to the database: each change is found.
 
     python -m tests.soak.audit --seed N [--entries 100000] [--changes 60]
 

@@ -4,7 +4,7 @@
     python -m tests.soak.images --seed N --data FOLDER
 
 FOLDER is an ImageFolder (`train/CLASS/…` beside `test/CLASS/…`), or holds `cifar10-jpeg.tar.xz`, of which 3,000
-images are unpacked into .soak/. A gang of two machines trains on them, one is taken back half-way, and the exported
+images are unpacked into .soak/. A gang of two machines trains on them, one is taken back halfway, and the exported
 model is scored in plain PyTorch on the validation images.
 """
 

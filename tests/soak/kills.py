@@ -85,7 +85,7 @@ class Plan:
     kills: tuple[Kill, ...]
     preempt_step: int | None
     pick: int
-    """Which of several living processes of a kind is killed."""
+    """Which of several live processes of a kind is killed."""
 
 
 def plan(target: str, seed: int) -> Plan:

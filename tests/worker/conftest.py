@@ -103,7 +103,7 @@ class World:
         return self.store.write(lambda db: agents.record_member_status(db, machine, status))
 
     def form(self, job: UUID) -> int:
-        """All living machines register and get ready; returns the generation that formed."""
+        """All live machines register and get ready; returns the generation that formed."""
         self.register(job)
         number = self.job(job).generation
         for machine in self.alive(job):

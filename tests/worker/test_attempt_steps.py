@@ -108,7 +108,7 @@ def active(
         "wanted": True,
         "provider": "sim",
         "machines": [machine()],
-        "living_machines": [],
+        "live_machines": [],
         "generation": None,
         "trained_us": 60 * S,
         "spec": SimpleNamespace(limits=SimpleNamespace(**limited), on_budget=on_budget, resources=parsed.resources),
@@ -202,7 +202,7 @@ def test_without_a_deadline_or_an_hourly_limit_or_other_machines_a_slot_gets_any
 
 
 def test_a_slot_gets_as_many_gpus_as_the_machines_that_train(steps: Steps):
-    wanted = asked_for(steps, active(living_machines=[machine(gpus=4)]))
+    wanted = asked_for(steps, active(live_machines=[machine(gpus=4)]))
     assert [one.count for one in wanted.pop("gpus")] == [4]
     assert wanted == {}
 
@@ -210,7 +210,7 @@ def test_a_slot_gets_as_many_gpus_as_the_machines_that_train(steps: Steps):
 @pytest.mark.parametrize(("rate", "left"), [(500, 100), (300, 0), (100, 0)])
 def test_the_slots_share_what_is_left_of_the_hourly_limit(steps: Steps, rate: int, left: int):
     living = [machine(rate=100), machine(rate=200)]
-    wanted = asked_for(steps, active(limits={"rate": rate}, living_machines=living, empty_slots=lambda *_: [2, 3]))
+    wanted = asked_for(steps, active(limits={"rate": rate}, live_machines=living, empty_slots=lambda *_: [2, 3]))
     assert wanted == {"rate": left}
 
 

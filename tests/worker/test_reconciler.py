@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, MachineRef, ProviderMachine, TrackedMachine
-from shoestring_core.decide.sweeps import CONFIGURED, ENABLED, LIVING, Leftover
+from shoestring_core.decide.sweeps import CONFIGURED, ENABLED, IN_USE, Leftover
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.states import MachineState
@@ -100,14 +100,14 @@ def test_a_region_is_swept_when_that_is_due_and_only_listed_while_a_machine_ther
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(observations, "load_living_regions", lambda *_: {"east": True})
+    monkeypatch.setattr(observations, "load_regions_in_use", lambda *_: {"east": True})
     seen = []
-    for seconds in (0, 1, LIVING / S - 1):
+    for seconds in (0, 1, IN_USE / S - 1):
         reconcile(seconds)
         seen.append((regions.calls["list east"], regions.calls["leftovers east"], regions.calls["leftovers west"]))
     assert seen == [(1, 1, 1), (2, 1, 1), (3, 2, 1)]
-    monkeypatch.setattr(observations, "load_living_regions", lambda *_: {})
-    for seconds in (LIVING / S, CONFIGURED / S - LIVING / S):
+    monkeypatch.setattr(observations, "load_regions_in_use", lambda *_: {})
+    for seconds in (IN_USE / S, CONFIGURED / S - IN_USE / S):
         reconcile(seconds)
         seen.append((regions.calls["list east"], regions.calls["leftovers east"], regions.calls["leftovers west"]))
     assert seen[3:] == [(3, 2, 1), (4, 3, 1)]
@@ -184,7 +184,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     made = Rows([])
     monkeypatch.setattr(reconciler, "write", made.write)
     monkeypatch.setattr(service_heartbeats, "leases_enforced", lambda *_: False)
-    monkeypatch.setattr(observations, "load_living_regions", lambda *_: {"east": True, "west": True})
+    monkeypatch.setattr(observations, "load_regions_in_use", lambda *_: {"east": True, "west": True})
     monkeypatch.setattr(leaks, "load_open", lambda *_: set())
 
     def load(_db: object, _provider: str, region: str | None) -> list[TrackedMachine]:

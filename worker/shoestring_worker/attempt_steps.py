@@ -119,7 +119,7 @@ class AttemptSteps:
             on_spot = latest.market == "spot"
             zones = (latest.zone,) if on_spot and latest.zone else wanted.zones
             wanted = replace(wanted, type=latest.type, zones=zones, spot="only" if on_spot else "never")
-        if others := active.living_machines:
+        if others := active.live_machines:
             wanted = wanted.beside(rows.offered_hardware(others[0]))
             if wanted.cluster:  # a placement group is in one zone
                 wanted = replace(wanted, zones=(others[0].zone,))

@@ -81,9 +81,9 @@ class Reconciler:
         with self.store.read() as db:
             # without the API no machine is heard of
             api_is_up = service_heartbeats.leases_enforced(db, listed_at, self.provider.timeouts)
-            living = observations.load_living_regions(db, self.name, listed_at - SILENT if api_is_up else 0)
+            in_use = observations.load_regions_in_use(db, self.name, listed_at - SILENT if api_is_up else 0)
             leaking = leaks.load_open(db, self.name)
-        expected = living | {region: living.get(region, False) for region in leaking}
+        expected = in_use | {region: in_use.get(region, False) for region in leaking}
         due = due_regions(expected, adapter.configured_regions, self._enabled_regions, self._swept_at, listed_at)
         calls = {
             self._threads.submit(self._list_region, adapter, region, sweep): region for region, sweep in due.items()

@@ -32,7 +32,7 @@ Note = Annotated[str, typer.Option("--note", help="A note to the member who aske
 @app.command("request")
 def request(
     amount: Annotated[str, typer.Argument(help="Dollars that you need more, e.g. 5.00.")],
-    why: Annotated[str, typer.Option("--why", help="The reason, for whoever decides.")],
+    why: Annotated[str, typer.Option("--why", help="The reason, for the person who decides.")],
     owner: Annotated[
         str | None, typer.Option("--owner", help="Your budget or your team's; default: yours if it has a limit.")
     ] = None,

@@ -41,7 +41,7 @@ NEEDS = {
 
 
 class ExplainedCommand(typer.core.TyperCommand):
-    """A command that says what it needs, and where to get it, to whoever leaves it out."""
+    """A command that says what is missing, and where to get it, if an argument is left out."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:

@@ -30,7 +30,7 @@ SpecFile = Annotated[Path | None, typer.Option("-f", "--file", help="Job spec, Y
 
 
 class SpecCommand(typer.core.TyperCommand):
-    """A command that takes parameters of the spec as KEY=VALUE, and says so to whoever gives one as an option."""
+    """A command that takes parameters of the spec as KEY=VALUE, and says so if one is given as an option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:

@@ -35,7 +35,7 @@ PROSE_WIDTH = 100
 
 
 class Terminal(Console):
-    """Prints text as it stands, whoever wrote it: without markup, emoji codes and terminal control sequences."""
+    """Prints text as it stands, from any author: without markup, emoji codes and terminal control sequences."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(soft_wrap=True, markup=False, emoji=False, **options)

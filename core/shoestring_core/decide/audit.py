@@ -2,7 +2,7 @@
 """The audit log's chain: what each hash covers, and what a look at the whole chain finds.
 
 The hash of an entry covers the entry and the hash before it, so the last one stands for the whole log. A seal is a
-number of entries and the hash of the last of them, signed and kept outside of the database: whoever changes the
+number of entries and the hash of the last of them, signed and kept outside of the database: someone who changes the
 database can compute new hashes, but no other seals.
 """
 

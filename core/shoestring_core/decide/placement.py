@@ -154,7 +154,7 @@ def gpus_of(offer: Offer, nodes: int) -> int:
 
 
 def require_machines(placement: Placement, unanswered: Collection[str] = ()) -> None:
-    """Raise InvalidSpec for a job that could only wait for ever: there are no such machines, or never as many.
+    """Raise InvalidSpec for a job that could only wait forever: there are no such machines, or never as many.
 
     One that a price, a quota or a provider's silence keeps from starting may wait: that may change by itself.
 

@@ -119,11 +119,11 @@ class QueuedJob:
     attempt               number of the attempt that would open
     queued_at             when it came (µs UTC)
     reopened              that attempt was open before and launched no machine
-    terminating_machines  of earlier attempts: there are never two living machines for one slot
+    terminating_machines  of earlier attempts: there are never two live machines for one slot
     closing               its last attempt is not closed yet, even if its machines have terminated
     not_before            it waits for a backoff until then (µs UTC)
     refused               because a provider refused machines to its last attempt
-    time_limit            µs that it may train, over all its attempts; None: for ever
+    time_limit            µs that it may train, over all its attempts; None: no limit
     deadline              where it is to train, to keep its deadline; None: it has none
     """
 

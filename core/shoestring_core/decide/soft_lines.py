@@ -13,7 +13,7 @@ MAX_LINES = 20
 def newly_reached(lines: Iterable[int], highest_reached: int, used: int, limit: int | None) -> list[int]:
     """The lines that `used` is at or past, of those above the highest that was reached before; the lowest first.
 
-    highest_reached  percent; 0: none. Whoever moves the limit begins again at 0
+    highest_reached  percent; 0: none. A change of the limit resets it to 0
     used, limit      micro-dollars; no line of a budget without a limit, or without use, is ever reached
     """
     if limit is None or used <= 0:

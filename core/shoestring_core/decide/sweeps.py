@@ -10,7 +10,7 @@ from typing import Literal
 from shoestring_core.decide.reconcile import ProviderMachine, carries_our_tags
 from shoestring_core.decide.timeouts import S, Timeouts
 
-LIVING, CONFIGURED, ENABLED = 30 * S, 300 * S, 3_600 * S
+IN_USE, CONFIGURED, ENABLED = 30 * S, 300 * S, 3_600 * S
 """How often a region is swept (µs): with machines of ours, one where they may be launched, any other of the account."""
 SILENT = 8 * S
 """A machine that has not reported for this long may have ended; it reports at least every 5 s, once it has booted."""
@@ -36,7 +36,7 @@ class Leftover:
 
 
 def due_regions(
-    living: Mapping[str, bool],
+    in_use: Mapping[str, bool],
     configured: Collection[str],
     enabled: Collection[str],
     swept_at: Mapping[str, int],
@@ -44,15 +44,15 @@ def due_regions(
 ) -> dict[str, bool]:
     """The regions to list now; True: a sweep, that is with their leftovers.
 
-    living    regions with machines of ours; True: one of them changes or may have ended: the region is listed at once
+    in_use    regions with machines of ours; True: one of them changes or may have ended: the region is listed at once
     swept_at  when each was swept last (µs UTC)
     """
-    intervals = dict.fromkeys(enabled, ENABLED) | dict.fromkeys(configured, CONFIGURED) | dict.fromkeys(living, LIVING)
+    intervals = dict.fromkeys(enabled, ENABLED) | dict.fromkeys(configured, CONFIGURED) | dict.fromkeys(in_use, IN_USE)
     sweeps = {
         region: region not in swept_at or abs(now - swept_at[region]) >= interval
         for region, interval in intervals.items()
     }
-    return {region: sweep for region, sweep in sweeps.items() if sweep or living.get(region)}
+    return {region: sweep for region, sweep in sweeps.items() if sweep or in_use.get(region)}
 
 
 def stray_leftovers(

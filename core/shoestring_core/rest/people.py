@@ -63,7 +63,7 @@ class Invitation(Resource):
 
     id: UUID
     user: str | None
-    """Of a class list: whom it signs in. None: whoever takes it chooses a name."""
+    """Of a class list: whom it signs in. None: the person who accepts it chooses a name."""
     role: Role
     limit: Money | None
     """What the new member's own budget begins with; None: no limit of their own."""
@@ -98,12 +98,12 @@ class ReadInvitationRequest(RequestBody):
 
 
 class OpenedInvitation(Resource):
-    """What whoever has an invitation's link sees of it before they take it."""
+    """What an invitation's link shows before the invitation is accepted."""
 
     team: str
     role: Role
     user: str | None
-    """Whom it signs in; None: whoever takes it chooses a name."""
+    """Whom it signs in; None: the person who accepts it chooses a name."""
     made_by: str
     expires_at: datetime
 

@@ -70,8 +70,8 @@ def load_job_rows(db: Read, jobs: Sequence[JobRow]) -> list[JobRows]:
     if started := [job.id for job in jobs if job.attempt]:
         _add_attempts(db, rows, started, [leaves[job] for job in started if job in leaves])
     _add_waits(db, rows, accounts)
-    living = [job for job in jobs if job.state != JobState.ENDED and has_deadline(job.spec)]
-    for id_, kept in load_kept(db, living).items():
+    open_jobs = [job for job in jobs if job.state != JobState.ENDED and has_deadline(job.spec)]
+    for id_, kept in load_kept(db, open_jobs).items():
         rows[id_].deadline = kept
     return list(rows.values())
 

@@ -86,7 +86,7 @@ def redeem_login_code(db: Write, code: str, place: Place = NOWHERE) -> NewSessio
 def open_session(db: Write, maker: identity.Principal, place: Place = NOWHERE) -> NewSession:
     """Sign a browser in as the maker, for no longer than the key that the maker signs in with is valid, nor for more.
 
-    Whoever has MAX_SESSIONS already is signed out where the session would end first. Raises Forbidden for a job key.
+    A user who has MAX_SESSIONS already is signed out of the one that would end first. Raises Forbidden for a job key.
     """
     if maker.job is not None:
         raise Forbidden("A job key signs no browser in.", hint="Use a personal key: shoestring keys create.")

@@ -754,7 +754,7 @@ class ProviderRow(Base):
     answered_at: Mapped[int]
     """When it last said what it offers; 0: never."""
     offers_version: Mapped[int]
-    """Counts its answers: whoever has read its offers at this version needn't read them again."""
+    """Counts its answers: offers that were read at this version needn't be read again."""
 
 
 class LeakRow(Base):
@@ -866,7 +866,7 @@ class AuditSealRow(Base):
 class InvitationRow(Base):
     """A link by which one person becomes a member of a team, once. Only the hash of its code is stored.
 
-    user_id      whom it signs in, who is a member already; None: whoever takes it chooses a name
+    user_id      whom it signs in, who is a member already; None: the person who accepts it chooses a name
     limit_micro  what the new member's own budget begins with; None: no limit of their own
     """
 

@@ -103,7 +103,7 @@ class Read:
         # populate_existing: a row read again has its current values, also after an UPDATE by statement.
         return orm.Session(
             self.connection,
-            join_transaction_mode="rollback_only",  # whoever opened the connection commits
+            join_transaction_mode="rollback_only",  # the connection's owner commits
             expire_on_commit=False,
             execution_options={"populate_existing": True, "synchronize_session": False},
         )

@@ -165,7 +165,7 @@ def test_vcpus_of_a_quota_are_made_free_as_well_as_slots():
     assert [start.job for start in world.tick().starts] == [wanted]
 
 
-def test_whoever_waits_behind_a_team_below_its_guaranteed_rate_is_told_so():
+def test_a_job_that_waits_behind_a_team_below_its_guaranteed_rate_is_told_so():
     world = shared(slots=1)
     b, a = world.team("b"), world.team("a", guaranteed=2)
     world.submit(a)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose turn it is: dollars are shared by weight, whoever came first and however the work is cut into jobs."""
+"""Whose turn it is: dollars are shared by weight, in whatever order jobs came and however the work is cut into jobs."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MACHINE = ProviderMachine("cloud", "a", "i-1", "token", OURS, "running", NOW - 6
 
 
 @pytest.mark.parametrize(
-    ("living", "ago", "due"),
+    ("in_use", "ago", "due"),
     [
         ({}, {}, {"a": True, "b": True, "c": True}),  # a worker that starts
         ({}, {"a": 299, "b": 3_599, "c": 3_599}, {}),
@@ -32,9 +32,9 @@ MACHINE = ProviderMachine("cloud", "a", "i-1", "token", OURS, "running", NOW - 6
         ({}, {"a": -300, "b": 0, "c": 0}, {"a": True}),  # the clock was set back
     ],
 )
-def test_regions_with_machines_are_swept_each_30_s_configured_ones_each_5_min_and_all_each_hour(living, ago, due):
+def test_regions_with_machines_are_swept_each_30_s_configured_ones_each_5_min_and_all_each_hour(in_use, ago, due):
     swept_at = {region: NOW - seconds * S for region, seconds in ago.items()}
-    assert due_regions(living, ["a"], ["a", "b", "c"], swept_at, NOW) == due
+    assert due_regions(in_use, ["a"], ["a", "b", "c"], swept_at, NOW) == due
 
 
 def sweeps(one: Leftover, *at_s: int, machines: tuple[ProviderMachine, ...] = ()) -> list[int]:

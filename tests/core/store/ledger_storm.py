@@ -408,7 +408,7 @@ class Storm:
         return ledger.set_concurrency(db, UUID(account), jobs, None, actor="storm", reason=key)
 
     def _once(self, db: Write, key: str, work: Callable[[], object]) -> bool:
-        """As the API does it with an Idempotency-Key: whoever sends the same request again changes nothing."""
+        """As the API does it with an Idempotency-Key: a repeated request changes nothing."""
         if idempotency.begin_request(db, "storm", key, key) is not None:
             return False
         work()

@@ -451,7 +451,7 @@ def test_a_bill_without_any_hold_is_refused(world: World) -> None:
 def test_a_hold_that_changes_meanwhile_is_neither_settled_nor_released(
     world: World, action: str, change: dict[str, object]
 ) -> None:
-    """Otherwise an extension at the same time would leave money held for ever."""
+    """Otherwise an extension at the same time would leave money held forever."""
     job = world.job()
     machine = world.hold(job, 100)
     with world.store.read() as db:

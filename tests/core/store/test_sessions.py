@@ -157,7 +157,7 @@ def create(world: World, expires_at: int | None = None) -> tuple[KeyRow, str]:
 
 
 def made_by(world: World, maker: identity.Principal) -> str:
-    """The secret of a key that its maker wants to last for ever."""
+    """The secret of a key that its maker wants to last forever."""
     return world.store.write(lambda db: identity.create_key(db, "pat", maker, None))[1]
 
 

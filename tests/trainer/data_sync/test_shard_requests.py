@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ranks ask for shards, and what whoever downloads them makes of it."""
+"""How ranks ask for shards, and what the downloader makes of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_rank_asks_for_shards_as_long_as_it_lives(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_is_just_starting_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever downloads may look at any moment, also before the rank holds its lock."""
+    """The downloader may look at any moment, also before the rank holds its lock."""
     flock = fcntl.flock
 
     def look_before(file: Any, operation: int) -> None:

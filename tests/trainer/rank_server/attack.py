@@ -107,7 +107,7 @@ def link(path: str) -> None:
 
 
 def read_key(name: str) -> bool:
-    """Whether a key of the session of whoever started this can be read."""
+    """Whether a key of the session that started this can be read."""
     key = keyctl(KEYCTL_SEARCH, SESSION_KEYRING, b"user", name.encode(), 0)
     return key > 0 and keyctl(KEYCTL_READ, key, ctypes.create_string_buffer(64), 64) > 0
 

@@ -194,7 +194,7 @@ def test_without_room_for_it_an_instance_is_refused_and_its_token_stays_free(clo
 
 
 def test_nobody_without_its_key_has_commands_executed_by_it(cloud: Cloud):
-    """No rule of AWS: whoever may launch an instance of this fake runs commands as its user."""
+    """No rule of AWS: a client that may launch an instance of this fake runs commands as its user."""
     stranger = cloud.aws.client_with_key("stranger")
     for call in (stranger.describe_instances, lambda: stranger.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)):
         with pytest.raises(ClientError, match="AuthFailure"):

@@ -207,7 +207,7 @@ class CheckpointUploader:
     async def _upload_and_commit(self, checkpoint: LocalCheckpoint) -> None:
         """Points before checkpoint: the commit waits until the batches it stands on are stored.
 
-        A periodic one waits even with its upload: then the service is there, and the urls is not spent in vain.
+        A periodic one waits even with its upload: then the service is reachable, and the URLs are not wasted.
         """
         began = time.monotonic()
         manifest, size = await asyncio.to_thread(_with_store_checksum, checkpoint)
@@ -313,7 +313,7 @@ def _with_store_checksum(checkpoint: LocalCheckpoint) -> tuple[bytes, int]:
     checksum = size = 0
     with os.fdopen(open_file(checkpoint.data), "rb") as data:
         while block := data.read(BLOCK_BYTES):
-            # whatever is left to read: a hook may leave a sparse file, or append for ever
+            # whatever is left to read: a hook may leave a sparse file, or append without end
             if max(size + len(block), os.fstat(data.fileno()).st_size) > MAX_CHECKPOINT_BYTES:
                 raise OSError(errno.EFBIG, f"larger than {MAX_CHECKPOINT_BYTES:,} bytes", str(checkpoint.data))
             checksum, size = crc64nvme(block, checksum), size + len(block)

@@ -119,7 +119,7 @@ class GenerationRunner:
             self._new_order.set()
 
     async def execute_orders(self) -> None:
-        """Execute each new order, for ever."""
+        """Execute each new order; never returns."""
         while True:
             await self._new_order.wait()
             self._new_order.clear()

@@ -72,7 +72,7 @@ class SpoolFile(BaseModel):
 
 
 class Spool:
-    """`reader_state` belongs to whoever reads the machine's files; it is saved with each batch.
+    """`reader_state` belongs to the reader of the machine's files; it is saved with each batch.
 
     A disk that can't be written sets `write_error` and raises nothing: batches then wait in memory, so that the service
     can still be told why the machine leaves.

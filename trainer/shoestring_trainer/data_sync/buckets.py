@@ -145,7 +145,7 @@ async def list_bucket(
     raise DataUnavailable(
         f"this machine may not read {url} ({reason}); make it public, or {keys}; on the machines of a local service, "
         "start `shoestring up` with SHOESTRING_AGENT_ before each of these names; on EC2, whose machines get no keys, "
-        "whoever runs the service names a role that may read it in SHOESTRING_EC2_DATA_ROLE, or admits the machines' "
+        "the operator names a role that may read it in SHOESTRING_EC2_DATA_ROLE, or admits the machines' "
         "network in the bucket's policy (docs/aws.md, Your data)"
     )
 

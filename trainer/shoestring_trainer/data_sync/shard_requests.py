@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ranks ask for the shards of a streamed data set: files in a folder that whoever downloads them watches.
+"""How ranks ask for the shards of a streamed data set: files in a folder that the downloader watches.
 
 Training processes have neither credentials nor, perhaps, a network. Each rank writes in which order it uses shards next
 (`TOKEN.order`), and holds a lock as long as it lives (`TOKEN.alive`). A process that can't go on without a shard puts

@@ -184,7 +184,7 @@ class ShardStreamer:
                 self._fail(str(error))
             except OSError as error:
                 self._fail(_disk_message(stream.bucket.url, stream.folder, error))
-            except Exception as error:  # noqa: BLE001 - whatever it is, ranks must not wait for ever
+            except Exception as error:  # noqa: BLE001 - whatever it is, ranks must not wait forever
                 self._fail(f"shards of {stream.bucket.url} can't be streamed: {error!r}")
             finally:
                 for download in self._downloads.values():

@@ -94,7 +94,7 @@ class RankServer:
 
     def _start(self, request: StartRank) -> None:
         threads = len(os.listdir("/proc/self/task"))
-        if threads != 1:  # a lock that another thread holds would stay locked in the child for ever
+        if threads != 1:  # a lock that another thread holds would stay locked in the child forever
             error = f"the rank server runs {threads} threads, and only a process with one can be forked safely"
             return self._reply(RankServerReply(request.id, exit_code=1, error=error))
         server = os.getpid()

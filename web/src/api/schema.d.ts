@@ -3291,7 +3291,7 @@ export interface components {
         };
         /**
          * OpenedInvitation
-         * @description What whoever has an invitation's link sees of it before they take it.
+         * @description What an invitation's link shows before the invitation is accepted.
          */
         OpenedInvitation: {
             /** Team */

@@ -14,7 +14,7 @@ from shoestring_core import catalog
 from shoestring_worker.fake_ec2.wire import Answer, Call, json_answer
 
 PAGE_SIZE = 10
-"""The API may return fewer than it was asked for, and so does this: whoever stops early misses some."""
+"""The API may return fewer than it was asked for, and so does this: a client that stops early misses some."""
 
 
 class OnDemandMarket:

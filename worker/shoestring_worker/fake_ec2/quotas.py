@@ -16,7 +16,7 @@ from shoestring_worker.fake_ec2.spot_requests import MARKET
 from shoestring_worker.fake_ec2.wire import Answer, Call, error_answer, json_answer
 
 PAGE_SIZE = 2
-"""Service Quotas may return fewer than it was asked for, and so does this: whoever stops early misses some."""
+"""Service Quotas may return fewer than it was asked for, and so does this: a client that stops early misses some."""
 
 SPOT = {
     "g": "All G and VT Spot Instance Requests",

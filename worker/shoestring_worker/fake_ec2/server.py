@@ -64,7 +64,7 @@ class FakeEc2:
 
     moto        the one that it stands in front of
     machines    run the instances; None: these are entries in a table
-    access_key  required of every request: whoever may launch, has user data executed
+    access_key  required of every request: launching an instance executes its user data
     roles       the keys of instances' roles, with which they may read what is in S3
     """
 

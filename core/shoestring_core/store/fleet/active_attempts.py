@@ -56,7 +56,7 @@ class ActiveAttempt:
         return {machine.slot: machine for machine in self.machines if machine.state != MachineState.NEVER_LAUNCHED}
 
     @property
-    def living_machines(self) -> list[MachineRow]:
+    def live_machines(self) -> list[MachineRow]:
         return [machine for machine in self.machines if machine.state in rows.ALIVE]
 
     @property

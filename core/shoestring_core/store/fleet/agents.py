@@ -52,7 +52,7 @@ def register(
     bind = update(MachineRow).where(
         MachineRow.id == machine_id, MachineRow.session_hash.is_(None), MachineRow.state.in_(("launching", "running"))
     )
-    # The job's row is ours now: whoever registers for the same gang at this moment comes before or after.
+    # The job's row is locked: concurrent registrations of its gang are serialized.
     machine = rows.load_machine(db, machine_id)
     fresh = machine.session_hash is None and machine.state in ("launching", "running")
     if not token_ok or not (fresh or hmac.compare_digest(machine.session_hash or "", session_hash)):

@@ -93,7 +93,7 @@ def begin_termination(db: Write, machine: UUID, reason: Reason, *, lease: bool) 
     return True
 
 
-def load_living_regions(db: Read, provider: str, silent_since: int) -> dict[str, bool]:
+def load_regions_in_use(db: Read, provider: str, silent_since: int) -> dict[str, bool]:
     """The regions in which a provider has machines that are alive.
 
     True: one of them begins or ends, or may have ended: it has been silent since `silent_since` (µs UTC), as those are

@@ -45,7 +45,7 @@ def set_period(db: Write, account_id: UUID, plan: Plan | None, *, actor: str, re
     reason  in the words of who changes it
     Raises BudgetUnmovable if the budget has no limit.
     """
-    # The account's row first: whoever sets its period at the same time waits here, and then sees this one's row.
+    # The account's row first: a concurrent change of its period waits here, and then sees this one's row.
     db.execute(update(AccountRow).where(AccountRow.id == account_id).values(version=AccountRow.version + 1))
     account = load_account(db, account_id)
     before = load_periods(db, [account_id]).get(account_id)

@@ -157,7 +157,7 @@ def test_refusals_before_an_attempt_was_opened_again_are_past(fleet: Fleet) -> N
     before = machine(0, NEVER_LAUNCHED, OPENED - 1, **refused)
     active = attempt_of(fleet, 2, [before, machine(0, RUNNING), machine(1, NEVER_LAUNCHED, **refused)])
     assert active.gang_status().refusals == ((RefusalKind.CAPACITY, "full"),)
-    assert active.living_machines == [active.machines[1]]
+    assert active.live_machines == [active.machines[1]]
 
 
 def test_the_machines_of_a_gang_are_its_members_the_last_ones_and_those_that_may_join(fleet: Fleet) -> None:

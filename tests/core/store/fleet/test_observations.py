@@ -180,7 +180,7 @@ def test_a_region_is_listed_often_while_a_machine_there_begins_or_is_no_longer_w
     region = fleet.machine_row(machine).region
 
     def living() -> dict[str, bool]:
-        return fleet.read(observations.load_living_regions, provider, 0)
+        return fleet.read(observations.load_regions_in_use, provider, 0)
 
     assert living() == {region: False}
     for state in (PLANNED, LAUNCHING, TERMINATING):
@@ -207,7 +207,7 @@ def test_a_region_is_listed_at_once_where_a_machine_may_have_ended(fleet: Fleet)
     region = fleet.machine_row(machines[0]).region
 
     def living(silent_since: int = 0) -> dict[str, bool]:
-        return fleet.read(observations.load_living_regions, provider, silent_since)
+        return fleet.read(observations.load_regions_in_use, provider, silent_since)
 
     assert living(fleet.clock.now - 1) == {region: False}
     assert living(fleet.clock.now) == {region: True}, "those that boot have said nothing yet"
@@ -229,7 +229,7 @@ def test_a_region_is_listed_by_what_happens_to_its_own_machines_alone(fleet: Fle
     fleet.alter(MachineRow, MachineRow.id == foreign, provider="other", region="c")
 
     def living() -> dict[str, bool]:
-        return fleet.read(observations.load_living_regions, provider, 0)
+        return fleet.read(observations.load_regions_in_use, provider, 0)
 
     assert living() == {region: False, "b": False}
     fleet.exits(foreign, 1, "signal")
@@ -357,7 +357,7 @@ def test_only_a_running_machine_is_terminated(fleet: Fleet) -> None:
 # What is compared with the provider
 
 
-def test_every_living_machine_is_compared_with_the_provider(fleet: Fleet) -> None:
+def test_every_live_machine_is_compared_with_the_provider(fleet: Fleet) -> None:
     wanted, closing = fleet.start(nodes=2), fleet.start(nodes=4)
     planned, running = fleet.ids(wanted)
     fleet.call(running)
@@ -409,7 +409,7 @@ def test_a_machine_is_compared_once_however_many_attempts_its_job_had(fleet: Fle
     tracked = fleet.read(observations.load_tracked_machines, OFFER.provider)
     assert [(one.id, one.wanted) for one in tracked] == sorted([(first, False), (second, True)])
     fleet.alter(MachineRow, MachineRow.id == first, state=TERMINATED, ended_at=1)
-    assert fleet.read(observations.load_living_regions, OFFER.provider, 0) == {"local": False}
+    assert fleet.read(observations.load_regions_in_use, OFFER.provider, 0) == {"local": False}
 
 
 @pytest.mark.parametrize(("noticed", "unwanted"), [(True, True), (True, False), (False, True)])

@@ -217,7 +217,7 @@ def test_a_crop_is_that_of_a_full_decode_whatever_the_orientation_of_the_file(tm
         assert 10 * math.log10(255**2 / error) > 30
 
 
-def test_a_damaged_image_is_named_with_its_shard_by_whoever_decodes_it(copied: Path):
+def test_a_damaged_image_is_named_with_its_shard_by_its_decoder(copied: Path):
     message = r"train-000001\.tar/00000020 cannot be read as an image \(it holds zeros only.*\); its shard is damaged"
     with pytest.raises(DataError, match=message):
         list(batches(copied, CROPS, opened=lambda: overwrite(copied, [20])))

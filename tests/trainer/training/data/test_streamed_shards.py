@@ -153,7 +153,7 @@ sys.exit("something failed")
 
 
 def test_a_program_that_fails_ends_though_its_decoders_ignore_signals(prepared: Path):
-    """multiprocessing would send them SIGTERM, and wait for ever."""
+    """multiprocessing would send them SIGTERM, and wait forever."""
     command = [sys.executable, "-c", OPEN_AND_FAIL, str(prepared)]
     ended = subprocess.run(command, env=base_environment(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert (ended.returncode, ended.stderr.strip()) == (1, "something failed")

@@ -108,7 +108,7 @@ function AskForm({ done }: { done: () => void }) {
   const [key] = useState(newIdempotencyKey);
   const dollars = typedDollars(amount);
   const noAmount = amountProblem(amount, { example: "5.00", zero: false });
-  const problem = noAmount || (why.trim() === "" ? "Say what it is for: whoever approves it reads that." : "");
+  const problem = noAmount || (why.trim() === "" ? "Say what it is for: the approver reads that." : "");
   const ask = useMutation({
     mutationFn: async () =>
       body(

@@ -1,4 +1,4 @@
-/** Taking an invitation: whoever opened its link chooses a name, unless the invitation is for somebody already. */
+/** Accepting an invitation: the invitee chooses a name, unless the invitation is for an existing member. */
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, useState } from "react";
 import { api, body, Problem, type Schemas } from "../../api/client";

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make what an account needs for machines. What is there is left as it is, so that it can be run again at any time.
 
-Each thing carries its mark from the call on that makes it, so that one that was stopped half-way finds what it made.
+Resources are tagged by the call that creates them, so that after an interrupted run the next one finds them.
 Nothing here costs money while no machine runs: VPC, subnets, internet gateway and gateway endpoint are free.
 """
 

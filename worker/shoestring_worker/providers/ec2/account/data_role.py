@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The role with which machines of jobs read their data: whoever owns the account makes it, and names its profile."""
+"""The role with which machines of jobs read their data: the account's owner creates it, and names its profile."""
 
 from __future__ import annotations
 

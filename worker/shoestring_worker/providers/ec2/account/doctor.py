@@ -171,7 +171,7 @@ def check_bucket(open_client: OpenClient, region: str, store: str, regions: Iter
         s3.delete_object(Bucket=name, Key=key)
     except FAILURES as error:
         text = f"{key} can't be deleted, and stays: {_text(error)}"
-        yield Finding("warning", "bucket", text, "Allow s3:DeleteObject, or checkpoints are kept for ever.")
+        yield Finding("warning", "bucket", text, "Allow s3:DeleteObject, or checkpoints are never deleted.")
     if elsewhere := sorted(set(regions) - {found}):
         text = f"{name} is in {found}, machines run in {', '.join(elsewhere)} too: what they exchange crosses regions."
         yield Finding("warning", "bucket", text, "AWS charges for that. Use a bucket in the machines' region.")

@@ -182,7 +182,7 @@ def of_account(aws: Aws) -> list[Thing]:
 
 
 def spot_role(aws: Aws) -> dict[str, Any] | None:
-    """The service-linked role that EC2 needs for spot machines, whoever made it. Raises AwsError."""
+    """The service-linked role that EC2 needs for spot machines, created by this service or not. Raises AwsError."""
     roles = aws.read_all("iam", GLOBAL_REGION, "list_roles", "Roles", PathPrefix=SPOT_ROLE_PATH)
     return roles[0] if roles else None
 

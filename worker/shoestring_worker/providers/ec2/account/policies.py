@@ -44,7 +44,7 @@ def worker_policy(account: str, regions: list[str], bucket: str, data_role: str 
 
 
 def account_policy(account: str, regions: list[str], bucket: str) -> dict[str, Any]:
-    """Of whoever runs `shoestring aws`, besides the worker's: it makes, checks and removes what bootstrap makes.
+    """Of the person who runs `shoestring aws`, besides the worker's: it makes, checks and removes what bootstrap makes.
 
     It removes only what has a tag of ours, in any region. Whose bucket another one of ours is, teardown asks as well.
     """

@@ -2,7 +2,7 @@
 """The service in the account: one small machine that runs `up`, on a volume and at an address that stay.
 
 Everything carries its tag from birth on, and the machine's idempotency token is on the volume before it is launched: so
-a run that was stopped half-way is gone on with, and never launches a second machine.
+a run that was stopped halfway is continued, and never launches a second machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a wheelhouse in the account's bucket: resolved once for an installation, each file uploaded once.
 
-Stopped half-way and run again, it goes on: what pip resolved is in the bucket, and so is each file that was uploaded.
+Stopped halfway and run again, it continues: what pip resolved is in the bucket, and so is each file that was uploaded.
 """
 
 from __future__ import annotations
