@@ -36,7 +36,7 @@ from tests.worker.providers.ec2.test_account import (
     tables,
 )
 from tests.worker.providers.ec2.test_user_data import arguments_of
-from tests.worker.providers.fake_aws import IMAGE, REGION, UBUNTU_IMAGE, ZONE, FakeAws, launch_request
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, UBUNTU_IMAGE, ZONE, FakeAws, launch_request
 
 SERVICE = [{"Name": "tag:Name", "Values": ["shoestring-service"]}]
 
@@ -172,6 +172,15 @@ def test_killed_after_each_of_its_calls_and_run_again_up_launches_one_machine(aw
     assert [len(found()) for found in (operator.machines, operator.volumes, operator.addresses)] == [0, 1, 1]
     assert killed_again_and_again(operator.up, aws.url) == 4
     assert [len(found()) for found in (operator.machines, operator.volumes, operator.addresses)] == [1, 1, 1]
+
+
+def test_a_region_of_jobs_that_can_not_be_listed_is_told_when_the_service_ends(aws: FakeAws, operator: Operator):
+    operator.up(account_of(aws.url))
+    operator.made.settings[OTHER_REGION] = {"image": IMAGE, "subnets": {f"{OTHER_REGION}a": "subnet-00000000"}}
+    aws.fault("error", "DescribeInstances", region=OTHER_REGION, code="OptInRequired", status=403, times=9)
+    operator.down(account_of(aws.url))
+    assert operator.machines() == []
+    assert any(f"may still run in {OTHER_REGION}, which can't be listed: " in line for line in operator.told)
 
 
 def test_a_launch_whose_answer_is_lost_is_found_by_its_token(aws: FakeAws, operator: Operator):

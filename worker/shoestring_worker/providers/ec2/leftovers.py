@@ -14,7 +14,7 @@ from shoestring_core.decide.timeouts import S
 from shoestring_worker.providers.ec2.extras import gp3_disk, public_ipv4
 
 CALLS: Mapping[str, tuple[str, str, list[dict[str, Any]]]] = {
-    "volume": ("describe_volumes", "Volumes", [{"Name": "status", "Values": ["available"]}]),
+    "volume": ("describe_volumes", "Volumes", [{"Name": "status", "Values": ["available", "error"]}]),
     "network_interface": (
         "describe_network_interfaces",
         "NetworkInterfaces",

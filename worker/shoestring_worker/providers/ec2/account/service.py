@@ -89,7 +89,18 @@ class ServiceInAccount:
                 raise AwsError(f"{', '.join(ids)} has not ended within {END_S:.0f} s. Run this again in some minutes.")
             self._clock.sleep(PAUSE_S)
         self._steps.say(f"ended     {', '.join(ids)}; its volume and its address stay: `aws up` goes on with them")
-        jobs = [one for region in self._wanted.settings.regions for one in inventory.machines(self._aws, region)]
+        self._tell_of_jobs()
+
+    def _tell_of_jobs(self) -> None:
+        """What of them still runs, in the regions that can be listed."""
+        jobs, silent = list[inventory.Thing](), list[str]()
+        for region in self._wanted.settings.regions:
+            try:
+                jobs += inventory.machines(self._aws, region)
+            except AwsError as error:
+                silent.append(f"Machines of jobs may still run in {region}, which can't be listed: {error}")
+        for sentence in silent:
+            self._steps.say(sentence)
         if left := [one for one in jobs if one.deployment and one.kind == "machine"]:
             self._steps.say(
                 f"{inventory.count(left)} of jobs still run: they save a checkpoint and power off when their funding "
