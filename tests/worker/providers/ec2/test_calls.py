@@ -178,6 +178,22 @@ def test_a_clock_is_told_apart_from_wrong_credentials_by_the_date_of_ec2_s_answe
     assert unknown.value.lasts
 
 
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("AuthFailure", "set others where it is started"),
+        ("InvalidClientTokenId", "set others where it is started"),
+        ("OptInRequired", "SHOESTRING_EC2_REGIONS"),
+        ("UnauthorizedOperation", "bootstrap --dry-run prints the policy"),
+    ],
+)
+def test_a_refusal_of_the_prices_of_all_regions_that_lasts_says_what_to_do(aws: FakeAws, code: str, advice: str):
+    aws.fault("error", "DescribeSpotPriceHistory", code=code, status=403, times=2)
+    with pytest.raises(OutcomeUnknown, match=f"{code}: planned. .*{advice}") as unknown:
+        aws.provider(ZONE, OTHER_ZONE).offers(())
+    assert unknown.value.lasts, "jobs that wait for it are told"
+
+
 def test_without_credentials_a_launch_waits_and_says_how_to_set_them(aws: FakeAws, monkeypatch: pytest.MonkeyPatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
