@@ -150,8 +150,7 @@ def test_a_provider_that_forgets_a_machine_for_good_ends_its_own_job_only(world:
     world.providers["sim"].list = lambda _: []
     for second in range(0, 300, 10):
         assert states(world, forgotten) == ["running"], second
-        for job in (forgotten, other):
-            world.report(job)
+        world.report(other)
         world.tick(10)
     world.tick(10)
     (machine, *_) = world.machines(forgotten)

@@ -114,10 +114,10 @@ class JobScheduler:
         timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
         with self.store.read() as db:
             loaded = queue.load_queue(db, self.timeouts, self._known)
-            schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered)
+            schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered, self._unserved)
             while not schedule.complete:
                 loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
-                schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered)
+                schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered, self._unserved)
             return db.now, loaded, schedule
 
     def _apply(self, schedule: SchedulingDecision, loaded: LoadedQueue) -> tuple[list[PlannedMachine], int | None]:
