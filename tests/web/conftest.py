@@ -17,7 +17,8 @@ from tests.api.deployment import Deployment
 from tests.servers import until
 from tests.shared_database import SharedDatabase
 
-expect.set_options(timeout=15_000)  # a busy machine is slow, not broken
+# A busy machine is slow, not broken. The dashboard itself waits 20 s for an answer, and 10 s before it connects again.
+expect.set_options(timeout=30_000)
 
 OpenPage = Callable[..., Page]
 

@@ -6,6 +6,10 @@ import { type Budget, type Job, type JobPage, job as jobQuery, jobPages, queries
 beforeEach(() => queries.clear());
 afterEach(() => vi.restoreAllMocks());
 
+const PATIENCE_MS = 30_000; // a busy machine is slow, not broken
+vi.setConfig({ testTimeout: 2 * PATIENCE_MS });
+const until = (check: () => void) => vi.waitFor(check, PATIENCE_MS);
+
 /** The service, whose answers the test gives one by one. */
 function service(): ((data: unknown) => void)[] {
   const answers: ((data: unknown) => void)[] = [];
@@ -74,7 +78,7 @@ test("an answer that was under way doesn't undo what the stream brought meanwhil
   const answers = service();
   const reading = queries.fetchQuery(jobQuery("1"));
   const listing = queries.fetchInfiniteQuery(jobPages(""));
-  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  await until(() => expect(answers).toHaveLength(2));
   receive([{ name: "job", data: job("1", { state: "ended" }) }]);
   answers[0]!(job("1"));
   answers[1]!({ jobs: [job("2"), job("1")], next_cursor: null });
@@ -82,7 +86,7 @@ test("an answer that was under way doesn't undo what the stream brought meanwhil
   expect(queries.getQueryData(jobQuery("1").queryKey)?.state).toBe("ended");
   expect(listed("").map(({ id, state }) => [id, state])).toEqual([["2", "running"], ["1", "ended"]]);
   const later = queries.fetchQuery({ ...jobQuery("1"), staleTime: 0 });
-  await vi.waitFor(() => expect(answers).toHaveLength(3));
+  await until(() => expect(answers).toHaveLength(3));
   answers[2]!(job("1", { state: "queued" }));
   await later;
   expect(queries.getQueryData(jobQuery("1").queryKey)?.state).toBe("queued");
@@ -91,12 +95,12 @@ test("an answer that was under way doesn't undo what the stream brought meanwhil
 test("a first answer that was under way when the stream began is asked for again", async () => {
   const answers = service();
   const close = new QueryObserver(queries, jobQuery("9")).subscribe(() => {});
-  await vi.waitFor(() => expect(answers).toHaveLength(1));
+  await until(() => expect(answers).toHaveLength(1));
   refetchAll();
   answers[0]!(job("9"));
-  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  await until(() => expect(answers).toHaveLength(2));
   answers[1]!(job("9", { state: "ended" }));
-  await vi.waitFor(() => expect(queries.getQueryData(jobQuery("9").queryKey)?.state).toBe("ended"));
+  await until(() => expect(queries.getQueryData(jobQuery("9").queryKey)?.state).toBe("ended"));
   close();
 });
 
@@ -104,15 +108,15 @@ test("a job that ends while more of the list is loaded stays ended, and a new on
   const answers = service();
   const list = new InfiniteQueryObserver(queries, jobPages(""));
   const close = list.subscribe(() => {});
-  await vi.waitFor(() => expect(answers).toHaveLength(1));
+  await until(() => expect(answers).toHaveLength(1));
   answers[0]!({ jobs: [job("3"), job("2")], next_cursor: "2" });
-  await vi.waitFor(() => expect(list.getCurrentResult().hasNextPage).toBe(true));
+  await until(() => expect(list.getCurrentResult().hasNextPage).toBe(true));
   void list.fetchNextPage();
-  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  await until(() => expect(answers).toHaveLength(2));
   receive([{ name: "job", data: job("2", { state: "ended" }) }, { name: "job", data: job("4") }]);
   answers[1]!({ jobs: [job("1")], next_cursor: null });
-  await vi.waitFor(() => expect(list.getCurrentResult().isFetching).toBe(false));
-  await vi.waitFor(() => expect(listed("").map(({ id, state }) => [id, state])).toEqual([["4", "running"], ["3", "running"], ["2", "ended"], ["1", "running"]]));
+  await until(() => expect(list.getCurrentResult().isFetching).toBe(false));
+  await until(() => expect(listed("").map(({ id, state }) => [id, state])).toEqual([["4", "running"], ["3", "running"], ["2", "ended"], ["1", "running"]]));
   close();
 });
 
@@ -120,14 +124,14 @@ test("a next page that the reader has asked for arrives, and the list is read ag
   const answers = service();
   const list = new InfiniteQueryObserver(queries, jobPages("status=queued"));
   const close = list.subscribe(() => {});
-  await vi.waitFor(() => expect(answers).toHaveLength(1));
+  await until(() => expect(answers).toHaveLength(1));
   answers[0]!({ jobs: [job("3", { state: "queued" })], next_cursor: "3" });
-  await vi.waitFor(() => expect(list.getCurrentResult().hasNextPage).toBe(true));
+  await until(() => expect(list.getCurrentResult().hasNextPage).toBe(true));
   void list.fetchNextPage();
-  await vi.waitFor(() => expect(answers).toHaveLength(2));
+  await until(() => expect(answers).toHaveLength(2));
   receive([{ name: "job", data: job("3", { state: "running" }) }]);
   answers[1]!({ jobs: [job("1", { state: "queued" })], next_cursor: null });
-  await vi.waitFor(() => expect(listed("status=queued").map(({ id }) => id)).toEqual(["3", "1"]));
-  await vi.waitFor(() => expect(answers).toHaveLength(3));
+  await until(() => expect(listed("status=queued").map(({ id }) => id)).toEqual(["3", "1"]));
+  await until(() => expect(answers).toHaveLength(3));
   close();
 });
