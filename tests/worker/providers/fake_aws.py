@@ -91,22 +91,7 @@ class FakeAws:
         return boto3.client("s3", region_name=region, endpoint_url=self.url, **credentials)
 
     def make_data_role(self, name: str, bucket: str) -> str:
-        """A role that reads this bucket, in an instance profile of its name, by the guide's commands. Its ARN."""
-        credentials = {"aws_access_key_id": self.access_key, "aws_secret_access_key": "none"}
-        iam = boto3.client("iam", region_name=REGION, endpoint_url=self.url, **credentials)
-        for_ec2 = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
-        role = iam.create_role(
-            RoleName=name, AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [for_ec2]})
-        )["Role"]
-        reads = {
-            "Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"],
-            "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"],
-        }  # fmt: skip
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [reads]})
-        iam.put_role_policy(RoleName=name, PolicyName="read", PolicyDocument=policy)
-        iam.create_instance_profile(InstanceProfileName=name)
-        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-        return str(role["Arn"])
+        return make_data_role(self.url, self.access_key, name, bucket)
 
     def impatient_client(self, read_timeout_s: float) -> Any:
         return self._client(REGION, read_timeout_s)
@@ -151,3 +136,22 @@ def launch_request(token: str = "token-1", deployment: str = "us", zone: str = Z
         "user_data": BootData(server_url="http://127.0.0.1:9", machine=MACHINE),
     }
     return LaunchRequest(**fields | changed)
+
+
+def make_data_role(url: str, access_key: str, name: str, bucket: str) -> str:
+    """A role that reads this bucket, in an instance profile of its name, by the guide's commands. Returns its ARN."""
+    credentials = {"aws_access_key_id": access_key, "aws_secret_access_key": "none"}
+    iam = boto3.client("iam", region_name=REGION, endpoint_url=url, **credentials)
+    for_ec2 = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    role = iam.create_role(
+        RoleName=name, AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [for_ec2]})
+    )["Role"]
+    reads = {
+        "Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"],
+        "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"],
+    }  # fmt: skip
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [reads]})
+    iam.put_role_policy(RoleName=name, PolicyName="read", PolicyDocument=policy)
+    iam.create_instance_profile(InstanceProfileName=name)
+    iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    return str(role["Arn"])

@@ -244,7 +244,10 @@ def test_training_processes_are_a_user_of_their_own_who_must_be_able_to_run_the_
 
 
 @pytest.mark.parametrize("image", ["nft", "iptables", "neither"])
-def test_training_processes_are_kept_from_the_metadata_before_the_agent_runs(machine: Machine, image: str) -> None:
+@pytest.mark.parametrize("named", ["", "http://169.254.169.254", "http://[fd00:ec2::254]"])
+def test_training_processes_are_kept_from_the_metadata_before_the_agent_runs(
+    machine: Machine, image: str, named: str
+) -> None:
     """docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-limiting-access.html"""
     stand_in, alone = f'#!/bin/sh\necho "${{0##*/}} $*" >> {machine.folder}/filters\n', machine.folder / "bin"
     for tool in {"nft": ["nft"], "iptables": ["iptables", "ip6tables"]}.get(image, []):
@@ -257,6 +260,8 @@ def test_training_processes_are_kept_from_the_metadata_before_the_agent_runs(mac
         "PATH": str(alone),
         "SHOESTRING_SHARED_COMPUTER": "1",
     }  # of this computer's commands none: its packets aren't to be filtered
+    if named:
+        machine.metadata["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = named
     machine.boot()
     if image == "neither":
         assert machine.phases[-1] == ("filter", "image")

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def main(boot: dict[str, str], python: str, min_driver: int, wheelhouse: str) ->
             run_driver_phase(boot, min_driver)
             run_phase(boot, "install", lambda: check_environment(python, MODULE))
         ranks: dict[str, str] = {}
-        if "AWS_EC2_METADATA_SERVICE_ENDPOINT" not in os.environ:  # else it isn't EC2's
+        if not has_own_metadata(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")):
             run_phase(boot, "filter", lambda: separate_ranks(python, folder, ranks))
         run_phase(boot, "agent", lambda: run_agent(boot, python, folder, ranks))
     except PhaseFailed as failure:
@@ -142,6 +143,14 @@ def check_driver(min_driver: int, found: dict[str, str]) -> str:
     if int(version.partition(".")[0]) < min_driver:
         raise PhaseFailed(f"the image has NVIDIA's driver {version}; PyTorch needs {min_driver} or later", "image")
     return f"NVIDIA driver {version}, {gpu}"
+
+
+def has_own_metadata(endpoint: str) -> bool:
+    """Whether a stand-in serves the machine's metadata at this address on loopback, and EC2 none. "": none is named.
+
+    An image that names another address, even EC2's own, must not be without the packet filter.
+    """
+    return urllib.parse.urlsplit(endpoint).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def separate_ranks(python: str, folder: Path, ranks: dict[str, str]) -> str:
