@@ -188,6 +188,35 @@ def test_a_private_bucket_can_be_read_with_the_machines_role(bucket: Bucket, tmp
     assert denied.value.permanent
 
 
+def test_a_role_that_ec2_may_not_assume_is_told_and_one_whose_keys_come_late_is_waited_for(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("x.jpg", b"x")
+    bucket.access_key = "ASIAROLE"
+    role = "meta-data/iam/security-credentials"
+    keys = {"AccessKeyId": "ASIAROLE", "SecretAccessKey": "s", "Token": "t", "Expiration": "2099-01-01T00:00:00Z"}
+
+    class ComesLate(dict[str, str]):
+        def get(self, path: str, default: str | None = None) -> str | None:
+            text = super().get(path, default)
+            if path == f"{role}/trainers":
+                self[path] = json.dumps(keys)
+            return text
+
+    failed = {f"{role}/": "trainers", f"{role}/trainers": '{"Code": "AssumeRoleUnauthorizedAccess"}'}
+    metadata = MetadataService(failed)
+    try:
+        with monkeypatch.context() as patient:
+            patient.setattr(buckets, "ROLE_KEYS_S", 0.0)
+            with pytest.raises(DataUnavailable, match=r"the role trainers, but AWS gives it no keys .*sts:AssumeRole"):
+                sync(bucket, ALL, tmp_path, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url)
+        metadata.documents = ComesLate(failed)
+        path = sync(bucket, ALL, tmp_path, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url)
+    finally:
+        metadata.stop()
+    assert read_files(path) == {"x.jpg": b"x"}
+
+
 def test_the_region_of_a_bucket_is_requested_with_retries(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

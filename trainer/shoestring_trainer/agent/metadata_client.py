@@ -22,6 +22,10 @@ class MetadataUnavailable(Exception):
     """The metadata service did not answer as it should."""
 
 
+class RoleWithoutKeys(MetadataUnavailable):
+    """The machine has a role, but no keys of it: so soon after its launch, or because EC2 may not assume it."""
+
+
 class MetadataClient:
     """A client of the metadata service."""
 
@@ -58,8 +62,15 @@ class MetadataClient:
         return await self._read("meta-data/events/recommendations/rebalance")
 
     async def role(self) -> str | None:
-        """The role whose temporary keys the service hands out; None if this machine has none."""
-        return await self._read("meta-data/iam/security-credentials/")
+        """The role whose temporary keys the service hands out; None if this machine has none.
+
+        Raises RoleWithoutKeys, MetadataUnavailable.
+        """
+        path = "meta-data/iam/security-credentials/"
+        role = (await self._read(path) or "").partition("\n")[0]
+        if role and "AccessKeyId" not in (await self._read(path + role) or ""):
+            raise RoleWithoutKeys(role)
+        return role or None
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -16,7 +16,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import S3Store
 
-from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable
+from shoestring_trainer.agent.metadata_client import ENDPOINT, MetadataClient, MetadataUnavailable, RoleWithoutKeys
 from shoestring_trainer.agent.service_client import backoff_delays, boottime
 from shoestring_trainer.data_sync.errors import SCHEME, DataUnavailable
 
@@ -30,6 +30,8 @@ PAGE_SIZE = 1000
 UPLOAD_PART_BYTES, PARTS_AT_ONCE = 8 << 20, 4
 """Larger files are uploaded in such parts, of which so many are in memory."""
 RETRY_FOR_S, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUEST_TIMEOUT_S = 120.0, 5.0, 30.0, 1800.0
+ROLE_KEYS_S = 10.0
+"""So long a new machine's role may be without keys."""
 NOT_FOUND, PRECONDITION_FAILED = 404, 412
 DENIED, RETRYABLE = (401, 403), (408, 429)
 _PART_RETRIES: RetryConfig = {
@@ -184,13 +186,33 @@ async def _stores(
         yield open_store(skip_signature=True), None
     metadata = MetadataClient(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ENDPOINT)
     try:
-        role = await metadata.role()
-    except MetadataUnavailable:  # not an EC2 machine
-        role = None
+        role = await _find_role(metadata)
+    except RoleWithoutKeys as error:
+        raise DataUnavailable(
+            f"this machine has the role {error}, but AWS gives it no keys to read {SCHEME}{bucket} with; let EC2 "
+            "assume that role: its trust policy has to allow sts:AssumeRole to ec2.amazonaws.com"
+        ) from error
     finally:
         await metadata.close()
     if role:
-        yield open_store(metadata_endpoint=metadata.endpoint), role.split()[0]
+        yield open_store(metadata_endpoint=metadata.endpoint), role
+
+
+async def _find_role(metadata: MetadataClient) -> str | None:
+    """Raises RoleWithoutKeys if there are none for ROLE_KEYS_S."""
+    deadline, asked_again = boottime() + ROLE_KEYS_S, False
+    for delay_s in backoff_delays():
+        try:
+            return await metadata.role()
+        except RoleWithoutKeys:
+            if boottime() + delay_s > deadline:
+                raise
+            await asyncio.sleep(delay_s)
+        except MetadataUnavailable:
+            if asked_again:  # not an EC2 machine
+                return None
+            asked_again = True
+    raise AssertionError
 
 
 async def _find_region(bucket: str) -> str:

@@ -48,10 +48,14 @@ class Operator:
         self.aws, self.made, self.told = aws, made, list[str]()
         self.answer = {"state": "running", "url": "https://127.0.0.1:8443", "ca": "PEM", "code": "once"}
         self.budget, self.image, self._now = "25", IMAGE, 0.0
+        self.chosen: dict[str, str] = {}
+        """Settings in the environment, by name without their prefix."""
 
     def service(self, account: Aws) -> ServiceInAccount:
-        settings = Ec2Settings.model_validate({"regions": self.made.settings, "endpoint_url": self.aws.url})
+        given = {"regions": self.made.settings, "endpoint_url": self.aws.url}
+        settings = Ec2Settings.model_validate(given | {name.lower(): value for name, value in self.chosen.items()})
         environment = {"AWS_SECRET_ACCESS_KEY": "secret", "SHOESTRING_KEY": "secret", "SHOESTRING_EC2_MAX_PRICE": "1.5"}
+        environment |= {f"SHOESTRING_EC2_{name}": value for name, value in self.chosen.items()}
         wanted = Wanted(settings, environment, self.budget, self.image, has_ours=bool(self.image), from_image=True)
         return ServiceInAccount(account, wanted, self.told.append, Clock(lambda: self._now, self.wait))
 
@@ -230,6 +234,31 @@ def test_the_user_data_has_the_settings_and_no_secret_and_the_machine_a_role_and
     named = [{"Name": "group-name", "Values": ["shoestring-service"]}]
     (group,) = aws.ec2().describe_security_groups(Filters=named)["SecurityGroups"]
     assert [(rule["FromPort"], rule["ToPort"]) for rule in group["IpPermissions"]] == [(8443, 8443)]
+
+
+def test_the_service_may_pass_the_role_for_data_only_once_it_is_set_and_teardown_leaves_that_role(
+    aws: FakeAws, operator: Operator
+):
+    role, account = aws.make_data_role("training-data", "images"), account_of(aws.url)
+    asked = ("iam", REGION, "get_role_policy")
+    operator.up(account)
+
+    def passed() -> list[Any]:
+        policy = account.read(*asked, RoleName="shoestring-service", PolicyName="service")["PolicyDocument"]
+        return [one["Resource"] for one in policy["Statement"] if "iam:PassRole" in one["Action"]]
+
+    assert passed() == []
+    operator.down(account)
+    operator.chosen = {"DATA_ROLE": "training-data"}
+    operator.up(account)
+    assert passed() == [[role]]
+    boot = boot_of(base64.b64decode(aws.calls("RunInstances")[-1]["parameters"]["UserData"]).decode())
+    assert boot.environment["SHOESTRING_EC2_DATA_ROLE"] == "training-data"
+    operator.chosen = {"DATA_ROLE": "trainig-data"}
+    with pytest.raises(AwsError, match="The account has no instance profile trainig-data"):
+        operator.up(account)
+    run_teardown(account)
+    assert account.read("iam", REGION, "get_role", RoleName="training-data")["Role"]["Arn"] == role
 
 
 def boot_of(text: str) -> ServiceBoot:

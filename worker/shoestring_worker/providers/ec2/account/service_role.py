@@ -77,11 +77,13 @@ def remove_role(aws: Aws) -> None:
 
 
 def _roles(aws: Aws) -> list[Any]:
-    return aws.read_all("iam", GLOBAL_REGION, "list_roles", "Roles", PathPrefix=SERVICE_PATH)
+    found = aws.read_all("iam", GLOBAL_REGION, "list_roles", "Roles", PathPrefix=SERVICE_PATH)
+    return [role for role in found if role["RoleName"] == SERVICE]
 
 
 def _profiles(aws: Aws) -> list[Any]:
-    return aws.read_all("iam", GLOBAL_REGION, "list_instance_profiles", "InstanceProfiles", PathPrefix=SERVICE_PATH)
+    found = aws.read_all("iam", GLOBAL_REGION, "list_instance_profiles", "InstanceProfiles", PathPrefix=SERVICE_PATH)
+    return [profile for profile in found if profile["InstanceProfileName"] == SERVICE]
 
 
 def _policy(aws: Aws) -> Any:
