@@ -15,7 +15,7 @@ from shoestring_core.decide.billing import Line
 from shoestring_core.store import identity, ledger
 from shoestring_core.store.ledger import export
 from shoestring_core.store.transactions import Write
-from shoestring_core.wording.budget import NeverRan
+from shoestring_core.wording.bills import NeverRan
 
 from tests.api.deployment import Deployment
 

@@ -33,7 +33,7 @@ from shoestring_core.store.tables import (
 )
 from shoestring_core.store.uuid7 import uuid7
 from shoestring_core.wording import attempts
-from shoestring_core.wording.budget import NeverRan
+from shoestring_core.wording.bills import NeverRan
 from sqlalchemy import UpdateBase, event, select, update
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from shoestring_core.decide.billing import Line
 from shoestring_core.store import ledger
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.tables import JobRow
-from shoestring_core.wording.budget import NeverRan
+from shoestring_core.wording.bills import NeverRan
 from sqlalchemy import update
 
 from tests.api.deployment import OFFER, Deployment

@@ -13,7 +13,7 @@ from decimal import ROUND_CEILING, Decimal
 
 from shoestring_core import money
 from shoestring_core.wording import Reason
-from shoestring_core.wording.budget import ExtraUsage, FreeInterruption, NeverRan, Usage
+from shoestring_core.wording.bills import ExtraUsage, FreeInterruption, NeverRan, Usage
 
 CLOCK_STEP = 1_000_000
 """µs: a computer's clock that differs from its machine's by less was not set, but corrected as all clocks are."""

@@ -19,6 +19,7 @@ from shoestring_core.wording import (
     agents,
     attempts,
     audit,
+    bills,
     budget,
     deadlines,
     jobs,
@@ -34,7 +35,7 @@ from shoestring_core.wording import (
 from shoestring_core.wording.reason import NestedReason, Reason, load, parse
 
 __all__ = [
-    "NestedReason", "Reason", "agents", "attempts", "audit", "budget", "deadlines", "jobs", "load", "machines",
+    "NestedReason", "Reason", "agents", "attempts", "audit", "bills", "budget", "deadlines", "jobs", "load", "machines",
     "notices", "offers", "parse", "people", "queue", "quotes", "render", "sentence", "sizing", "waits",
 ]  # fmt: skip
 

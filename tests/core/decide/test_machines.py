@@ -42,7 +42,7 @@ from shoestring_core.decide.reconcile import (
 )
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.states import AttemptState, DesiredState, EndReason, GenerationState, JobState, MachineState
-from shoestring_core.wording.budget import Usage
+from shoestring_core.wording.bills import Usage
 
 NOW = 1_800_000_000 * S
 TIMEOUTS = Timeouts(funding_lease=60 * S)

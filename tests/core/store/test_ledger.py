@@ -15,7 +15,7 @@ from shoestring_core.store.db import Store
 from shoestring_core.store.ledger import balances, limits, settlement
 from shoestring_core.store.tables import AccountRow, EventRow, HoldRow, JobRow, TeamRow, TransferRow
 from shoestring_core.store.uuid7 import uuid7
-from shoestring_core.wording.budget import NeverRan
+from shoestring_core.wording.bills import NeverRan
 from shoestring_core.wording.machines import LaunchNotNeeded
 from sqlalchemy import exc, func, select, text, update
 

@@ -20,7 +20,7 @@ from shoestring_core.store import ledger
 from shoestring_core.store.db import Store
 from shoestring_core.store.tables import AccountRow, BudgetPeriodRow, LimitChangeRow
 from shoestring_core.store.transactions import Read
-from shoestring_core.wording.budget import NeverRan
+from shoestring_core.wording.bills import NeverRan
 from shoestring_core.wording.machines import LaunchNotNeeded
 from sqlalchemy import select, update
 

@@ -20,7 +20,7 @@ from shoestring_core.store import deadlines, ledger
 from shoestring_core.store.fleet import rows
 from shoestring_core.store.tables import AccountRow, AttemptRow, HoldRow, JobRow, MachineRow
 from shoestring_core.store.transactions import Read, Write
-from shoestring_core.wording import Reason, budget
+from shoestring_core.wording import Reason, bills
 from shoestring_core.wording.jobs import StorageLost, StorageRestored
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def settle_machine(db: Write, machine_id: UUID) -> bool:
         actor="fleet",
         job=job.id,
         attempt=machine.attempt,
-        reason=lines[0].reason if lines else budget.NeverRan(),
+        reason=lines[0].reason if lines else bills.NeverRan(),
     )
     db.request_tick()
     return True
@@ -155,7 +155,7 @@ def settle_job(db: Write, job_id: UUID) -> bool:
     if has_deadline(job.spec):
         deadlines.close_deadline(db, job_id)
     change = CostChange(action="job_settled")
-    db.event(change, team=job.team_id, actor="fleet", job=job_id, reason=budget.JobSettled())
+    db.event(change, team=job.team_id, actor="fleet", job=job_id, reason=bills.JobSettled())
     return True
 
 

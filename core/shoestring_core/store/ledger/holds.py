@@ -18,7 +18,7 @@ from shoestring_core.store.ledger.periods import settle_carried
 from shoestring_core.store.tables import HoldRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
-from shoestring_core.wording import Reason, budget
+from shoestring_core.wording import Reason, bills
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def extend_hold(
     )
     with db.savepoint():
         if not db.execute(extended):
-            raise StaleTransition(budget.HoldConflict(str(machine)))
+            raise StaleTransition(bills.HoldConflict(str(machine)))
         hold = newest_hold(db, machine)
         assert hold is not None
         if amount_more or not reserved:
@@ -121,7 +121,7 @@ def change_hold(db: Write, hold: HoldRow, *, consumed: int, state: str) -> None:
         HoldRow.consumed == hold.consumed,
     )
     if db.execute(update(HoldRow).where(*unchanged).values(consumed=consumed, state=state)) != 1:
-        raise StaleTransition(budget.HoldConflict(str(hold.machine)))
+        raise StaleTransition(bills.HoldConflict(str(hold.machine)))
 
 
 _NEWEST = select(HoldRow).where(HoldRow.machine == bindparam("machine")).order_by(HoldRow.number.desc()).limit(1)
@@ -143,5 +143,5 @@ def _insert(db: Write, request: HoldRequest) -> HoldRow:
         state="open",
     )
     if not inserted:
-        raise StaleTransition(budget.HoldAlreadyOpen(str(request.machine)))
+        raise StaleTransition(bills.HoldAlreadyOpen(str(request.machine)))
     return db.sql.get_one(HoldRow, hold_id)

@@ -22,7 +22,7 @@ from shoestring_core.store.ledger.shares import record_spending
 from shoestring_core.store.tables import HoldRow, TransferRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
-from shoestring_core.wording import budget
+from shoestring_core.wording import bills
 
 
 def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> int:
@@ -39,10 +39,10 @@ def settle(db: Write, machine: UUID, lines: Sequence[Line], *, final: bool) -> i
     hold = newest_hold(db, machine)
     if hold is None:
         if any(line.amount for line in lines):
-            raise StaleTransition(budget.BillWithoutHold(str(machine)))
+            raise StaleTransition(bills.BillWithoutHold(str(machine)))
         return 0
     posted = _posted_by_line(db, hold)
-    dropped = [Line(line, 0, budget.NotBilled()) for line in sorted(posted.keys() - {line.line for line in lines})]
+    dropped = [Line(line, 0, bills.NotBilled()) for line in sorted(posted.keys() - {line.line for line in lines})]
     increments = [_Increment(line, line.amount - posted.get(line.line, 0)) for line in [*lines, *dropped]]
     available = hold.amount - hold.consumed if hold.state == "open" else 0
     uncovered = max(0, _sum(increments) - available)
@@ -102,7 +102,7 @@ def _post(db: Write, hold: HoldRow, covered: list[_Increment], overrun: list[_In
     record_spending(db, accounts, spent + beyond)
     team = record_movement(db, hold.machine, "settled" if final else "posted", spent + beyond)
     if beyond:
-        reason = budget.Overrun(str(hold.machine), money.to_decimal(beyond))
+        reason = bills.Overrun(str(hold.machine), money.to_decimal(beyond))
         overdrawn = [account for account in accounts if account.overdraft > 0]
         record_alarm(db, team, "overrun", overdrawn, actor="ledger", reason=reason)
     if final:  # only now is money available again to waiting jobs
@@ -134,7 +134,7 @@ def _insert_transfers(
             reason=increment.line.reason.as_json(),
         )
         if not inserted:
-            raise StaleTransition(budget.HoldConflict(str(hold.machine)))
+            raise StaleTransition(bills.HoldConflict(str(hold.machine)))
     return {other.id: BalanceChange(posted=-_sum(increments))}
 
 

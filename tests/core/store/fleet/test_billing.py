@@ -15,7 +15,7 @@ from shoestring_core.errors import BudgetExceeded
 from shoestring_core.store import jobs, ledger
 from shoestring_core.store.fleet import billing, gangs, launches
 from shoestring_core.store.tables import AccountRow, AttemptRow, EventRow, JobRow, MachineRow
-from shoestring_core.wording import budget
+from shoestring_core.wording import bills
 from shoestring_core.wording.jobs import StorageLost, StorageRestored
 from sqlalchemy import event, update
 
@@ -93,7 +93,7 @@ def test_no_money_is_held_for_a_machine_that_is_no_longer_wanted(fleet: Fleet, w
     elif why == "its attempt closes":
         fleet.write(gangs.close_attempt, job, 1, "machine_lost")
     else:
-        fleet.write(ledger.release_hold, machine, budget.NeverRan())
+        fleet.write(ledger.release_hold, machine, bills.NeverRan())
     before = held(fleet, machine)
     fleet.clock.pass_(40)
     assert not fleet.write(billing.extend_funding, machine, fleet.timeouts)
@@ -146,8 +146,8 @@ def test_the_open_holds_of_the_machines_asked_for_are_loaded(fleet: Fleet) -> No
     until = fleet.clock.now + fleet.timeouts.funding_lease
     fleet.clock.pass_(10)
     fleet.write(billing.post_cost, machine)
-    fleet.write(ledger.release_hold, closed, budget.NeverRan())
-    fleet.write(ledger.release_hold, unfunded, budget.NeverRan())
+    fleet.write(ledger.release_hold, closed, bills.NeverRan())
+    fleet.write(ledger.release_hold, unfunded, bills.NeverRan())
     account = fleet.hold_row(unfunded).account
     fleet.store.write(
         lambda db: ledger.place_hold(db, machine=unfunded, account=account, rate_cap="1", amount=5, funded_until=None)
@@ -218,7 +218,7 @@ def test_a_machine_that_never_ran_costs_nothing(fleet: Fleet) -> None:
     assert posted(fleet, machine) == []
     assert held(fleet, machine)[0] == "closed"
     assert fleet.totals(fleet.job_row(job)) == [(0, 0, 0)] * 4
-    assert [one.reason for one in billed(fleet) if about(one) == str(machine)] == [budget.NeverRan().as_json()]
+    assert [one.reason for one in billed(fleet) if about(one) == str(machine)] == [bills.NeverRan().as_json()]
 
 
 def test_what_was_posted_of_a_machine_whose_first_hour_is_free_after_all_is_given_back(fleet: Fleet) -> None:
@@ -233,7 +233,7 @@ def test_what_was_posted_of_a_machine_whose_first_hour_is_free_after_all_is_give
     fleet.write(billing.settle_machine, machine)
     assert fleet.totals(fleet.job_row(job)) == [(600, 0, 0)] * 4
     (told,) = [one.reason for one in billed(fleet) if about(one) == str(machine)]
-    assert told == budget.FreeInterruption(60 * S, "local.cpu").as_json()
+    assert told == bills.FreeInterruption(60 * S, "local.cpu").as_json()
     assert fleet.find_discrepancies() == []
 
 
@@ -247,7 +247,7 @@ def test_what_was_posted_of_a_machine_that_ended_as_it_began_is_given_back(fleet
     fleet.observe(machine, "ended", ended_at=begun, end_cause="crashed")
     fleet.write(billing.settle_machine, machine)
     assert fleet.totals(fleet.job_row(job)) == [(0, 0, 0)] * 4
-    assert fleet.transfer_rows(machine)[-1].reason == budget.NotBilled().as_json()
+    assert fleet.transfer_rows(machine)[-1].reason == bills.NotBilled().as_json()
     assert fleet.find_discrepancies() == []
 
 
@@ -327,7 +327,7 @@ def test_a_job_is_settled_once(fleet: Fleet) -> None:
     assert fleet.write(billing.settle_job, other)
     assert fleet.job_row(job).settled_at == settled_at
     told = [one for one in fleet.events("cost") if one.data["action"] == "job_settled"]
-    assert [(one.job, one.reason) for one in told] == [(one, budget.JobSettled().as_json()) for one in (job, other)]
+    assert [(one.job, one.reason) for one in told] == [(one, bills.JobSettled().as_json()) for one in (job, other)]
 
 
 @pytest.mark.one_case_on_postgresql
