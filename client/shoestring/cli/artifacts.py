@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ from shoestring.cli.terminal import (
     print_table,
     resolve_job_id,
 )
-from shoestring.client import is_complete, short_id
+from shoestring.client import Client, is_complete, short_id
 
 app = typer.Typer(help="Files of a finished job: weights, exported model, metrics.", no_args_is_help=True)
 
@@ -75,27 +75,13 @@ def get_artifacts(
     """
     with open_client(url) as client:
         job_id = resolve_job_id(client, job)
-        artifacts = {file.name: file for file in client.artifacts(job_id).artifacts}
-        if unknown := sorted(set(names or []) - set(artifacts)):
-            known = ", ".join(sorted(artifacts)) or "none yet"
-            print_error(f"The job has no artifact {', '.join(unknown)}. Artifacts: {known}")
-            raise typer.Exit(ExitCode.NOT_FOUND)
-        if not artifacts:
-            print_error(explain_missing(client.job(job_id), "artifacts"))
-            raise typer.Exit(ExitCode.NOT_FOUND)
+        artifacts = _find_artifacts(client, job_id, names or [])
         folder = to or _default_folder(client.job(job_id))
         with _naming(folder):
             make_folder(folder)
         targets = {name: folder / name for name in names or sorted(artifacts)}
         missing = {name: path for name, path in targets.items() if not is_complete(artifacts[name], path)}
-        if not force and (used := [str(path) for path in missing.values() if path.exists() or path.is_symlink()]):
-            print_error(
-                f"{', '.join(used)}: exists and is another file. Overwrite with --force, or choose --to FOLDER."
-            )
-            raise typer.Exit(ExitCode.USAGE)
-        if folders := [str(path) for path in missing.values() if path.is_dir() and not path.is_symlink()]:
-            print_error(f"{', '.join(folders)}: a folder, which no file replaces. Remove it, or choose --to FOLDER.")
-            raise typer.Exit(ExitCode.USAGE)
+        _require_writable(missing.values(), force)
         with _naming(folder):
             for name, path in missing.items():
                 client.download(artifacts[name], path)
@@ -107,6 +93,29 @@ def get_artifacts(
         if missing
         else f"Nothing to download: {folder} has all of it already"
     )
+
+
+def _find_artifacts(client: Client, job_id: str, names: Collection[str]) -> dict[str, rest.Artifact]:
+    """The job's artifacts by name. Exits if it has none, or none of one of these names."""
+    artifacts = {file.name: file for file in client.artifacts(job_id).artifacts}
+    if unknown := sorted(set(names) - set(artifacts)):
+        known = ", ".join(sorted(artifacts)) or "none yet"
+        print_error(f"The job has no artifact {', '.join(unknown)}. Artifacts: {known}")
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    if not artifacts:
+        print_error(explain_missing(client.job(job_id), "artifacts"))
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    return artifacts
+
+
+def _require_writable(paths: Collection[Path], force: bool) -> None:
+    """Exits if other files are in these places, unless `force` is set, or folders."""
+    if not force and (used := [str(path) for path in paths if path.exists() or path.is_symlink()]):
+        print_error(f"{', '.join(used)}: exists and is another file. Overwrite with --force, or choose --to FOLDER.")
+        raise typer.Exit(ExitCode.USAGE)
+    if folders := [str(path) for path in paths if path.is_dir() and not path.is_symlink()]:
+        print_error(f"{', '.join(folders)}: a folder, which no file replaces. Remove it, or choose --to FOLDER.")
+        raise typer.Exit(ExitCode.USAGE)
 
 
 def explain_missing(job: rest.Job, what: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -142,19 +142,16 @@ def logs(
     with open_client(url) as client:
         job_id = resolve_job_id(client, job)
         stream_cursor = client.metrics(job_id, keys="").cursor if follow else None
-        cursor = None
-        while True:
-            page = client.logs(job_id, cursor=cursor, tail=tail, rank=rank)
+        found = truncated = False
+        for page in _stored_logs(client, job_id, tail, rank):
             _print_log_lines(page.lines, rank, format_line)
-            if tail or not page.lines or page.next_cursor is None or page.next_cursor == cursor:
-                break
-            cursor = page.next_cursor
-        if cursor is None and not page.lines:
+            found, truncated = found or bool(page.lines), page.truncated
+        if not found:
             if rank is not None:
                 err.print(f"Rank {rank} has logged nothing. All ranks: shoestring logs {job}")
             else:
                 err.print(f"Nothing has been logged. {watching.headline(client.job(job_id))}")
-        if page.truncated:
+        if truncated:
             err.print("The job reached its log quota; the remaining logs were not stored.")
         if not follow or watching.is_over(client.job(job_id)):
             return
@@ -296,6 +293,17 @@ def _print_job(job: rest.Job, attempts: rest.AttemptList, quote: rest.KeptQuote 
     for machine in [machine for attempt in attempts.attempts for machine in attempt.machines]:
         if machine.left:
             out.print(f"{machine.attempt}.{machine.slot}: {machine.left.text}")
+
+
+def _stored_logs(client: Client, job_id: str, tail: int | None, rank: int | None) -> Iterator[rest.Logs]:
+    """Page by page, up to the newest line."""
+    cursor = None
+    while True:
+        page = client.logs(job_id, cursor=cursor, tail=tail, rank=rank)
+        yield page
+        if tail or not page.lines or page.next_cursor is None or page.next_cursor == cursor:
+            return
+        cursor = page.next_cursor
 
 
 def _print_log_lines(

@@ -89,17 +89,24 @@ def open_dataset(
             start_step=read_step(task.resume.manifest) if task.resume else 0,
         )  # fmt: skip
         return shards.load
+    return _open_images(task, task.data_path, seed, settings, distributed)
+
+
+def _open_images(
+    task: LocalTask, path: Path, seed: int, settings: Settings, distributed: DistributedContext
+) -> DatasetSource:
+    """Index the images at `path`, or those of them that a resumed run trained on before."""
     files = read_file_list(task.resume) if task.resume and task.data_format == "imagefolder" else None
-    train, val = files.open(task.data_path) if files else _index(task.data_format, task.data_path, seed, settings)
+    train, val = files.open(path) if files else _index(task.data_format, path, seed, settings)
     for images in (train, val):
         validate_classes(images)
     is_local_rank_0 = distributed.local_rank == 0
     if is_local_rank_0:
         say(describe_splits(train, val))
         if files:
-            files.report_additions(task.data_path)
+            files.report_additions(path)
     if files is None and distributed.rank == 0 and task.data_format == "imagefolder":  # which writes the checkpoints
-        files = list_files(task.data_path, train, val)
+        files = list_files(path, train, val)
     if (ignored := sorted({*train.ignored, *val.ignored})) and is_local_rank_0:
         reason = "not images by their extension, or outside the class folders"
         say(f"ignored {counted(len(ignored), 'file')} ({reason}); the first is {ignored[0]}")
