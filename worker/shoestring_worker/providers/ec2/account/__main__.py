@@ -76,6 +76,22 @@ class Account:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options, Account())
+    except AwsError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return ExitCode.AUTH if error.code else ExitCode.NETWORK
+    except BadSettings as error:
+        print(f"Error: {error}. {error.advice}", file=sys.stderr)
+        return ExitCode.USAGE
+    except WheelsMissing as error:
+        print(f"Error: {error}. What was uploaded stays; run this again.", file=sys.stderr)
+        return ExitCode.NETWORK
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shoestring aws")
     commands = parser.add_subparsers(required=True)
     doctor = commands.add_parser("doctor")
@@ -115,19 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verified.add_argument("--yes", action="store_true")
     for command in (doctor, panic, made, wheels_made, started, stopped, removed, verified):
         command.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    try:
-        code: int = options.run(options, Account())
-    except AwsError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return ExitCode.AUTH if error.code else ExitCode.NETWORK
-    except BadSettings as error:
-        print(f"Error: {error}. {error.advice}", file=sys.stderr)
-        return ExitCode.USAGE
-    except WheelsMissing as error:
-        print(f"Error: {error}. What was uploaded stays; run this again.", file=sys.stderr)
-        return ExitCode.NETWORK
-    return code
+    return parser
 
 
 def run_doctor(options: argparse.Namespace, account: Account) -> int:
