@@ -34,7 +34,7 @@ CSS = """
 def mount(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     def api_reference() -> HTMLResponse:
-        """Return the page; a nonce allows the one script that stands in it."""
+        """Return the page; a nonce allows its one inline script."""
         page = get_swagger_ui_html(
             openapi_url="/openapi.json",
             title=f"{app.title} API",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look into a job's folder of data on this computer when the job is submitted, before a machine is paid for.
 
-Shards that are missing are found here too. Gaps in their numbers are refused only here: a job that has begun goes on.
+Shards that are missing are found here too. Gaps in their numbers are refused only here: a job that has begun continues.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class StreamAuthentication:
         self._shared, self._authenticated_at = shared, shared.monotonic()
 
     async def is_valid(self) -> bool:
-        """Whether the stream may go on; what is revoked is noticed within AUTHENTICATION_INTERVAL_S."""
+        """Whether the stream may continue; what is revoked is noticed within AUTHENTICATION_INTERVAL_S."""
         if self._shared.monotonic() > self._authenticated_at + AUTHENTICATION_INTERVAL_S:
             valid, self._authenticated_at = await self._shared.result()
             return valid

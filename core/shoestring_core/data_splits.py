@@ -59,7 +59,7 @@ class FolderView(Protocol):
 
 
 def find_splits(folder: Path, view: FolderView, has_data: Callable[[Path], bool]) -> Splits:
-    """Return the folders below `folder`, or beside it, to train and to validate on; `has_data` tells which matter.
+    """Return the folders below `folder`, or beside it, to train and to validate on; `has_data` says which count.
 
     Raises LayoutError if it can't be known.
     """

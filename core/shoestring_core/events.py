@@ -151,7 +151,7 @@ class SoftLineReached(EventData):
 
 
 class SoftLinesChange(EventData):
-    """The shares of a budget's limit at which its spenders are told changed."""
+    """The shares of a budget's limit at which its spenders are warned changed."""
 
     kind: ClassVar[str] = "soft_lines"
     account: UUID

@@ -62,7 +62,7 @@ def load_server(certificate: Path, key: Path) -> ssl.SSLContext:
 def find_authority(certificate: Path, key: Path, host: str, given: str) -> str:
     """The authority by which clients will trust the server that they reach at `host`; "": this computer's own.
 
-    given  the authority that clients are told; "": the certificate itself, if this computer's authorities don't do
+    given  the authority that clients are given; "": the certificate itself, if this computer's authorities don't do
 
     Raises BadCertificate if they won't.
     """

@@ -23,7 +23,7 @@ CELERY_KEY_PREFIX = "shoestring:"
 
 
 class WakeMessage(BaseModel):
-    """What one process tells the others after a commit.
+    """What one process notifies the others of after a commit.
 
     sender   the process, which ignores its own messages
     changed  teams and jobs with new rows

@@ -4,7 +4,7 @@
     wheelhouse/files/SHA256       a wheel, whichever wheelhouses have it
     wheelhouse/manifests/SHA256   the manifest, as `Wheelhouse.as_bytes` has it: its SHA-256 names the whole environment
 
-Machines are told that name in their user data, and check the manifest by it and each wheel by the manifest.
+Machines get that name in their user data, and verify the manifest by it and each wheel by the manifest.
 """
 
 from __future__ import annotations

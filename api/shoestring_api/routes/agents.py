@@ -268,7 +268,7 @@ def _accept_batch(state: AppState, machine: MachineRow, batch: wire.ReportBatch)
 def _build_reply(state: AppState, machine_id: UUID, session_hash: str | None = None) -> wire.Reply:
     """Return the committed state: order, leases, upload URLs of the next checkpoint, report interval.
 
-    While no URLs can be signed, machines start nothing new, and go on with those that they hold.
+    While no URLs can be signed, machines start nothing new, and continue with those that they hold.
 
     Raises AgentRefused if the machine's session is another than that of `session_hash`, which a request was held for.
     """

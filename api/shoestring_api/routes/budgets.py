@@ -171,7 +171,7 @@ def set_guaranteed_rate(
 def set_concurrency(budget_id: UUID, body: rest.SetConcurrencyRequest, state: StateDep, caller: Caller) -> rest.Budget:
     """Set how many jobs of a team (admin) or a member (lead) may run at once, and how many GPUs they may have.
 
-    What runs goes on; jobs beyond it wait until others end. All of the team see the change.
+    Running jobs continue; jobs beyond it wait until others end. All of the team see the change.
     """
 
     def work(db: Write) -> rest.Budget:
@@ -193,7 +193,7 @@ def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, ca
     Its limit and use stay as they are.
 
     A month begins on its first day in the time zone, with the limit that was set; so does a period that `starts` on a
-    day to come, until which all stays as it is. Jobs that run at a border go on.
+    day to come, until which all stays as it is. Jobs that run at a border continue.
     """
 
     def work(db: Write) -> rest.Budget:
@@ -211,9 +211,9 @@ def set_period(budget_id: UUID, body: rest.SetPeriodRequest, state: StateDep, ca
 
 @router.put("/{budget_id}/soft-lines")
 def set_soft_lines(budget_id: UUID, body: rest.SetSoftLinesRequest, state: StateDep, caller: Caller) -> rest.Budget:
-    """Set the shares of a limit at which the team is told that so much is spent or held (lead).
+    """Set the shares of a limit, spent or held, at which the team is warned (lead).
 
-    Each is told once for each value of the limit. Nothing is refused at one.
+    Each warns once for each value of the limit. Nothing is refused at one.
     """
     try:
         lines = soft_lines.checked(body.percents)

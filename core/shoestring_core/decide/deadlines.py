@@ -37,7 +37,7 @@ class DeadlinePlan:
     begun_at    when it was submitted
     provider    of its machines, which are of this type on either market
     work        that it trains at most, of nine runs in ten
-    changeover  from the order to leave a machine, or the launch of the first, until training goes on; its first part,
+    changeover  from the order to leave a machine, or the launch of the first, until training continues; its first part,
                 until the machine has terminated, is `teardown`
     worst_case  what it costs on on-demand machines from now on, with one changeover more
     basis       of `work`: runs on such machines, other runs, or limits.time; and how many runs
@@ -93,7 +93,7 @@ class DeadlineCase:
 
     market, zone     of its machines now; "wait": it has none
     work_left        what is left of plan.work, by its progress
-    changeover       as the plan's, or as measured since; of it `changeover_left` until training goes on
+    changeover       as the plan's, or as measured since; of it `changeover_left` until training continues
     seen             this interval included; `seen_before`: what is certain, without it
     price_ratio      on-demand / spot
     on_demand_rate   micro-dollars an hour of all its machines, at most; `spot_rate`: now
@@ -127,7 +127,7 @@ class DeadlineCase:
 
     @property
     def on_demand_at(self) -> int:
-        """When it goes on-demand at the latest, if no more is trained until then (µs UTC)."""
+        """When it changes to on-demand at the latest, if no more is trained until then (µs UTC)."""
         return max(self.now, self.plan.deadline - self.work_left - self.reserve)
 
     def as_json(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a budget will have spent when its period ends, from what it spent lately and what is committed.
 
-The last weeks are cut into slices of equal length. Spending goes on as in these: the expected rest of the period is
+The last weeks are cut into slices of equal length. Spending is expected to continue so: the rest of the period is
 their mean, and its band is that of a sum of independent slices whose mean isn't known exactly either,
 s² · r · (1 + r / n) for r slices to come and n that were seen; so it widens with the time that is left. Four periods of
-five end within it if spending goes on as it did; a habit that changes does not show before it is in the slices.
+five end within it if spending continues as before; a change of habits does not show before it is in the slices.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def due_extension(
 
     storable_until  as `Storage.until`
 
-    A lease that ends later than a new one would was given before the clock was set back: it is given anew.
+    A lease that ends later than a new one would was set before the clock was set back: it is set again.
     """
     if timeouts.funding_lease // 2 <= funding.funded_until - now <= timeouts.funding_lease + CLOCK_STEP:
         return None

@@ -34,7 +34,7 @@ UPTIME_SHAPE, OUTAGE_SHAPE = 2.5, 1.3
 tail: most machines are lost early, and a few last most of the time."""
 
 MAX_INTERRUPTIONS = 100
-"""A draw goes on without a loss after so many."""
+"""After so many losses a draw continues without any."""
 
 
 @dataclass(frozen=True)

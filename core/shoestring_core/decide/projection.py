@@ -3,7 +3,7 @@
 
 The scheduler's own function decides on a virtual clock: whenever a job is expected to end, its machines and what was
 held for it are free, what it cost is spent, and the queue is scheduled again. What isn't known isn't guessed: a job
-whose time no run tells keeps its machines, and what would have to wait for it has no expected start.
+whose time no run predicts keeps its machines, and what would have to wait for it has no expected start.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Expectation:
 
 
 Expect = Callable[[UUID, Offer, int], Expectation | None]
-"""Of a job on so many machines of an offer; None: no run tells."""
+"""Of a job on so many machines of an offer; None: no run predicts it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CurrentRun:
     account_path  its accounts, its own first
     product       what its `nodes` machines are, and `gpus` how many they have
     began_at      since when `cost` accrues
-    ends_at       when it is expected to end; None: nothing tells
+    ends_at       when it is expected to end; None: unknown
     held          for its machines, until it ends
     cost          that it will be charged until then, beyond what is posted
     """
@@ -70,7 +70,7 @@ class CurrentRun:
 @dataclass(frozen=True)
 class ProjectedStart:
     """When a queued job is expected to start, on which offer, and to end. `ends_at` and `cost`, in micro-dollars, are
-    None if nothing tells."""
+    None if unknown."""
 
     job: UUID
     at: int
@@ -176,7 +176,7 @@ class _Course:
         self.starts: dict[UUID, ProjectedStart] = {}
         self._begun_at = now
         self._snapshot, self._runs = snapshot, list(runs)
-        # A provider that answers now is taken to go on answering.
+        # A provider that answers now is assumed to keep answering.
         self._offers = tuple(one if is_stale(one, now) else replace(one, fetched_at=None) for one in offers)
         self._timeouts, self._expect = timeouts, expect
         self._settled = False
@@ -256,7 +256,7 @@ class _Course:
         )
 
     def _evict(self, jobs: set[UUID]) -> None:
-        """They end after a checkpoint. When they would go on isn't followed."""
+        """They end after a checkpoint. When they would continue isn't simulated."""
         if not jobs:
             return
         soon = self.now + SETTLING

@@ -155,7 +155,7 @@ class Quote:
     offers          those that suit the job, the one that it would get first
     no_offer        why none does
     quotas          of the account, that the machines count against, or would if the quotas covered them; without
-                    offers none, because no_offer tells what lacks
+                    offers none, because no_offer says what is missing
     machine_counts  of each type the best offer, with other numbers of machines: time against cost
     """
 

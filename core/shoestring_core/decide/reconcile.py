@@ -33,10 +33,10 @@ class ProviderMachine:
     """A machine as its provider describes it. Times are µs UTC by the provider's clock; `token` is our machine id.
 
     end_cause    requested | preempted | exited | crashed; or a RefusalKind: refused after all, while it was launching;
-                 also of one that is stopping, if the provider tells already
+                 also of one that is stopping, if the provider reports it already
     clock_shift  how far the computer's clock was set forward since the launch (negative: back), in µs; 0 unless the
                  provider's clock is tied to it
-    ended_at     when it began to end, as far as the provider tells
+    ended_at     when it began to end, if the provider reports it
     price_changes  decide.billing.Evidence.price_changes, as far as they are known
     rate_cap     dollars per hour that it never exceeds; "0": not known
     image        id of the image that it boots; "": not known
@@ -189,7 +189,7 @@ def _actions_for(
     actions: list[Action] = []
     if _has_changed(row, machine):
         actions.append(RecordObservation(row.id, machine))
-    if machine.state == "ended" or _clock_was_set(row, machine):  # leases are given anew first
+    if machine.state == "ended" or _clock_was_set(row, machine):  # leases are renewed first
         return actions
     if reason := _reason_to_terminate(row, listed_at, leases_enforced, timeouts):
         actions.append(Terminate(machine.ref, row.id, reason))

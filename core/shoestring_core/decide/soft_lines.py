@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft lines: shares of a limit at which those who spend from it are told. Nothing is refused at one."""
+"""Soft lines: shares of a limit at which its spenders are warned. Nothing is refused at one."""
 
 from __future__ import annotations
 

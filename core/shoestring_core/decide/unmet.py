@@ -89,7 +89,7 @@ def _required(requirements: Requirements) -> Iterator[Condition]:
 
 
 def _written(condition: Condition, requirements: Requirements) -> str:
-    """As it stands in a spec."""
+    """As a spec has it."""
     match condition:
         case "provider":
             value = requirements.provider or ""

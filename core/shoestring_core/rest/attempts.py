@@ -38,13 +38,13 @@ class Machine(Resource):
     state: MachineState
     provider_id: str | None = None
     image: str | None = None
-    """Id of the image that it boots, where the provider tells it."""
+    """Id of the image that it boots, if the provider reports it."""
     driver: str | None = None
     """Version of NVIDIA's driver, where its boot told it."""
     price_per_hour: Money
     on_demand_per_hour: Money
     left: Reason | None = None
-    """Its work is over and its attempt goes on without it: why it lives on, and until when."""
+    """It has no more work, and its attempt continues without it: why it still runs, and until when."""
     launched_at: datetime | None = None
     ended_at: datetime | None = None
     end_cause: str | None = None

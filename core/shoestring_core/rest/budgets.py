@@ -15,7 +15,7 @@ from shoestring_core.rest.base import Dollars, Money, RequestBody, Resource, Sen
 
 
 class SoftLine(Resource):
-    """A share of a limit at which those who spend from it are told."""
+    """A share of a limit at which its spenders are warned."""
 
     percent: int
     at: Money | None
@@ -87,7 +87,7 @@ class SpentBy(Resource):
 
 
 class SpendingBand(Resource):
-    """One period of ten ends below `low` and one above `high`, if spending goes on as it did."""
+    """One period of ten ends below `low` and one above `high`, if spending continues as before."""
 
     low: Money
     expected: Money
@@ -190,5 +190,5 @@ class SetPeriodRequest(RequestBody):
 
 class SetSoftLinesRequest(RequestBody):
     percents: list[int] = Field(max_length=MAX_LINES)
-    """Whole numbers from 1 to 100; none: nobody is told."""
+    """Whole numbers from 1 to 100; none: no warnings."""
     reason: Sentence = ""

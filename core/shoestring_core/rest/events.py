@@ -144,7 +144,7 @@ Event = TypeAliasType(
         Field(discriminator="kind"),
     ],
 )
-"""An event of the feed; `kind` tells what its data are."""
+"""An event of the feed; `kind` determines the type of its data."""
 
 
 class EventPage(Resource):

@@ -44,7 +44,7 @@ SHARD_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}", re.ASCII)
 @dataclass(frozen=True)
 class NotSupportedYet:
     """Marks a field whose feature isn't built: it is validated like any other, then refused unless its value is one of
-    `supported`. `instead` tells the user what to do."""
+    `supported`. `instead` says what the user can do."""
 
     instead: str
     supported: tuple[object, ...] = (None,)

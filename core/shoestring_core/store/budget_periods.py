@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Borders of budgets: the period that has ended is rolled over, and jobs that waited for the next one go on."""
+"""Borders of budgets: the period that has ended is rolled over, and jobs that waited for the next one resume."""
 
 from __future__ import annotations
 

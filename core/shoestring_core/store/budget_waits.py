@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which queued jobs wait for a budget, which paused ones can't go on for want of it, and what is missing now.
+"""Which queued jobs wait for a budget, which paused ones can't resume without it, and what is missing now.
 
 Asked when somebody reads a job: stored amounts would be out of date, and a job far back, which no schedule has looked
 at, has none.

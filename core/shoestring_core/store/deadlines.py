@@ -40,7 +40,7 @@ def close_deadline(db: Write, job: UUID) -> None:
 
 
 def decide_now(db: Write, job: UUID) -> None:
-    """Look at a job at once: it goes on after a pause, and what was decided before it is out of date."""
+    """Decide about a job at once: it is resumed after a pause, and earlier decisions are out of date."""
     due = update(DeadlineRow).where(DeadlineRow.job == job, DeadlineRow.next_at.is_not(None))
     db.execute(due.values(next_at=db.now, market="wait", zone=""))
 

@@ -122,7 +122,7 @@ def _run(loaded: JobRows, account_path: tuple[UUID, ...], now: int) -> CurrentRu
 
 
 def _ends_at(loaded: JobRows, now: int) -> int | None:
-    """By its progress, or by what was quoted for it; None: neither tells."""
+    """By its progress, or by what was quoted for it; None: unknown."""
     job, current = loaded.job, loaded.generations[-1] if loaded.generations else None
     if job.state == JobState.STOPPING:
         return now + SETTLING

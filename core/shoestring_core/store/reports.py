@@ -125,7 +125,7 @@ def _update_job(
 
 
 def _steps_total(event: wire.AgentEvent) -> int | None:
-    """How many steps the run has, as far as the event tells: of one that its goal ends early, those that it did."""
+    """How many steps the run has, if the event says so; of a run that its goal ends early, those that it did."""
     total = event.step if event.kind == "exporting" else event.data.get("steps_total")
     return total if event.kind in ("started", "exporting") and type(total) is int and 0 < total < 2**62 else None
 

@@ -341,7 +341,7 @@ class MachineRow(Base):
     call_deadline: Mapped[int | None]
     session_hash: Mapped[str | None]
     image: Mapped[str | None]
-    """Id of the image that it boots, as the provider tells it; None: not known."""
+    """Id of the image that it boots, as the provider reports it; None: not known."""
     driver: Mapped[str | None]
     """Version of NVIDIA's driver that its user data found; None: not known."""
     hello_at: Mapped[int | None]
@@ -554,7 +554,7 @@ class AccountRow(Base):
     version: Mapped[int] = mapped_column(default=0)
     """Counts changes of the limit: the ETag of a budget."""
     soft_lines: Mapped[list[Any] | None]
-    """Percent of the limit, rising, at which spenders are told; None: decide.soft_lines.DEFAULT."""
+    """Percent of the limit, rising, at which spenders are warned; None: decide.soft_lines.DEFAULT."""
     soft_line_reached: Mapped[int] = mapped_column(default=0, server_default="0")
     """The highest of them that was reached since the limit moved; 0: none."""
     forecast_told: Mapped[bool] = mapped_column(default=False, server_default=false())

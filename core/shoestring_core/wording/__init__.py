@@ -41,7 +41,7 @@ __all__ = [
 
 
 def sentence(reason: Reason) -> str:
-    """The sentence for a reason at hand."""
+    """The sentence for a reason."""
     return render(reason.code, reason.facts)
 
 

@@ -155,7 +155,7 @@ class DeadlinePromised(Reason):
 
 @dataclass(frozen=True)
 class MarketChanged(Reason):
-    """A running job goes on elsewhere: on machines of a market, or it waits for spot."""
+    """A running job continues elsewhere: on machines of a market, or it waits for spot."""
 
     code = "market_changed"
     to: Literal["wait", "spot", "on_demand"]

@@ -32,7 +32,7 @@ class Outlook(Reason):
 
 @dataclass(frozen=True)
 class StartsAt(Reason):
-    """`at`: UTC; `in_s`: from now; `cost`: expected, None if nothing tells."""
+    """`at`: UTC; `in_s`: from now; `cost`: expected, None if unknown."""
 
     code = "starts_at"
     at: datetime

@@ -507,7 +507,7 @@ export interface paths {
          * Set Concurrency
          * @description Set how many jobs of a team (admin) or a member (lead) may run at once, and how many GPUs they may have.
          *
-         *     What runs goes on; jobs beyond it wait until others end. All of the team see the change.
+         *     Running jobs continue; jobs beyond it wait until others end. All of the team see the change.
          */
         put: operations["set_concurrency"];
         post?: never;
@@ -532,7 +532,7 @@ export interface paths {
          *     Its limit and use stay as they are.
          *
          *     A month begins on its first day in the time zone, with the limit that was set; so does a period that `starts` on a
-         *     day to come, until which all stays as it is. Jobs that run at a border go on.
+         *     day to come, until which all stays as it is. Jobs that run at a border continue.
          */
         put: operations["set_period"];
         post?: never;
@@ -552,9 +552,9 @@ export interface paths {
         get?: never;
         /**
          * Set Soft Lines
-         * @description Set the shares of a limit at which the team is told that so much is spent or held (lead).
+         * @description Set the shares of a limit, spent or held, at which the team is warned (lead).
          *
-         *     Each is told once for each value of the limit. Nothing is refused at one.
+         *     Each warns once for each value of the limit. Nothing is refused at one.
          */
         put: operations["set_soft_lines"];
         post?: never;
@@ -4020,7 +4020,7 @@ export interface components {
         };
         /**
          * SoftLine
-         * @description A share of a limit at which those who spend from it are told.
+         * @description A share of a limit at which its spenders are warned.
          */
         SoftLine: {
             /** Percent */
@@ -4073,7 +4073,7 @@ export interface components {
         };
         /**
          * SoftLinesChange
-         * @description The shares of a budget's limit at which its spenders are told changed.
+         * @description The shares of a budget's limit at which its spenders are warned changed.
          */
         SoftLinesChange: {
             /**
@@ -4111,7 +4111,7 @@ export interface components {
         };
         /**
          * SpendingBand
-         * @description One period of ten ends below `low` and one above `high`, if spending goes on as it did.
+         * @description One period of ten ends below `low` and one above `high`, if spending continues as before.
          */
         SpendingBand: {
             low: components["schemas"]["Money"];

@@ -31,7 +31,7 @@ class LaunchRefused(Exception):
 class OutcomeUnknown(Exception):
     """The provider did not answer, or its answer does not tell what happened.
 
-    lasts  every call will be answered so until somebody acts, and the message says how: jobs are told
+    lasts  every call will be answered so until somebody acts, and the message says how; jobs show it
     """
 
     def __init__(self, message: str, *, lasts: bool = False) -> None:

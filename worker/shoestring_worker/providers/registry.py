@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The providers that a worker can serve, by the name that stands in job specs and rows."""
+"""The providers that a worker can serve, by the name in job specs and rows."""
 
 from __future__ import annotations
 

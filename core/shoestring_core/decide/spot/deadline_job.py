@@ -30,7 +30,7 @@ class DeadlineJob:
 
     work         training time
     deadline     from the start of the job
-    changeover   from the start of a machine until training goes on there; billed
+    changeover   from the start of a machine until training continues there; billed
     price_ratio  on-demand price / spot price
     interval     between two decisions; availability is known at its beginning and holds until its end
     """
@@ -68,7 +68,7 @@ class RunStates:
     mode             Mode
     zone             index of the zone that a spot machine is in
     work_left        hours of training
-    changeover_left  hours until training goes on
+    changeover_left  hours until training continues
     """
 
     mode: Ints

@@ -44,7 +44,7 @@ def record_observation(db: Write, machine: UUID, observed: ProviderMachine, time
         facts["price_changes"] = [list(change) for change in sorted(known.items())]
     if row.alive_until is None or abs(observed.clock_shift - row.clock_shift) >= CLOCK_STEP:
         facts["alive_until"] = db.now + (timeouts.boot if row.registered_at is None else timeouts.machine_lease)
-    if observed.end_cause is not None:  # EC2 tells why a machine ends before it has ended
+    if observed.end_cause is not None:  # EC2 reports why a machine ends before it has ended
         facts["end_cause"] = observed.end_cause
         if row.refused_at is None and (refused := RefusalKind.of_end(observed.end_cause)):
             facts |= {"refusal": refused, "refused_at": db.now}

@@ -127,7 +127,7 @@ def refill_slot(
 def min_hold(db: Read, spec: JobSpec) -> int:
     """The least micro-dollars that a job's first machines hold, on the offers known now; 0 if none suits it.
 
-    Raises InvalidSpec for more machines than there ever are, and for such as nobody has.
+    Raises InvalidSpec for more machines than there ever are, and for such as no provider has.
     """
     needed = Requirements.of(spec.resources, reserved_time=spec.reserved_time, rate=spec.limits.rate)
     known = db.once(load_known)

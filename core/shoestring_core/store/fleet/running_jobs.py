@@ -105,7 +105,7 @@ def _began(generations: Iterable[GenerationRow], attempt: int) -> int | None:
 
 
 def _ends_by(generations: Iterable[GenerationRow], limit_s: float | None, now: int) -> int | None:
-    """When the time limit of a job ends it, if it goes on training."""
+    """When the time limit of a job ends it, if it keeps training."""
     if limit_s is None:
         return None
     trained = sum((row.ended_at or now) - row.formed_at for row in generations if row.formed_at is not None)

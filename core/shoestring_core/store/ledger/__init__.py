@@ -8,7 +8,7 @@ commitments  money held for a job that has a deadline, for its machines to come
 settlement   the cost of machines posted against their holds
 periods      months and terms, and what is left at their borders
 forecasts    what a period will have spent at its end
-soft_lines   shares of a limit at which spenders are told
+soft_lines   shares of a limit at which spenders are warned
 shares       what teams and members spent lately, and their weights
 export       every line that concerns a team
 audit        totals compared with the sums they stand for
@@ -24,7 +24,7 @@ provider's evidence comes in, and the rest of the hold is released. What a provi
 *overrun*: posted all the same, to an account of its own, with an alarm. Only an overrun and a lowered limit make an
 overdraft; while an account has one, nothing can be held there or below.
 
-A budget may have periods. Its account goes on counting; a limit of a period is what may be spent beyond what earlier
+A budget may have periods. Its account keeps counting; a limit of a period is what may be spent beyond what earlier
 periods used, and a border is one immutable change of the limit.
 
 Every entry is one immutable transfer; corrections are further transfers. Accounts are written leaves first, by id

@@ -17,7 +17,7 @@ from shoestring_core.wording import budget
 def set_concurrency(
     db: Write, account_id: UUID, max_jobs: int | None, max_gpus: int | None, *, actor: str, reason: str
 ) -> AccountRow:  # fmt: skip
-    """Change how many jobs and GPUs of a team or member may run at once; None: there is no cap. What runs goes on.
+    """Change how many jobs and GPUs of a team or member may run at once; None: there is no cap. Running jobs continue.
 
     reason  in the words of who changes it
     """

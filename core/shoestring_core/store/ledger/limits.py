@@ -174,7 +174,7 @@ def record_limit_change(
 ) -> None:
     """Keep a change of a limit, tell the teams whose spending it limits, and have the queue looked at.
 
-    Soft lines begin anew at the new limit.
+    Soft lines are reset for the new limit.
     """
     db.insert(
         LimitChangeRow(

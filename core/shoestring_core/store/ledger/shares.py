@@ -52,7 +52,7 @@ def set_half_life(db: Write, half_life: int) -> None:
 
 
 def set_weight(db: Write, account_id: UUID, weight: int, *, actor: str, reason: str) -> AccountRow:
-    """Change the weight of a team or member, of which those with whom it shares are told.
+    """Change the weight of a team or member; those who share with it get an event.
 
     reason  in the words of who changes it
     """
@@ -68,7 +68,7 @@ def set_weight(db: Write, account_id: UUID, weight: int, *, actor: str, reason: 
 
 
 def set_guaranteed_rate(db: Write, account_id: UUID, rate: int, *, actor: str, reason: str) -> AccountRow:
-    """Change what a team may use before it borrows from others, in micro-dollars an hour. All teams are told.
+    """Change what a team may use before it borrows from others, in micro-dollars an hour. All teams get an event.
 
     reason  in the words of who changes it
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soft lines of budgets: what is recorded when use reaches one, once for each limit.
 
-The highest line that was reached is kept with the account, so that use which falls and rises again tells nobody twice.
+The highest line that was reached is kept with the account, so that use that falls and rises again warns only once.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What EC2 tells about types of instances, and the price list doesn't: network, placement groups, EFA.
+"""What EC2 reports of instance types, and the price list doesn't: network, placement groups, EFA.
 
 source  docs.aws.amazon.com/AWSEC2/latest/APIReference/API_InstanceTypeInfo.html, API_NetworkCardInfo.html
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `shoestring aws up` tells the machine that runs the service, and what that machine leaves in the bucket."""
+"""What `shoestring aws up` passes to the machine that runs the service, and what that machine leaves in the bucket."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Made:
 
 
 def bootstrap(aws: Aws, wanted: Wanted, report: Callable[[str], None]) -> Made:
-    """Raises AwsError; what was made stays, and the next run goes on from there."""
+    """Raises AwsError; what was made stays, and the next run continues from there."""
     steps = Steps(report, wanted.dry_run)
     account, home = aws.account(), wanted.regions[0]
     data_role = find_data_role(aws, wanted.data_role)

@@ -2,7 +2,7 @@
 """End all machines that are tagged as ours, and what they hold, in all regions of an account.
 
 Regions are independent: one that doesn't answer, or where a permission is missing, keeps no other from being cleared.
-Running it again is safe, and goes on with what is left.
+Running it again is safe, and continues with what is left.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that make what is not there, each told as a sentence: run again, they go on from where they stopped."""
+"""Steps that make what is not there, each reported as a sentence: run again, they continue from where they stopped."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def teardown(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, str]:
-    """Remove them; returns what could not be, with the reason. Run again, it goes on from there."""
+    """Remove them; returns what could not be, with the reason. Run again, it continues from there."""
     machines = [thing for thing in things if thing.kind in ("spot request", "machine")]
     failed = _remove(aws, [thing for thing in machines if not thing.busy], report)
     deadline, regions = monotonic() + END_S, {thing.region for thing in machines}
