@@ -41,6 +41,7 @@ from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
 from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_index import ImageIndex
 from shoestring_trainer.training.data.nvjpeg import JpegDecoder, nvjpeg_decoder
+from shoestring_trainer.training.distributed.context import find_place
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.throughput import FORWARD_AND_BACKWARD, flop_per_image, peak_flops
@@ -362,7 +363,7 @@ def decoded_images_per_s(images: ImageIndex, size: int, decoder: JpegDecoder | N
     """Decode twice and return the second throughput, with files in the page cache and the GPU warmed up."""
     settings, few = Settings(image_size=size, decode_device="gpu" if decoder else "cpu"), images.subset([0, 1])
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        cache = DecodedCache(images, few, settings, {}, Path(scratch), False, True, lambda _: None, decoder)
+        cache = DecodedCache(images, few, settings, {}, Path(scratch), False, True, find_place("cpu"), decoder)
         cache.load(size, False)
         start = time.perf_counter()
         cache.load(size, False)

@@ -72,6 +72,7 @@ class TrackedMachine:
     clock_shift       the last that we recorded of ProviderMachine.clock_shift
     priced_until      the time of the last that we recorded of ProviderMachine.price_changes
     left_until        decide.billing.free_if_left_until; None: it has no notice, or is wanted
+    save_time         how long its job takes to save its work, by its newest checkpoint, if the job is stopping (µs)
     not_listed_since  the provider has omitted it since then, though it listed it before (µs UTC)
     """
 
@@ -89,6 +90,7 @@ class TrackedMachine:
     clock_shift: int = 0
     priced_until: int = 0
     left_until: int | None = None
+    save_time: int = 0
     not_listed_since: int | None = None
 
 
@@ -214,7 +216,8 @@ def _reason_to_terminate(row: TrackedMachine, now: int, leases_enforced: bool, t
         return machines.TerminationRequested()
     if not row.wanted and row.left_until is not None and now < min(row.left_until, row.unwanted_since + timeouts.drain):
         return machines.FundingExpired() if row.funded_until is not None and now >= row.funded_until else None
-    if not row.wanted and (not row.registered or now >= row.unwanted_since + timeouts.self_exit_window):
+    window = timeouts.self_exit_window + row.save_time  # however long that is, no longer than it is funded
+    if not row.wanted and (not row.registered or now >= row.unwanted_since + window):
         return machines.NotNeeded()
     if row.funded_until is not None and now >= row.funded_until:
         return machines.FundingExpired()

@@ -246,6 +246,10 @@ def unwanted(row: TrackedMachine, since: int = NOW) -> TrackedMachine:
         (unwanted(replace(UP, state=MachineState.PLANNED, provider_id=None)), None, NOW, [AbandonLaunch]),
         (unwanted(UP), SEEN, NOW + 7 * S, []),
         (unwanted(UP), SEEN, NOW + 8 * S, [Terminate]),
+        (replace(unwanted(UP), save_time=40 * S, alive_until=None), SEEN, NOW + 47 * S, []),
+        (replace(unwanted(UP), save_time=40 * S, alive_until=None), SEEN, NOW + 48 * S, [Terminate]),
+        (replace(unwanted(UP), save_time=99 * S, alive_until=None), SEEN, NOW + 60 * S - 1, []),
+        (replace(unwanted(UP), save_time=99 * S, alive_until=None), SEEN, NOW + 60 * S, [Terminate]),  # unfunded
         (unwanted(replace(UP, registered=False)), SEEN, NOW, [Terminate]),
         (replace(unwanted(UP), left_until=NOW + 10 * S), SEEN, NOW + 10 * S - 1, []),
         (replace(unwanted(UP), left_until=NOW + 10 * S), SEEN, NOW + 10 * S, [Terminate]),

@@ -11,8 +11,10 @@ from shoestring_core import wire
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import AgentRefused, CheckpointAheadOfBatches, InvalidRequest, InvalidSpec, NotFound
 from shoestring_core.events import CheckpointStored
+from shoestring_core.states import JobState, StopReason
 from shoestring_core.store import checkpoints, jobs
 from shoestring_core.store.fleet import gangs
+from shoestring_core.store.fleet.observations import load_tracked_machines
 from shoestring_core.store.fleet.offers import save_offers
 from shoestring_core.store.objects import ObjectInfo
 from shoestring_core.store.tables import GenerationRow, JobRow, MachineRow, MemberRow
@@ -81,6 +83,24 @@ def test_the_first_checkpoint_of_a_generation_tells_that_a_notice_is_too_short_f
     told = [one.reason["facts"]["outlasts_notice"] for one in fleet.events("checkpoint") if one.job == job]
     assert told == [CheckpointOutlastsNotice("this_run", "local.cpu", 30, 115.5, 115.0).as_json(), None, None, None]
     assert [row.save_ms for row in fleet.checkpoint_rows(job)] == [115_500, 500_000, None, 500_000]
+
+
+def test_a_machine_whose_job_stops_may_take_as_long_as_its_newest_checkpoint_took(
+    fleet: Fleet, running: tuple[UUID, UUID]
+) -> None:
+    job, machine = running
+
+    def save_time() -> int:
+        (tracked,) = [one for one in fleet.read(load_tracked_machines, OFFER.provider) if one.id == machine]
+        return tracked.save_time
+
+    fleet.commit(machine, 1, 20, save_s=500.0)
+    fleet.commit(machine, 1, 40, save_s=115.5)
+    assert save_time() == 0
+    fleet.write(jobs.stop, job, "fleet", "pause", stop_reason=StopReason.BUDGET, reason=FinishedAtStep(40))
+    fleet.write(gangs.begin_stopping, job)
+    assert fleet.job_row(job).state == JobState.STOPPING
+    assert save_time() == 115.5 * S
 
 
 def test_the_pointer_never_goes_backwards(fleet: Fleet, running: tuple[UUID, UUID]) -> None:

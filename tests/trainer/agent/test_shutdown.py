@@ -84,4 +84,6 @@ def test_its_work_has_as_long_as_the_machine_lives(clock: Clock, by: dict[str, f
         leaving.begin("a reason", **{name: clock.now + seconds for name, seconds in by.items()})
         assert not await leaving.wait_until(lambda: False)
 
+        assert leaving.has_deadline is bool(by)
+
     assert lasts(clock, never_done) == pytest.approx(expected, abs=0.1)

@@ -65,8 +65,8 @@ def local_checkpoint(folder: Path, agent: Agent, step: int, content: bytes) -> L
 async def deliver(
     folder: Path, agent: Agent, checkpoint: LocalCheckpoint, url: str = "",
     meanwhile: Callable[[], None] = lambda: None, held: wire.UploadUrls | None = None,
-) -> None:  # fmt: skip
-    """What the agent does with a checkpoint; returns when it is committed.
+) -> float:  # fmt: skip
+    """What the agent does with a checkpoint; when it is committed, returns the seconds that saving one takes.
 
     url        of the service, as the agent sees it
     meanwhile  runs in a thread
@@ -91,6 +91,7 @@ async def deliver(
             await asyncio.sleep(0.02)
     running.cancel()
     await service.close()
+    return uploader.save_s
 
 
 def stored(aws: FakeAws, job: UUID) -> dict[str, int]:
@@ -111,7 +112,7 @@ def test_an_upload_that_was_begun_before_measures_nothing(on_s3: Deployment, tmp
     manifest, _ = _with_store_checksum(checkpoint)
     claim = {"nonce": urls.nonce, "manifest_sha256": hashlib.sha256(manifest).hexdigest()}
     (tmp_path / "upload.json").write_text(json.dumps(claim))
-    asyncio.run(deliver(tmp_path, agent, checkpoint))
+    assert asyncio.run(deliver(tmp_path, agent, checkpoint)) == 0
     assert stored(aws, job)["data"] == 7
     assert save_ms(on_s3, job) is None
 
@@ -122,9 +123,10 @@ def test_large_data_go_up_in_parts_each_tried_again_by_itself(on_s3: Deployment,
     content = os.urandom(2 * PART_BYTES + 1000)
     aws.fault("error", "UploadPart", code="SlowDown", status=503)
     aws.fault("lost_reply", "CompleteMultipartUpload")
-    asyncio.run(deliver(tmp_path, agent, local_checkpoint(tmp_path, agent, 3, content)))
+    save_s = asyncio.run(deliver(tmp_path, agent, local_checkpoint(tmp_path, agent, 3, content)))
     assert agent.report().upload_urls.nonce == "000002", "committed"
     assert len(aws.calls("UploadPart")) == 3 + 1
+    assert save_ms(on_s3, job) == round(1000 * save_s)
     assert save_ms(on_s3, job) >= 100_000, "with the time that ranks took to write it"
     assert stored(aws, job)["data"] == len(content)
 

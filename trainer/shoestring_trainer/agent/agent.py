@@ -252,7 +252,7 @@ class Agent:
     async def watch_funding(self) -> None:
         """Shut down in time before the funding lease expires, whether or not the service answers."""
         while True:
-            if self.funding.is_ending():
+            if self.funding.is_ending(self.runner.uploader.save_s):
                 message = "the machine's funding lease expires: checkpoint and shut down"
                 self.spool.add_event("funding_end", {"message": message})
                 return self.shutdown.begin("the machine's funding lease expires")

@@ -150,6 +150,9 @@ class CheckpointUploader:
 
     It holds up to two newest of upload addresses, so that one is left for the last checkpoint even if the service
     falls silent in the middle of an upload.
+
+    save_s  seconds from a request to stop until the object store had the checkpoint, by the last one of which that was
+            measured; 0: none
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class CheckpointUploader:
         self._used: set[tuple[int, str]] = set()
         self._next: LocalCheckpoint | None = None
         self._current: LocalCheckpoint | None = None
+        self.save_s = 0.0
 
     @property
     def idle(self) -> bool:
@@ -221,6 +225,8 @@ class CheckpointUploader:
         if uploaded is None:
             return
         urls, upload_s = uploaded
+        save_s = None if checkpoint.write_s is None or upload_s is None else checkpoint.write_s + read_s + upload_s
+        self.save_s = save_s or self.save_s
         await self._wait_until_points_are_stored(
             checkpoint, even_if_superseded=True
         )  # what is uploaded is committed; a newer one waits its turn
@@ -232,7 +238,7 @@ class CheckpointUploader:
             bytes=size,
             through_seq=checkpoint.through_seq,
             reason=checkpoint.reason,
-            save_s=None if checkpoint.write_s is None or upload_s is None else checkpoint.write_s + read_s + upload_s,
+            save_s=save_s,
             result=checkpoint.result,
         )
         await self._commit(commit)

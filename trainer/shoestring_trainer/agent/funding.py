@@ -14,6 +14,8 @@ from shoestring_trainer.agent.service_client import boottime
 DEADMAN_RESERVE_S = 0.5
 MIN_EXTENSION_S = 0.25  # less is the jitter of replies
 MIN_MARGIN_S, MAX_MARGIN_S = 2.0, 60.0
+SPARE_S = 10.0
+"""For what is not measured: to tell the ranks, to commit, and an upload that is slower than the last one."""
 
 
 class FundingLease:
@@ -41,10 +43,16 @@ class FundingLease:
         """By then the machine's work is saved and its processes have ended."""
         return self.until - 2 * DEADMAN_RESERVE_S
 
-    def is_ending(self) -> bool:
-        """Whether it is time to checkpoint and shut down, whether or not the service answers."""
+    def is_ending(self, save_s: float = 0.0) -> bool:
+        """Whether it is time to checkpoint and shut down, whether or not the service answers.
+
+        save_s  what that takes, by the last checkpoint; 0: not known
+
+        A third of the lease is kept for it at most: the service extends a lease when half of it is left.
+        """
         margin_s = min(MAX_MARGIN_S, max(MIN_MARGIN_S, self._longest_s / 4))
-        return boottime() >= self.until - margin_s
+        needed_s = min(save_s + SPARE_S, self._longest_s / 3) if save_s else 0.0
+        return boottime() >= self.until - max(margin_s, needed_s)
 
     def _set(self, until: float) -> None:
         if until > self.until + MIN_EXTENSION_S:

@@ -334,7 +334,8 @@ class GenerationRunner:
                 await self._shutdown.wait_until(lambda: ranks.ended, self._shutdown.drain_deadline, KILL_RESERVE_S)
             if not ranks.ended:
                 await terminate_ranks(self._machine)
-            await self._shutdown.wait_until(watcher.done, boottime() + UPLOAD_WAIT_S)
+            patience_s = float("inf") if self._shutdown.has_deadline else max(UPLOAD_WAIT_S, self.uploader.save_s)
+            await self._shutdown.wait_until(watcher.done, boottime() + patience_s)
         elif self.order.generation and not (self.ranks and self.ranks.generation == self.order.generation):
             self._reporter.set_status(MemberStatus(generation=self.order.generation, state="exited"))
         await terminate_ranks(self._machine)

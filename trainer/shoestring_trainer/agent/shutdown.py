@@ -36,6 +36,11 @@ class Shutdown:
     def has_begun(self) -> bool:
         return self.reason.done()
 
+    @property
+    def has_deadline(self) -> bool:
+        """Whether this machine is to end at a known time: until then an upload costs nothing."""
+        return self._work_deadline < float("inf")
+
     def begin(
         self,
         reason: str,

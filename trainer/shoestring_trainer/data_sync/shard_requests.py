@@ -60,8 +60,11 @@ class ShardRequests:
         draft.write_text(json.dumps(list(order)))
         draft.replace(self._folder / f"{self._token}{_ORDER}")
 
-    def wait_for(self, numbers: Sequence[int]) -> float:
-        """Return when all these shards are on this machine, and the seconds that it took. Raises ShardsUnavailable."""
+    def wait_for(self, numbers: Sequence[int], give_up: Callable[[], bool] = lambda: False) -> float:
+        """Return when all these shards are on this machine, and the seconds that it took. Raises ShardsUnavailable.
+
+        give_up  whether to return although some are missing
+        """
         began, next_note_s = time.monotonic(), FIRST_NOTE_S
         missing = [number for number in numbers if not self._is_there(number)]
         if not missing:
@@ -73,6 +76,8 @@ class ShardRequests:
                 raise ShardsUnavailable(failed.read_text())
             if self._closed[0]:
                 raise ShardsUnavailable("this run has ended")
+            if give_up():
+                break
             for number in missing:  # it was deleted again before this process saw it
                 self._ask(number)
             waited_s = time.monotonic() - began

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -72,8 +73,10 @@ class Setup:
         )  # fmt: skip
 
 
-def set_up(task: LocalTask) -> Setup:
+def set_up(task: LocalTask, stop_requested: Callable[[], bool] = lambda: False) -> Setup:
     """Join the process group, open the data and build the network that `task` names.
+
+    stop_requested  returns whether this rank was asked to stop
 
     Raises TrainerError for what its recipe, parameters or data lack, with the remedy.
     """
@@ -81,7 +84,7 @@ def set_up(task: LocalTask) -> Setup:
     recipe = recipes.load(task.recipe)
     params = recipes.resolve(task.recipe, task.params)
     settings = Settings.from_params(params)
-    distributed = find_place(task.device)
+    distributed = find_place(task.device, stop_requested)
     shards = open_shards(recipe.data.kind, task, settings, distributed)
     join_process_group(distributed)
     seed = int(params["seed"] or 0) if task.seed is None else task.seed

@@ -51,7 +51,7 @@ class CompletedStep:
     numbers  the loss, summed over the batch, and how many ranks were asked to stop; with a loss scale, that before and
              after the step
     skipped  its batch was not trained on
-    at       when it was completed, in seconds since the epoch
+    at       when it was completed, with its evaluation, in seconds since the epoch
     metrics  what is reported with it beside the loss
     """
 
@@ -63,6 +63,7 @@ class CompletedStep:
     at: float
     metrics: dict[str, float] = field(default_factory=dict)
     reported: bool = False
+    told: bool = False
     _result: StepResult | None = None
 
     def read(self) -> StepResult:
@@ -116,8 +117,11 @@ class StepResults:
         return not any(completed.read().diverged for completed in self._steps)
 
     def log_events(self, completed: CompletedStep) -> None:
-        """Report what is to be said of a step beside its metrics."""
+        """Report what is to be said of a step beside its metrics, once."""
         result = completed.read()
+        if completed.told:
+            return
+        completed.told = True
         if completed.skipped:
             self._recorder.log_event("skipped", step=completed.step, samples=completed.batch_size)
         if result.overflowed:
@@ -135,13 +139,18 @@ def result_lag(device: torch.device, *, hooks: bool) -> int:
     return 0 if hooks else LAG[device.type]
 
 
-def seconds_to_stop(lag: int, *, steps: int, seconds: float) -> float:
+def seconds_to_stop(
+    lag: int, *, steps: int, seconds: float, longest_s: float = 0.0, evaluation_batch_s: float = 0.0
+) -> float:
     """Return how long a request to stop may wait for its checkpoint, at the pace of so many steps in so many seconds.
 
     The device may be `lag` steps behind. A step that has begun doesn't carry the request to the other ranks, the next
-    one does; and `lag` steps later all ranks have read it.
+    one does; and `lag` steps later all ranks have read it. One of these may be as long as the longest, such as one in
+    which the optimizer computes preconditioners. An evaluation is left as many batches later.
     """
-    return min((2 * lag + 2) * seconds / steps, MAX_STOP_S)
+    mean_s = seconds / steps
+    waits = (2 * lag + 1) * mean_s + max(mean_s, longest_s), (2 * lag + 2) * evaluation_batch_s
+    return min(max(waits), MAX_STOP_S)
 
 
 def describe_divergence(step: int, loss: float, precision: Precision) -> str:

@@ -14,12 +14,16 @@ POLL_S = 0.1
 STOP_SIGNALS = (signal.SIGTERM,)
 
 
+class StopOrdered(Exception):
+    """All ranks alike leave what takes long before its end, as one of them was asked to stop."""
+
+
 class StopListener:
     """Watches for a request to checkpoint and stop.
 
     Until `training_started` is called there is nothing to save, and the main thread may block in a library call that
     waits for other machines; so a request in that phase calls `exit_early` from the watching thread. From then on the
-    loop reads `stop_requested` once per step.
+    loop reads `stop_requested` in each step, in each batch of an evaluation, and where it waits for images.
     """
 
     def __init__(

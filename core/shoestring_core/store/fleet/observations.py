@@ -14,11 +14,11 @@ from shoestring_core.decide.billing import CLOCK_STEP, free_if_left_until
 from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.timeouts import Timeouts
-from shoestring_core.states import MachineState
+from shoestring_core.states import JobState, MachineState
 from shoestring_core.store import transitions
 from shoestring_core.store.fleet import launches, rows
 from shoestring_core.store.fleet.billing import evidence
-from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow, MemberRow
+from shoestring_core.store.tables import AttemptRow, CheckpointRow, JobRow, MachineRow, MemberRow
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.wording import Reason, machines
 
@@ -112,10 +112,10 @@ def load_tracked_machines(db: Read, provider: str, region: str | None = None) ->
     """Every machine of a provider that is alive, as the reconciler needs it. `region`: only those there."""
     tracked = _TRACKED if region is None else _TRACKED.where(MachineRow.region == region)
     alive = db.sql.execute(tracked, {"provider": provider})
-    return [_tracked_machine(machine, attempt, job) for machine, attempt, job in alive]
+    return [_tracked_machine(machine, attempt, job, save_ms or 0) for machine, attempt, job, save_ms in alive]
 
 
-def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> reconcile.TrackedMachine:
+def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow, save_ms: int) -> reconcile.TrackedMachine:
     wanted, left_until = rows.is_wanted(job, attempt), None
     if not wanted and machine.notice_at is not None:  # few: only of these the rules are read
         left_until = free_if_left_until(evidence(machine), machine.notice_at)
@@ -134,6 +134,7 @@ def _tracked_machine(machine: MachineRow, attempt: AttemptRow, job: JobRow) -> r
         clock_shift=machine.clock_shift,
         priced_until=machine.price_changes[-1][0] if machine.price_changes else 0,
         left_until=left_until,
+        save_time=1000 * save_ms,
     )
 
 
@@ -171,9 +172,10 @@ _REGIONS = (
     .distinct()
 )
 _TRACKED = (
-    select(MachineRow, AttemptRow, JobRow)
+    select(MachineRow, AttemptRow, JobRow, CheckpointRow.save_ms)
     .join(AttemptRow, (AttemptRow.job == MachineRow.job) & (AttemptRow.number == MachineRow.attempt))
     .join(JobRow, JobRow.id == MachineRow.job)
+    .outerjoin(CheckpointRow, (CheckpointRow.id == JobRow.checkpoint) & (JobRow.state == JobState.STOPPING))
     .where(MachineRow.state.in_(rows.ALIVE), MachineRow.provider == bindparam("provider"))
     .order_by(MachineRow.id)
     .options(load_only(JobRow.attempt, JobRow.state, JobRow.desired_state))

@@ -14,6 +14,7 @@ from PIL import Image
 from shoestring_trainer.training.data import decoded_cache
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
 from shoestring_trainer.training.data.image_folder import index_image_folder
+from shoestring_trainer.training.data.mapped_images import decode_to_file, metadata_path
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
 
@@ -299,6 +300,7 @@ def test_ranks_wait_for_decoded_images_by_the_store_and_in_no_collective(flat: P
     """NCCL ends a job whose collective takes ten minutes; decoding a large data set takes longer."""
     waits: list[str] = []
     monkeypatch.setattr(DistributedContext, "wait_for_peers", lambda _, what: waits.append(what))
+    monkeypatch.setattr(DistributedContext, "is_stopping", lambda *_: False)
     monkeypatch.setattr(DistributedContext, "all_reduce", lambda *_: pytest.fail("a collective"))
     source = open_source(flat, place=DistributedContext(0, 2, 0, torch.device("cpu")))
     assert source(24, True).size == 24
@@ -308,6 +310,21 @@ def test_ranks_wait_for_decoded_images_by_the_store_and_in_no_collective(flat: P
         "the file of decoded images, train, to be opened, wait 1",
     ]
     assert len(waits) == len(set(waits)) == 10  # a name counts once in the life of a process group
+
+
+def test_decoding_that_is_given_up_leaves_the_rest_and_no_file_that_counts(flat: Path, tmp_path: Path):
+    images, _ = index_image_folder(flat, 1, 0.5)
+    asked: list[int] = []
+
+    def give_up() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    decode_to_file(
+        tmp_path / "train", images, [ResizeSpec(8, 8)] * len(images), None, skip=False, give_up=give_up
+    )  # fmt: skip
+    assert len(asked) == 2 < len(images)
+    assert not metadata_path(tmp_path / "train").exists()
 
 
 def test_a_corrupt_image_ends_the_job_as_a_data_error(flat: Path, tmp_path: Path):

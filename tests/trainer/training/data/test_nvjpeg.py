@@ -24,7 +24,7 @@ from shoestring_trainer.training.errors import DataError, UserError
 from shoestring_trainer.training.settings import Settings
 from torch import Tensor
 
-from tests.trainer.training.data.sample_images import COLOURS, encode, load, save_image
+from tests.trainer.training.data.sample_images import COLOURS, SINGLE_PROCESS, encode, load, save_image
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 ORIENTATION = 0x0112
@@ -196,7 +196,7 @@ def opened(mixed: Path, tmp_path: Path) -> Opened:
         train, val = index_image_folder(mixed, 1, 0.25)
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
-        cache = DecodedCache(train, val, settings, {}, scratch, keep, True, lambda _: None, decoder)
+        cache = DecodedCache(train, val, settings, {}, scratch, keep, True, SINGLE_PROCESS, decoder)
         return cache.load(0, rectangular)
 
     return at

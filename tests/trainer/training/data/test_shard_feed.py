@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from shoestring_trainer.training.data.shard_feed import ShardFeed
 from shoestring_trainer.training.data.shard_order import ShardOrder
+
+from tests.trainer.training.data.sample_images import SINGLE_PROCESS
 
 SHARDS, PER_SHARD, EPOCHS = 40, 10, 2
 SAMPLES = SHARDS * PER_SHARD
@@ -24,7 +27,8 @@ class Recorder:
     def announce(self, order: list[int]) -> None:
         self.announced.append(order)
 
-    def wait_for(self, numbers: list[int]) -> float:
+    def wait_for(self, numbers: list[int], give_up: Callable[[], bool]) -> float:
+        assert not give_up()
         self.awaited.append(list(numbers))
         return 0.0
 
@@ -35,7 +39,7 @@ class Recorder:
 def feed() -> tuple[ShardFeed, Any]:
     requests: Any = Recorder()
     order = ShardOrder(1, torch.full((SHARDS,), PER_SHARD), SAMPLES)
-    return ShardFeed(requests, order, VAL, EPOCHS * SAMPLES, lambda name: None), requests
+    return ShardFeed(requests, order, VAL, EPOCHS * SAMPLES, SINGLE_PROCESS), requests
 
 
 def test_the_first_windows_shards_are_asked_for_while_the_run_is_set_up_by_one():

@@ -30,9 +30,11 @@ from shoestring_trainer.training.optim.weight_average import WeightAverage
 class TrainingState:
     """The objects that hold the run's state.
 
-    identity  what a checkpoint must agree with to be this run's: recipe, parameters, seed, data
-    skip      steps whose batches are skipped: those of the task, and of the checkpoint that it resumes
-    files     the packed list of its data's files, see data/file_list.py; None: it has none
+    identity     what a checkpoint must agree with to be this run's: recipe, parameters, seed, data
+    skip         steps whose batches are skipped: those of the task, and of the checkpoint that it resumes
+    files        the packed list of its data's files, see data/file_list.py; None: it has none
+    unevaluated  metrics of the latest step while its evaluation is still to be done, and the step to be reported with
+                 it; else empty
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class TrainingState:
     average: WeightAverage | None = None
     skip: set[int] = field(default_factory=set)
     files: bytes | None = None
+    unevaluated: dict[str, float] = field(default_factory=dict)
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """Return a copy on the CPU that later steps do not change."""
@@ -61,6 +64,7 @@ class TrainingState:
                 "optimizer_state": names,
                 "scaler": self.scaler.state_dict(),
                 **({"skip": sorted(self.skip)} if self.skip else {}),
+                **({"unevaluated": dict(self.unevaluated)} if self.unevaluated else {}),
             },
         }
 
@@ -86,9 +90,14 @@ def restore_checkpoint(state: TrainingState, files: CheckpointFiles) -> int:
             )
         state.scaler.load_state_dict(content["scaler"])
     state.skip.update(content.get("skip", ()))
-    step = content["step"]
-    if not isinstance(step, int) or step < 0:
+    step, unevaluated = content["step"], content.get("unevaluated", {})
+    if not isinstance(step, int) or step < bool(unevaluated):
         raise DataError(f"the checkpoint {files.data} has no usable step ({step!r}); start from another checkpoint")
+    if not isinstance(unevaluated, dict) or not all(type(value) in (int, float) for value in unevaluated.values()):
+        raise DataError(
+            f"state.json in the checkpoint {files.data} has no usable metrics; start from another checkpoint"
+        )
+    state.unevaluated.update(unevaluated)
     return step
 
 

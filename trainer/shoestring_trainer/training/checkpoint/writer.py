@@ -35,6 +35,7 @@ class CheckpointWriter:
         self._storing_s: float | None = None
         """How long it took from the begin of a periodic checkpoint until the service had it."""
         self._unstored: Path | None = None
+        self._held: dict[str, Any] | None = None
         self._local_files = list_checkpoint_files(task.folder)
 
     def is_due(self, step: int) -> bool:
@@ -58,34 +59,36 @@ class CheckpointWriter:
         """Begin a periodic checkpoint. `stop_s`: how long a request to stop may wait for one."""
         self.wait()
         self._saved_at, self._unstored = monotonic(), None
-        snapshot, lines = self._finite_snapshot(step), self._writer.lines
+        snapshot, lines = _require_finite(self._state.snapshot(step), step), self._writer.lines
         self._pending = self._executor.submit(self._write, step, snapshot, "periodic", lines, {}, {}, stop_s)
 
+    def hold(self, step: int) -> None:
+        """Keep the state as it is now, for `save_and_wait`: what follows changes it for good."""
+        self._held = self._state.snapshot(step)
+
     def save_and_wait(self, step: int, stop_s: float = 0.0) -> None:
-        """Write a checkpoint on a request to stop, and return once it is durable and its event is written."""
+        """Write a checkpoint on a request to stop, and return once it is durable and its event is written.
+
+        One without the evaluation of its last step counts as that of the step before: the run that resumes from it
+        reports the last step, with its evaluation.
+        """
         self.wait()
-        self._write(step, self._finite_snapshot(step), "order", self._writer.lines, {}, {}, stop_s)
+        snapshot = _require_finite(self._held or self._state.snapshot(step), step)
+        reported = step - 1 if self._state.unevaluated else step
+        self._write(reported, snapshot, "order", self._writer.lines, {}, {}, stop_s)
 
     def save_final(self, step: int, artifacts: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
         """Write the final checkpoint, with the job's artifacts as further parts, and the result."""
         self.wait()
-        self._write(step, self._finite_snapshot(step), "final", self._writer.lines, artifacts, result)
+        self._held = None
+        snapshot = _require_finite(self._state.snapshot(step), step)
+        self._write(step, snapshot, "final", self._writer.lines, artifacts, result)
 
     def wait(self) -> None:
         """Wait for the checkpoint that is being written. Raises the error of a failed one."""
         if self._pending:
             self._pending.result()
             self._pending = None
-
-    def _finite_snapshot(self, step: int) -> dict[str, Any]:
-        """Return the state to save. Raises NonFiniteError if it isn't finite, so a good checkpoint always remains."""
-        snapshot = self._state.snapshot(step)
-        for part in ("model", "optimizer", "average"):
-            for name, tensor in snapshot.get(part, {}).items():
-                if not torch.isfinite(tensor).all():
-                    message = f"after step {step} {name} has numbers that are not finite ({part})"
-                    raise NonFiniteError(f"{message}; lower lr, or look for broken images or labels", since=step)
-        return snapshot
 
     def _write(
         self, step: int, snapshot: Mapping[str, Any], reason: CheckpointReason, lines: int,
@@ -104,3 +107,13 @@ class CheckpointWriter:
         self._local_files = [file for file in self._local_files if file not in (manifest, data)] + [manifest, data]
         while len(self._local_files) > 2 * MAX_LOCAL_CHECKPOINTS:
             (task.folder / self._local_files.pop(0)).unlink(missing_ok=True)
+
+
+def _require_finite(snapshot: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return the state to save. Raises NonFiniteError if it isn't finite, so a good checkpoint always remains."""
+    for part in ("model", "optimizer", "average"):
+        for name, tensor in snapshot.get(part, {}).items():
+            if not torch.isfinite(tensor).all():
+                message = f"after step {step} {name} has numbers that are not finite ({part})"
+                raise NonFiniteError(f"{message}; lower lr, or look for broken images or labels", since=step)
+    return snapshot

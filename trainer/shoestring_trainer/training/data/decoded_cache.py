@@ -8,8 +8,9 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from shoestring_trainer.training.data.mapped_images import (
     metadata_path,
 )
 from shoestring_trainer.training.data.nvjpeg import JpegDecoder
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.settings import Settings
 
@@ -48,7 +50,7 @@ class DecodedCache:
     scratch          folder for the decoded images, shared by all ranks of this machine
     keep             leave them there, for a later generation on this machine to reuse
     is_local_rank_0  this rank decodes; the others map what it wrote
-    wait_for_peers   returns when every rank has called it with the same words, which are new each time
+    peers            the ranks, which wait for each other
     gpu_decoder      decodes ordinary JPEGs; None: Pillow decodes everything
     files            the packed list of the images' files; None: they have none
     """
@@ -60,7 +62,7 @@ class DecodedCache:
     scratch: Path
     keep: bool
     is_local_rank_0: bool
-    wait_for_peers: Callable[[str], None]
+    peers: DistributedContext
     gpu_decoder: JpegDecoder | None = None
     files: bytes | None = None
     _waits: Iterator[int] = field(default_factory=itertools.count)
@@ -69,7 +71,7 @@ class DecodedCache:
         """Return the images with `size` pixels a side (0: as the settings say). They occupy disk space until released.
 
         rectangular  also return the validation images at their aspect ratios, in batches of similar ones
-        raises       DataError that names the image and the remedy
+        raises       DataError that names the image and the remedy; StopOrdered if a rank is asked to stop meanwhile
         """
         train_spec, val_spec = self._specs(size)
         folder = self.scratch / f"images-{self._digest(train_spec, val_spec)}"
@@ -173,18 +175,21 @@ class DecodedCache:
         ]
 
     def _decode(self, file: Path, images: ImageIndex, specs: Sequence[ResizeSpec]) -> MappedImages:
+        # not in a collective, which would run into the backend's time limit: decoding may take an hour
+        decoded = self._new_words(f"{counted(len(images), f'{file.name} image')} to be decoded")
         if self.is_local_rank_0 and not metadata_path(file).exists():
-            decode_to_file(file, images, specs, self.gpu_decoder, skip=self.settings.on_corrupt == "skip")
-        self._wait_for_peers(f"{counted(len(images), f'{file.name} image')} to be decoded")
+            decode_to_file(
+                file, images, specs, self.gpu_decoder, skip=self.settings.on_corrupt == "skip",
+                give_up=partial(self.peers.is_stopping, decoded),
+            )  # fmt: skip
+        self.peers.wait_for_peers(decoded)
         mapped = map_file(file, specs)
-        self._wait_for_peers(
-            f"the file of decoded images, {file.name}, to be opened"
-        )  # before rank 0 removes the files
+        # before rank 0 removes the files
+        self.peers.wait_for_peers(self._new_words(f"the file of decoded images, {file.name}, to be opened"))
         return mapped
 
-    def _wait_for_peers(self, what: str) -> None:
-        """Not in a collective, which would run into the backend's time limit: decoding may take an hour."""
-        self.wait_for_peers(f"{what}, wait {next(self._waits)}")
+    def _new_words(self, what: str) -> str:
+        return f"{what}, wait {next(self._waits)}"
 
 
 def group_by_aspect_ratio(aspect_ratios: Sequence[float], size: int, zoom: float) -> list[tuple[list[int], ResizeSpec]]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -40,11 +40,13 @@ class MappedImages:
 
 
 def decode_to_file(
-    file: Path, images: ImageIndex, specs: Sequence[ResizeSpec], gpu_decoder: JpegDecoder | None, *, skip: bool
-) -> None:
+    file: Path, images: ImageIndex, specs: Sequence[ResizeSpec], gpu_decoder: JpegDecoder | None, *, skip: bool,
+    give_up: Callable[[], bool] = lambda: False,
+) -> None:  # fmt: skip
     """Write the decoded images as raw pixels; then, beside them, which images are readable and their aspect ratios.
 
-    skip  leave out unreadable images; else they raise DataError
+    skip     leave out unreadable images; else they raise DataError
+    give_up  whether to return although some are missing; then nothing is written beside them
     """
     ends = list(itertools.accumulate(spec.bytes for spec in specs))
     _allocate(file, ends[-1], images)
@@ -77,6 +79,9 @@ def decode_to_file(
     with ignored_pillow_warnings(), ThreadPoolExecutor(threads) as pool:  # Pillow releases the GIL while it decodes
         chunks = pool.map(decode_chunk, range(0, len(images), chunk_size))
         for index, result in enumerate(itertools.chain.from_iterable(chunks)):
+            if index % chunk_size == 0 and give_up():
+                pool.shutdown(cancel_futures=True)
+                return
             if isinstance(result, float):
                 aspect_ratios[index] = result
             elif not skip:

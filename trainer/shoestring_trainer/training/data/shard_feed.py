@@ -7,11 +7,13 @@ the backend would end the job while one machine's download takes long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from time import monotonic
 
 from shoestring_trainer.data_sync.shard_requests import ShardRequests, ShardsUnavailable
 from shoestring_trainer.training.data.shard_order import ShardOrder, Window
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
 
 
@@ -20,15 +22,17 @@ class ShardFeed:
 
     samples          of the whole run, epoch after epoch
     val_shards       that evaluations use
-    wait_for_peers   returns when all ranks have called it with this name
+    peers       the ranks, which wait for each other
+
+    What waits raises StopOrdered if a rank is asked to stop meanwhile.
     """
 
     def __init__(
         self, requests: ShardRequests, order: ShardOrder, val_shards: Sequence[int], samples: int,
-        wait_for_peers: Callable[[str], None],
+        peers: DistributedContext,
     ) -> None:  # fmt: skip
         self.order = order
-        self._requests, self._val_shards, self._wait_for_peers = requests, list(val_shards), wait_for_peers
+        self._requests, self._val_shards, self._peers = requests, list(val_shards), peers
         self._samples, self._last_epoch = samples, (samples - 1) // order.samples_per_epoch
         self._announced: Window | None = None
         self._ready: Window | None = None
@@ -79,12 +83,13 @@ class ShardFeed:
 
     def _wait(self, shards: Sequence[int]) -> float:
         began = monotonic()
+        self._waits += 1
+        what = f"shards/{self._waits}"
         try:
-            self._requests.wait_for(shards)
+            self._requests.wait_for(shards, partial(self._peers.is_stopping, what))
         except ShardsUnavailable as error:
             raise DataError(str(error)) from error
         for shard in shards:
             self._requests.received(shard)
-        self._waits += 1
-        self._wait_for_peers(f"shards/{self._waits}")
+        self._peers.wait_for_peers(what)
         return monotonic() - began

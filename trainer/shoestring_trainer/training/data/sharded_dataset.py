@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from shoestring_trainer.training.data.shard_list import SHUFFLED_TOGETHER, Shard
 from shoestring_trainer.training.data.shard_order import ShardOrder
 from shoestring_trainer.training.data.shard_reader import Chunk, ShardReader
 from shoestring_trainer.training.data.stalls import InputStalls
+from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, Phase
 from shoestring_trainer.training.randomness import Samples
@@ -131,7 +132,7 @@ class ShardedDataset:
         self._val_workers = DecodeWorkers(self.reader, processes, ahead=EVALUATED_AHEAD, pin=is_on_gpu)
         atexit.register(self.close)
 
-    def split(self, seed: int, *, log: bool, wait_for_peers: Callable[[str], None], start_step: int = 0) -> None:
+    def split(self, seed: int, *, log: bool, peers: DistributedContext, start_step: int = 0) -> None:
         """Choose what is trained and what is validated on: as the shards say, or else by `seed`.
 
         Of streamed shards the first one is there afterwards, on all ranks, and those that training needs from
@@ -161,7 +162,7 @@ class ShardedDataset:
             order = ShardOrder(seed, torch.from_numpy(counts), schedule.samples_per_epoch)
             val_shards = np.unique(self._shards(self._val_rows_N)).tolist()
             samples = schedule.samples_before(schedule.total_steps)
-            self._feed = ShardFeed(self._requests, order, val_shards, samples, wait_for_peers)
+            self._feed = ShardFeed(self._requests, order, val_shards, samples, peers)
             self._feed.begin(schedule.samples_before(start_step))
         if log:
             place = "in shards of their own" if len(val_N) else "held out of the same"

@@ -85,7 +85,7 @@ def open_dataset(
             )
     if shards:
         shards.split(
-            seed, log=distributed.local_rank == 0, wait_for_peers=distributed.wait_for_peers,
+            seed, log=distributed.local_rank == 0, peers=distributed,
             start_step=read_step(task.resume.manifest) if task.resume else 0,
         )  # fmt: skip
         return shards.load
@@ -116,7 +116,7 @@ def _open_images(
         scratch=task.scratch or task.folder,
         keep=task.scratch is not None,
         is_local_rank_0=is_local_rank_0,
-        wait_for_peers=distributed.wait_for_peers,
+        peers=distributed,
         files=files.packed() if files else None,
         gpu_decoder=nvjpeg_decoder(distributed.device) if is_local_rank_0 and settings.decode_device == "gpu" else None,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.errors import MissingGpuError
 from shoestring_trainer.training.settings import Settings
+from shoestring_trainer.training.stop_listener import StopOrdered
 
 PEER_POLL_S, NOTE_INTERVAL_S = 0.005, 60.0
 
@@ -42,12 +44,16 @@ class PendingAllReduce:
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This rank's place among the ranks. A single process has no process group: every collective is the identity."""
+    """This rank's place among the ranks. A single process has no process group: every collective is the identity.
+
+    stop_requested  returns whether this rank was asked to stop
+    """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    stop_requested: Callable[[], bool] = lambda: False
 
     def wrap_ddp(self, model: nn.Module, settings: Settings) -> nn.Module:
         """Return the model with a backward pass that averages gradients over all ranks.
@@ -113,20 +119,44 @@ class DistributedContext:
         """Return when every rank has called this with the same words, which are used once in the life of the group.
 
         By the store: in a collective, a rank that takes long would run into the backend's time limit.
+
+        Raises StopOrdered, on all ranks alike, if one of them was asked to stop before it came here.
         """
+        stops = self.is_stopping(what)
         if self.world_size == 1:
+            if stops:
+                raise StopOrdered
             return
-        store = dist.distributed_c10d._get_default_store()  # no public name, but what `init_process_group` was given
+        store = _store()
         began = time.monotonic()
         next_note_s = NOTE_INTERVAL_S
+        # a vote counts that was cast before its rank came here: these all ranks see
+        votes = f"{what}: stop"
+        store.add(votes, int(stops))
         store.add(what, 1)
         while (arrived := store.add(what, 0)) < self.world_size:
+            self.is_stopping(what)
             if (waited_s := time.monotonic() - began) > next_note_s:
                 next_note_s += NOTE_INTERVAL_S
                 others = counted(self.world_size - arrived, "other rank")
                 sys.stdout.write(f"waiting for the input of {others} ({what}), for {waited_s:.0f} s\n")
                 sys.stdout.flush()
             time.sleep(PEER_POLL_S)
+        if store.add(votes, 0):
+            raise StopOrdered
+
+    def is_stopping(self, what: str) -> bool:
+        """Return whether this rank was asked to stop, or another one that waits for it with these words.
+
+        For work that takes long: what is left of it is then left out, and `wait_for_peers` raises StopOrdered.
+        """
+        requested = self.stop_requested()
+        if self.world_size == 1:
+            return requested
+        store, word = _store(), f"{what}: asked to stop"
+        if requested:
+            store.set(word, "1")
+        return requested or store.check([word])
 
     def shutdown(self) -> None:
         """End collective work, after every rank's last call.
@@ -139,7 +169,12 @@ class DistributedContext:
             dist.destroy_process_group()
 
 
-def find_place(device: Device = "auto") -> DistributedContext:
+def _store() -> dist.distributed_c10d.Store:
+    """Return what `init_process_group` was given; there is no public name for it."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def find_place(device: Device = "auto", stop_requested: Callable[[], bool] = lambda: False) -> DistributedContext:
     """Return the place that torchrun's environment describes; without RANK, that of a single process.
 
     Raises MissingGpuError if `device` is cuda and there is none for this rank.
@@ -150,7 +185,7 @@ def find_place(device: Device = "auto") -> DistributedContext:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     elif "WORLD_SIZE" in os.environ:
         sys.stderr.write("WORLD_SIZE is set without RANK, so not by torchrun: training in a single process\n")
-    return DistributedContext(rank, world_size, local_rank, _choose_device(device, local_rank))
+    return DistributedContext(rank, world_size, local_rank, _choose_device(device, local_rank), stop_requested)
 
 
 def _choose_device(wanted: Device, local_rank: int) -> torch.device:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
@@ -16,6 +18,9 @@ from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.precision import Precision
+from shoestring_trainer.training.step_results import LAG
+from shoestring_trainer.training.stop_listener import StopOrdered
+from shoestring_trainer.training.upload import Download
 
 BATCH_SIZE = 256
 TTA_VIEWS = (1, 2, 6)
@@ -29,6 +34,7 @@ class EvalResult:
     predictions_N   predicted classes
     losses_N        float64, per image
     seconds         duration of the evaluation
+    batches         in which it was done, on the rank that has the most
     accuracy_tta    with test-time augmentation; None for one view
     accuracy_top5   None with five classes or fewer
     """
@@ -40,6 +46,7 @@ class EvalResult:
     seconds: float
     accuracy_tta: float | None = None
     accuracy_top5: float | None = None
+    batches: int = 1
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -52,7 +59,11 @@ class EvalResult:
 def evaluate(
     model: nn.Module, data: ImageDataset, distributed: DistributedContext, precision: Precision, views: int = 1
 ) -> EvalResult:
-    """Evaluate `model`, with rank 0's buffers, on the validation images. Leaves the model in training mode."""
+    """Evaluate `model`, with rank 0's buffers, on the validation images. Leaves the model in training mode.
+
+    Raises StopOrdered, before the same batch on all ranks, if one of them is asked to stop meanwhile: it may take
+    minutes. They tell each other with each batch, and read it as late as the results of steps.
+    """
     if views not in TTA_VIEWS:
         raise UserError(f"tta_views must be one of {', '.join(map(str, TTA_VIEWS))}, not {views}")
     began = monotonic()
@@ -64,7 +75,16 @@ def evaluate(
     predictions_N = torch.zeros(len(val), dtype=torch.int64, device=device)
     losses_N = torch.zeros(len(val), dtype=torch.float64, device=device)
     correct_top5, correct_tta = torch.zeros(2, dtype=torch.int64, device=device).unbind()
-    for batch, uint8_NCHW in _batches(data, distributed):
+    rounds, batches = _rounds(data, distributed.world_size), _batches(data, distributed)
+    requests: deque[Download] = deque()
+    for _ in range(rounds):
+        requested = torch.full((1,), float(distributed.stop_requested()), device=device)
+        requests.append(Download(distributed.all_reduce_async(requested).sums()))
+        if len(requests) > LAG[device.type] and any(requests.popleft().read()):
+            raise StopOrdered
+        if (loaded := next(batches, None)) is None:
+            continue  # the ranks before this one have one more
+        batch, uint8_NCHW = loaded
         images_NCHW = uint8_NCHW.to(device).float() / data.max_value
         with precision.autocast(device):
             images_NCHW = precision.cast(images_NCHW).contiguous(memory_format=torch.channels_last)
@@ -90,7 +110,13 @@ def evaluate(
         seconds=monotonic() - began,
         accuracy_tta=distributed.all_reduce(correct_tta).item() / len(val) if views > 1 else None,
         accuracy_top5=distributed.all_reduce(correct_top5).item() / len(val) if len(data.classes) > TOP_K else None,
+        batches=rounds,
     )
+
+
+def _rounds(data: ImageDataset, world_size: int) -> int:
+    """Return how many batches rank 0 has: as many as any rank."""
+    return len(data.val_batches) or math.ceil(len(range(0, len(data.val), world_size)) / BATCH_SIZE)
 
 
 def _batches(data: ImageDataset, distributed: DistributedContext) -> Iterator[tuple[Tensor, Tensor]]:

@@ -63,6 +63,11 @@ class RunRecorder:
         if self.enabled:
             self._checkpoints.save(step, stop_s)
 
+    def hold(self, step: int) -> None:
+        """Keep the state as it is now, for `save_and_wait`: what follows changes it for good."""
+        if self.enabled:
+            self._checkpoints.hold(step)
+
     def save_and_wait(self, step: int, *, stop_s: float) -> None:
         """Return once a checkpoint of this step is durable."""
         if self.enabled:
