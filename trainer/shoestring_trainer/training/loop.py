@@ -16,7 +16,7 @@ from shoestring_trainer.training.checkpoint.state import restore_checkpoint
 from shoestring_trainer.training.checkpoint.warm_start import warm_start
 from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
-from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
+from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, Phase
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.artifacts import build_artifacts
 from shoestring_trainer.training.results.evaluation import evaluate
@@ -26,7 +26,7 @@ from shoestring_trainer.training.results.sample_log import SampleLog
 from shoestring_trainer.training.results.throughput import measure_clocks, measure_throughput
 from shoestring_trainer.training.setup import Setup, set_up
 from shoestring_trainer.training.step import Trainer
-from shoestring_trainer.training.step_results import CompletedStep, StepResults, result_lag, seconds_to_stop
+from shoestring_trainer.training.step_results import CompletedStep, Pace, StepResults, result_lag
 from shoestring_trainer.training.stop_listener import StopListener, StopOrdered
 from shoestring_trainer.training.task import LocalTask, StepCounter
 
@@ -48,146 +48,175 @@ def train(task: LocalTask, stop_listener: StopListener, counter: StepCounter) ->
 
 def run(task: LocalTask, setup: Setup, stop_listener: StopListener, counter: StepCounter) -> Outcome:
     """Train a run that is set up."""
-    distributed, settings, model = setup.distributed, setup.settings, setup.model
-    schedule, loader = setup.schedule, setup.loader
+    schedule, model = setup.schedule, setup.model
     warm_started = warm_start(model, task.initial_weights) if task.initial_weights else None
-    trainer = Trainer(setup, task.skipped_steps, distributed.stop_requested)
-    hooks, hook_context, state = trainer.hooks, trainer.hook_context, trainer.state
+    trainer = Trainer(setup, task.skipped_steps, setup.distributed.stop_requested)
+    state = trainer.state
     if task.resume:
         counter.start_step = counter.step = restore_checkpoint(state, task.resume)
         trained = counter.step - 1 if state.unevaluated else counter.step  # an evaluation has the images of its step
-        loader.set_image_format(schedule.phase_at(trained).image_format)
-    step = hook_context.step = counter.step
-    trainer.compile_ahead([phase for phase in schedule.phases if phase.end_step > step])
-
-    sampler = setup.build_sampler()
-    log = SampleLog(
-        task.folder, generation=task.generation, rank=distributed.rank, world_size=distributed.world_size,
-        start=step, samples_per_epoch=schedule.samples_per_epoch,
-    )  # fmt: skip
-    with RunRecorder(task, state, schedule.total_steps, rank=distributed.rank) as logger:
+        setup.loader.set_image_format(schedule.phase_at(trained).image_format)
+    trainer.hook_context.step = counter.step
+    trainer.compile_ahead([phase for phase in schedule.phases if phase.end_step > counter.step])
+    with RunRecorder(task, state, schedule.total_steps, rank=setup.distributed.rank) as logger:
         logger.log_event(
-            "started", step=step - bool(state.unevaluated), steps_total=schedule.total_steps,
-            world_size=distributed.world_size, precision=setup.precision.value,
+            "started", step=counter.step - bool(state.unevaluated), steps_total=schedule.total_steps,
+            world_size=setup.distributed.world_size, precision=setup.precision.value,
         )  # fmt: skip
         if warm_started:
-            logger.log_event("warm_start", step=step, message=warm_started)
+            logger.log_event("warm_start", step=counter.step, message=warm_started)
         stop_listener.training_started()
-        hooks.call("on_train_begin", hook_context)
-        began, evaluation_s, evaluation_batch_s, longest_s = monotonic(), 0.0, 0.0, 0.0
+        trainer.hooks.call("on_train_begin", trainer.hook_context)
+        return TrainingLoop(task, setup, trainer, logger, counter).run()
 
-        results = StepResults(logger, setup.precision, step)
-        lag = result_lag(distributed.device, hooks=bool(hooks))
 
-        def stop_s() -> float:
-            return seconds_to_stop(
-                lag, steps=step - counter.start_step, seconds=monotonic() - began - evaluation_s, longest_s=longest_s,
-                evaluation_batch_s=evaluation_batch_s,
-            )  # fmt: skip
+class TrainingLoop:
+    """The steps of a run, from where it is. `counter.step`: the last that was completed."""
 
-        def evaluate_step(metrics: dict[str, float]) -> bool:
-            """Add an evaluation to the metrics of the latest step; return whether the goal is met."""
-            nonlocal evaluation_s, evaluation_batch_s
-            state.unevaluated.update(metrics)
-            hook_context.metrics = metrics
-            views = settings.tta_views if task.goal and task.goal.metric == "val/acc_tta" else 1
-            logger.flush()
-            with trainer.average.scored() if trainer.average else nullcontext():
-                eval_result = evaluate(model, loader.dataset, distributed, setup.precision, views)
-            evaluation_s += eval_result.seconds
-            evaluation_batch_s = eval_result.seconds / eval_result.batches
-            metrics |= {**eval_result.metrics, EVALUATION_S: eval_result.seconds, **loader.stalls.since_last_report()}
-            hooks.call("on_evaluate", hook_context)
-            goal_reached = reached(task.goal, eval_result.metrics)
-            if not goal_reached:  # else the final evaluation, of the same step, comes first
-                state.unevaluated.clear()
-            return goal_reached
+    def __init__(
+        self, task: LocalTask, setup: Setup, trainer: Trainer, logger: RunRecorder, counter: StepCounter
+    ) -> None:  # fmt: skip
+        self.task, self.setup, self.trainer, self.logger, self.counter = task, setup, trainer, logger, counter
+        self.distributed, self.settings, self.schedule = setup.distributed, setup.settings, setup.schedule
+        self.loader, self.state = setup.loader, trainer.state
+        self.hooks, self.hook_context = trainer.hooks, trainer.hook_context
+        self.sampler = setup.build_sampler()
+        self.sample_log = SampleLog(
+            task.folder, generation=task.generation, rank=self.distributed.rank, world_size=self.distributed.world_size,
+            start=counter.step, samples_per_epoch=self.schedule.samples_per_epoch,
+        )  # fmt: skip
+        self.results = StepResults(logger, setup.precision, counter.step)
+        self.lag = result_lag(self.distributed.device, hooks=bool(self.hooks))
+        self.pace = Pace(self.lag, counter)
 
-        def stop() -> Outcome:
-            """Save what has been done since the start; a step whose evaluation was left out is not reported."""
-            if not state.unevaluated:
-                results.settle(0)
-            if step > counter.start_step:
-                logger.save_and_wait(step, stop_s=stop_s())
-            counter.step = step - bool(state.unevaluated)
-            distributed.shutdown()
-            return "drained"
-
+    def run(self) -> Outcome:
+        """Train to the end, or to a request to stop. All ranks return the same."""
         try:
-            done = step >= schedule.total_steps
-            if state.unevaluated:
-                metrics = dict(state.unevaluated)
-                if done:
-                    hook_context.metrics = metrics
-                elif not (done := evaluate_step(metrics)):
-                    logger.log_step(step, schedule.epochs_before(step), metrics, at=time())
-            while not done:
-                phase = schedule.phase_at(step)
-                if phase is not loader.phase:
-                    results.settle(0)
-                    logger.flush()
-                    ahead = (number for number in range(step, phase.end_step) if number + 1 not in state.skip)
-                    loader.start_phase(
-                        phase, (sampler.peek(schedule.samples_before(number), phase.batch_size) for number in ahead)
-                    )
-                    use_global_batch(
-                        model, phase.batch_size, distributed.rank, distributed.world_size,
-                        norms=settings.sync_batch_norm,
-                    )  # fmt: skip
-                step_began = monotonic()
-                skip = step + 1 in state.skip
-                loader.await_input(schedule.samples_before(step), phase.batch_size)
-                samples = sampler.batch(schedule.samples_before(step), phase.batch_size)
-                log.log_step(step + 1, samples.spans, skip=skip)
-                hyperparams = schedule.step_hyperparams(step)
-                queued = trainer.skip_step() if skip else trainer.train_step(samples, phase.batch_size, hyperparams)
-                step = counter.step = hook_context.step = step + 1
-                if trainer.average:
-                    trainer.average.update(step, schedule.total_steps)
-
-                metrics = {"train/lr": settings.lr * hyperparams.lr_factor, "train/momentum": hyperparams.momentum}
-                if queued.noise_scale is not None:
-                    metrics["train/noise_scale"] = queued.noise_scale
-                if loader.stalls.report_is_due:
-                    metrics |= loader.stalls.since_last_report()
-                completed = CompletedStep(
-                    step, schedule.epochs_before(step), phase.batch_size, queued.numbers, skip, at=time(),
-                    metrics=metrics,
-                )  # fmt: skip
-                results.add(completed)
-                done = step == schedule.total_steps
-                evaluates = not done and schedule.completes_epoch(step, settings.eval_every_epochs)
-                if hooks or done or evaluates:
-                    results.settle(1)
-                    diverged = completed.read().diverged
-                    hook_context.metrics = completed.metrics
-                    hooks.call("on_step_end", hook_context)
-                    if evaluates and not diverged:
-                        results.log_events(completed)
-                        done = evaluate_step(completed.metrics)
-                        completed.at = time()  # the time to the line before it has the evaluation in it
-                    if done and not diverged:
-                        results.log_events(completed)
-                        break  # finish() reports this step, with the final evaluation
-                    results.settle(0)
-                results.settle(lag)
-                if results.stop_requested:
-                    return stop()
-                if not evaluates and step - 1 > max(phase.first_step, counter.start_step):  # these warm up
-                    longest_s = max(longest_s, monotonic() - step_began)
-                if logger.save_is_due(step) and results.report_before_save():
-                    logger.save(step, stop_s=stop_s())
-                    longest_s = 0.0
-
-            train_s = monotonic() - began - evaluation_s
-            if step > counter.start_step:
-                state.unevaluated.update({} if state.unevaluated else hook_context.metrics)
-                logger.hold(step)
-            finish(task, setup, trainer, logger, counter, train_s=train_s)
+            self.train()
+            train_s = self.pace.train_s
+            if self.counter.step > self.counter.start_step:
+                if not self.state.unevaluated:
+                    self.state.unevaluated.update(self.hook_context.metrics)
+                self.logger.hold(self.counter.step)
+            finish(self.task, self.setup, self.trainer, self.logger, self.counter, train_s=train_s)
         except StopOrdered:
-            return stop()
-        distributed.shutdown()
+            self.save_for_stop()
+            return "drained"
+        self.distributed.shutdown()
         return "finished"
+
+    def train(self) -> None:
+        """Train the steps that are left, or until the goal is reached. Raises StopOrdered, NonFiniteError."""
+        schedule, loader, logger, results = self.schedule, self.loader, self.logger, self.results
+        done = self.evaluate_restored_step() if self.state.unevaluated else self.counter.step >= schedule.total_steps
+        while not done:
+            phase = schedule.phase_at(self.counter.step)
+            if phase is not loader.phase:
+                self.start_phase(phase)
+            began = monotonic()
+            completed = self.train_step(phase)
+            results.add(completed)
+            step = completed.step
+            done = step == schedule.total_steps
+            evaluates = not done and schedule.completes_epoch(step, self.settings.eval_every_epochs)
+            if self.hooks or done or evaluates:
+                results.settle(1)
+                diverged = completed.read().diverged
+                self.hook_context.metrics = completed.metrics
+                self.hooks.call("on_step_end", self.hook_context)
+                if evaluates and not diverged:
+                    results.log_events(completed)
+                    done = self.evaluate(completed.metrics)
+                    completed.at = time()  # the time to the line before it has the evaluation in it
+                if done and not diverged:
+                    results.log_events(completed)
+                    return  # finish() reports this step, with the final evaluation
+                results.settle(0)
+            results.settle(self.lag)
+            if results.stop_requested:
+                raise StopOrdered
+            warms_up = step - 1 <= max(phase.first_step, self.counter.start_step)
+            if not (evaluates or warms_up):
+                self.pace.add_step(monotonic() - began)
+            if logger.save_is_due(step) and results.report_before_save():
+                logger.save(step, stop_s=self.pace.stop_s())
+                self.pace.forget_longest()
+
+    def start_phase(self, phase: Phase) -> None:
+        """Get images of the phase's size, and a batch norm for its batches."""
+        self.results.settle(0)
+        self.logger.flush()
+        ahead = (step for step in range(self.counter.step, phase.end_step) if step + 1 not in self.state.skip)
+        self.loader.start_phase(
+            phase, (self.sampler.peek(self.schedule.samples_before(step), phase.batch_size) for step in ahead)
+        )
+        use_global_batch(
+            self.setup.model, phase.batch_size, self.distributed.rank, self.distributed.world_size,
+            norms=self.settings.sync_batch_norm,
+        )  # fmt: skip
+
+    def train_step(self, phase: Phase) -> CompletedStep:
+        """Train one step; its result may be on the device yet."""
+        step, schedule, loader, trainer = self.counter.step, self.schedule, self.loader, self.trainer
+        skip, before = step + 1 in self.state.skip, schedule.samples_before(step)
+        loader.await_input(before, phase.batch_size)
+        samples = self.sampler.batch(before, phase.batch_size)
+        self.sample_log.log_step(step + 1, samples.spans, skip=skip)
+        hyperparams = schedule.step_hyperparams(step)
+        queued = trainer.skip_step() if skip else trainer.train_step(samples, phase.batch_size, hyperparams)
+        step = self.counter.step = self.hook_context.step = step + 1
+        if trainer.average:
+            trainer.average.update(step, schedule.total_steps)
+
+        metrics = {"train/lr": self.settings.lr * hyperparams.lr_factor, "train/momentum": hyperparams.momentum}
+        if queued.noise_scale is not None:
+            metrics["train/noise_scale"] = queued.noise_scale
+        if loader.stalls.report_is_due:
+            metrics |= loader.stalls.since_last_report()
+        return CompletedStep(
+            step, schedule.epochs_before(step), phase.batch_size, queued.numbers, skip, at=time(), metrics=metrics
+        )
+
+    def evaluate(self, metrics: dict[str, float]) -> bool:
+        """Add an evaluation to the metrics of the last step; return whether the goal is reached.
+
+        Raises StopOrdered; the checkpoint then has the metrics, and the run that resumes from it evaluates the step.
+        """
+        self.state.unevaluated.update(metrics)
+        self.hook_context.metrics = metrics
+        goal, average = self.task.goal, self.trainer.average
+        views = self.settings.tta_views if goal and goal.metric == "val/acc_tta" else 1
+        self.logger.flush()
+        with average.scored() if average else nullcontext():
+            evaluated = evaluate(self.setup.model, self.loader.dataset, self.distributed, self.setup.precision, views)
+        self.pace.add_evaluation(evaluated.seconds, evaluated.batches)
+        metrics |= {**evaluated.metrics, EVALUATION_S: evaluated.seconds, **self.loader.stalls.since_last_report()}
+        self.hooks.call("on_evaluate", self.hook_context)
+        goal_reached = reached(goal, evaluated.metrics)
+        if not goal_reached:  # else the final evaluation, of the same step, comes first
+            self.state.unevaluated.clear()
+        return goal_reached
+
+    def evaluate_restored_step(self) -> bool:
+        """Do the evaluation that the checkpoint is without; return whether no step is left, or the goal is reached."""
+        step, metrics = self.counter.step, dict(self.state.unevaluated)
+        if step >= self.schedule.total_steps:
+            self.hook_context.metrics = metrics  # the final evaluation follows
+            return True
+        if self.evaluate(metrics):
+            return True
+        self.logger.log_step(step, self.schedule.epochs_before(step), metrics, at=time())
+        return False
+
+    def save_for_stop(self) -> None:
+        """Save what has been done since the start. A step whose evaluation was left out is not reported."""
+        step, unevaluated = self.counter.step, bool(self.state.unevaluated)
+        if not unevaluated:
+            self.results.settle(0)
+        if step > self.counter.start_step:
+            self.logger.save_and_wait(step, stop_s=self.pace.stop_s())
+        self.counter.step = step - unevaluated
+        self.distributed.shutdown()
 
 
 def finish(

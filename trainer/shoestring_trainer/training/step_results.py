@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from time import monotonic
 
 import torch
 
@@ -18,6 +19,7 @@ from shoestring_trainer.run_files import MAX_STOP_S
 from shoestring_trainer.training.errors import NonFiniteError
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.results.run_recorder import RunRecorder
+from shoestring_trainer.training.task import StepCounter
 from shoestring_trainer.training.upload import Download
 
 LAG = {"cpu": 0, "cuda": 2}
@@ -132,6 +134,39 @@ class StepResults:
             completed.reported = True
             self.log_events(completed)
             self._recorder.log_step(completed.step, completed.epoch, completed.metrics, at=completed.at)
+
+
+class Pace:
+    """How long the steps of this process take, and the batches of its evaluations."""
+
+    def __init__(self, lag: int, counter: StepCounter) -> None:
+        self._lag, self._counter, self._began = lag, counter, monotonic()
+        self._longest_s = self._evaluation_s = self._evaluation_batch_s = 0.0
+
+    @property
+    def train_s(self) -> float:
+        """Seconds since it began, without evaluations."""
+        return monotonic() - self._began - self._evaluation_s
+
+    def add_step(self, seconds: float) -> None:
+        """Add a step that did what steps do: it compiled and warmed up nothing, and had no evaluation."""
+        self._longest_s = max(self._longest_s, seconds)
+
+    def add_evaluation(self, seconds: float, batches: int) -> None:
+        """Add an evaluation in so many batches."""
+        self._evaluation_s += seconds
+        self._evaluation_batch_s = seconds / batches
+
+    def stop_s(self) -> float:
+        """Return how long a request to stop may wait for its checkpoint, by the longest step since the last one."""
+        return seconds_to_stop(
+            self._lag, steps=self._counter.step - self._counter.start_step, seconds=self.train_s,
+            longest_s=self._longest_s, evaluation_batch_s=self._evaluation_batch_s,
+        )  # fmt: skip
+
+    def forget_longest(self) -> None:
+        """Begin anew with the longest step: a checkpoint was saved."""
+        self._longest_s = 0.0
 
 
 def result_lag(device: torch.device, *, hooks: bool) -> int:
