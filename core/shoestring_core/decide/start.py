@@ -89,9 +89,9 @@ class Start:
 class Wait:
     """Why a job doesn't start.
 
-    providers      those whose slots it waits for
-    quotas         those that it waits for, as `quotas.quota_id` names them
-    short_account  the account whose budget is too low, if that is the reason, and its name
+    providers       those whose slots it waits for
+    quotas          those that it waits for, as `quotas.quota_id` names them
+    short_account   the account whose budget is too low, if that is the reason, and its name
     capped_account  likewise the account that may have no more GPUs now
     """
 

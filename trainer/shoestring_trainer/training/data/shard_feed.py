@@ -20,8 +20,8 @@ from shoestring_trainer.training.errors import DataError
 class ShardFeed:
     """Asks for the shards of a run.
 
-    samples          of the whole run, epoch after epoch
-    val_shards       that evaluations use
+    samples     of the whole run, epoch after epoch
+    val_shards  that evaluations use
     peers       the ranks, which wait for each other
 
     What waits raises StopOrdered if a rank is asked to stop meanwhile.
