@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from uuid import UUID
 
@@ -195,6 +196,15 @@ def test_an_unreachable_provider_stops_no_running_job_and_hides_no_termination(w
     world.provider.end(machine.provider_id, "exited")
     world.tick(1)
     assert world.job(job).settled_at is not None
+
+
+def test_a_job_whose_provider_has_not_answered_yet_is_told_that_it_is_asked(make_world: Callable[..., World]):
+    world = make_world("sim")
+    world.provider.silent = True
+    job = world.submit()
+    world.tick()
+    told = {"provider": "sim", "problem": "", "yet": True}
+    assert world.job(job).wait_detail == {"code": "provider_unanswered", "facts": told}
 
 
 def test_what_a_provider_that_had_answered_cannot_do_until_somebody_acts_is_told_to_jobs(

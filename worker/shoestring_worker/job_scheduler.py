@@ -78,8 +78,8 @@ class JobScheduler:
     """Those of the jobs that the last schedule looked at."""
     _known: dict[UUID, QueuedJob] = field(default_factory=dict)
     _offers: list[Offer] = field(default_factory=list)
-    _unserved: Mapping[str, int] = field(default_factory=dict)
-    """When each provider that this worker doesn't serve answered last (µs UTC)."""
+    _answered_at: Mapping[str, int] = field(default_factory=dict)
+    """When each provider answered last (µs UTC), also those that this worker doesn't serve."""
     _offer_versions: Mapping[str, int] | None = None
     _applied: AppliedSchedule | None = None
 
@@ -113,11 +113,12 @@ class JobScheduler:
         """When it was made, and from what. Reads more of the queue for as long as a job further back may start."""
         timeouts = {name: provider.timeouts for name, provider in self.providers.items()}
         with self.store.read() as db:
+            given = offers, db.now, timeouts, storage, unanswered, self._answered_at
             loaded = queue.load_queue(db, self.timeouts, self._known)
-            schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered, self._unserved)
+            schedule = schedule_jobs(loaded.snapshot, *given)
             while not schedule.complete:
                 loaded = queue.load_queue(db, self.timeouts, self._known, loaded, schedule.short_accounts)
-                schedule = schedule_jobs(loaded.snapshot, offers, db.now, timeouts, storage, unanswered, self._unserved)
+                schedule = schedule_jobs(loaded.snapshot, *given)
             return db.now, loaded, schedule
 
     def _apply(self, schedule: SchedulingDecision, loaded: LoadedQueue) -> tuple[list[PlannedMachine], int | None]:
@@ -143,8 +144,7 @@ class JobScheduler:
             with self.store.read() as db:
                 stored = load_offers(db)
             self._offers = [offer for offer in stored if offer.provider in self.providers]
-            others = [offer for offer in stored if offer.provider not in self.providers]
-            self._unserved = {offer.provider: offer.fetched_at for offer in others if offer.fetched_at is not None}
+            self._answered_at = {offer.provider: offer.fetched_at for offer in stored if offer.fetched_at is not None}
             self._offer_versions = versions
         return self._offers
 

@@ -70,7 +70,7 @@ class Room:
     slots_blocked_by: dict[str, Blocker] = field(default_factory=dict)
     quotas_blocked: tuple[str, ...] = ()
     unanswered: Mapping[str, str] = field(default_factory=dict)
-    unserved: Mapping[str, int] = field(default_factory=dict)
+    answered_at: Mapping[str, int] = field(default_factory=dict)
     _placements: dict[Requirements, Placement] = field(default_factory=dict)
     _openings: dict[tuple[Requirements, int | None, int | None], Opening | None] = field(default_factory=dict)
 
@@ -104,7 +104,7 @@ class Room:
             return replace(why, problem=self.unanswered.get(why.provider, ""))
         if isinstance(why, NoOffer):
             if requirements.provider is not None and requirements.provider not in self.timeouts:
-                return ProviderUnserved(requirements.provider, self.unserved.get(requirements.provider))
+                return ProviderUnserved(requirements.provider, self.answered_at.get(requirements.provider))
             known = {offer.provider for offer in self.offers}
             for provider, problem in self.unanswered.items():
                 if provider not in known and requirements.provider in (None, provider):

@@ -55,17 +55,17 @@ def schedule_jobs(
     timeouts: Mapping[str, Timeouts],
     storage: funding.Storage = funding.STORABLE,
     unanswered: Mapping[str, str] | None = None,
-    unserved: Mapping[str, int] | None = None,
+    answered_at: Mapping[str, int] | None = None,
 ) -> SchedulingDecision:
     """Decide for each job, in the order of service; each start reduces what is left for the jobs behind it.
 
     Nothing depends on jobs that can't start any more: if they were not read, the decisions are the same.
 
-    offers      of providers that are served now
-    timeouts    by provider
-    unanswered  those of them that have not said what they offer since this worker started, or can't be asked until
-                somebody acts: why, as a sentence; "": it is being asked
-    unserved    providers that were served once: when each answered last (µs UTC)
+    offers       of providers that are served now
+    timeouts     by provider
+    unanswered   those of them that have not said what they offer since this worker started, or can't be asked until
+                 somebody acts: why, as a sentence; "": it is being asked
+    answered_at  when each provider answered last, also those that are no longer served (µs UTC)
     """
     available = tuple(offers)
     with_quota = quotas.offers_with_quota(available)
@@ -73,7 +73,7 @@ def schedule_jobs(
     vcpus_in_use = quotas.vcpus_in_use(snapshot.products, with_quota)
     room = Room(
         available, dict(snapshot.machines_in_use), vcpus_in_use, now, snapshot.refusals, dict(timeouts), storage,
-        unanswered=unanswered or {}, unserved=unserved or {},
+        unanswered=unanswered or {}, answered_at=answered_at or {},
     )  # fmt: skip
     return _SchedulingPass(snapshot, room, running).run()
 

@@ -123,7 +123,7 @@ def test_a_job_is_told_why_a_provider_that_might_suit_it_cannot_be_asked():
 
     def wait(job: QueuedJob, known: list[Offer]) -> waits.WaitDetail:
         (one,) = schedule_jobs(
-            snapshot(job), known, NOW, TIMEOUTS, unanswered=unanswered, unserved={"far": NOW - 7}
+            snapshot(job), known, NOW, TIMEOUTS, unanswered=unanswered, answered_at={"far": NOW - 7}
         ).waits
         return one.detail
 

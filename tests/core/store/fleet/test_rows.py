@@ -9,9 +9,9 @@ from uuid import UUID
 import pytest
 from shoestring_core.errors import AgentRefused
 from shoestring_core.store.fleet import rows
-from shoestring_core.store.tables import AttemptRow, JobRow
+from shoestring_core.store.tables import AttemptRow, JobRow, MachineRow
 from shoestring_core.store.uuid7 import uuid7
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from tests.core.world import PLANNED, RUNNING, Fleet
 
@@ -42,6 +42,19 @@ def test_machines_are_wanted_for_the_latest_attempt_of_a_job_that_is_to_train(
 )
 def test_a_gang_is_elastic_if_it_may_be_smaller(resources: dict[str, int], elastic: bool) -> None:
     assert rows.is_elastic(JobRow(spec={"resources": resources})) is elastic
+
+
+@pytest.mark.any_database
+def test_a_machine_is_at_work_until_it_ends_or_is_left_to_its_provider(fleet: Fleet) -> None:
+    _, (machine,) = fleet.running()
+    states: list[tuple[str, int | None, bool]] = [
+        ("running", None, True), ("running", 1, False), ("terminating", None, True), ("never_launched", None, False)
+    ]  # fmt: skip
+    for state, left_until, expected in states:
+        fleet.alter(MachineRow, MachineRow.id == machine, state=state, left_until=left_until)
+        read = fleet.machine_row(machine)
+        found = fleet.read(lambda db: db.sql.scalar(select(MachineRow.id).where(rows.at_work())))
+        assert (found == machine, rows.is_at_work(read)) == (expected, expected), state
 
 
 @pytest.mark.any_database
