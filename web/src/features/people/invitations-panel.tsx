@@ -8,7 +8,8 @@ import { CopyButton } from "../../components/copy-button";
 import { Panel } from "../../components/panel";
 import { ProblemNote } from "../../components/problem-note";
 import { Time } from "../../components/time";
-import { reread, ROLES } from "./people-page";
+import { reread } from "./reread";
+import { ROLES } from "./roles";
 
 export function InvitationsPanel() {
   const id = useId();

@@ -7,7 +7,7 @@ import { CopyButton } from "../../components/copy-button";
 import { Panel } from "../../components/panel";
 import { ButtonWithReason } from "../../components/button-with-reason";
 import { ProblemNote } from "../../components/problem-note";
-import { reread } from "./people-page";
+import { reread } from "./reread";
 
 export function TeamsPanel({ admin }: { admin: boolean }) {
   const id = useId();
