@@ -24,6 +24,8 @@ from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 ROOT = Path(__file__).parents[3]
 IMAGE, UBUNTU_IMAGE = "ami-00000000000000001", "ami-00000000000000002"
 REGION, ZONE, OTHER_REGION = "us-east-1", "us-east-1a", "eu-west-1"
+UNLISTED = 1_000_000
+"""A listing lag that no test reaches the end of: a machine is missing until the test sets the lag to 0."""
 MACHINE = UUID(int=1)
 
 

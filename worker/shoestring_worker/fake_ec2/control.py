@@ -3,7 +3,7 @@
 
 POST /_fake/faults       {"action": "RunInstances", "kind": "lost_reply", …}   the fields of faults.Fault
 POST /_fake/limits       {"RunInstances": {"size": 5, "per_s": 2}, …}          {}: no limits
-POST /_fake/listing-lag  {"listings": 3}                                       of instances launched from now on
+POST /_fake/listing-lag  {"listings": 3}                               without those launched from now on; 0: all
 POST /_fake/prices       {"us-east-1a": {"g5.xlarge": "0.41"}, …}              spot prices from now on; {}: none
 POST /_fake/on-demand    {"eu-west-1": {"g5.xlarge": "1.123"}, …}      on-demand prices of other regions; {}: none
 POST /_fake/past-prices  {"at": 1800000000, "prices": {…}}                     that held since then (s UTC)
@@ -95,7 +95,7 @@ def _control(fake: FakeEc2, request: str, body: bytes) -> Any:
         case "POST ", "limits":
             fake.throttle.set(_LIMITS.validate_json(body))
         case "POST ", "listing-lag":
-            fake.listings.lag = LagRequest.model_validate_json(body).listings
+            fake.listings.set(LagRequest.model_validate_json(body).listings)
         case "POST ", "prices":
             fake.spot_market.set(_PRICES.validate_json(body))
         case "POST ", "on-demand":

@@ -15,22 +15,23 @@ from shoestring_worker.fake_ec2.wire import Answer
 
 
 class ListingLag:
-    """`lag`: the number of listings in which an instance is missing that is launched from now on."""
-
     def __init__(self) -> None:
-        self.lag = 0
+        self._lag = 0
         self._missing: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def clear(self) -> None:
+    def set(self, lag: int) -> None:
+        """An instance launched from now on is missing in the first `lag` listings. 0: all are listed, at once."""
         with self._lock:
-            self.lag, self._missing = 0, {}
+            self._lag = lag
+            if lag == 0:
+                self._missing.clear()
 
     def note_launched(self, instances: Iterable[str]) -> None:
         with self._lock:
             for instance in instances:
-                if self.lag:
-                    self._missing.setdefault(instance, self.lag)
+                if self._lag:
+                    self._missing.setdefault(instance, self._lag)
 
     def hide(self, answer: Answer) -> Answer:
         """The answer to DescribeInstances without those that are missing yet."""

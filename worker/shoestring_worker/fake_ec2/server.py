@@ -107,7 +107,7 @@ class FakeEc2:
             self.faults.clear()
             self.throttle.set({})
             self.tokens.clear()
-            self.listings.clear()
+            self.listings.set(0)
             self.spot_requests.clear()
             self.placement_groups.clear()
             self.spot_market.set({})

@@ -29,7 +29,7 @@ from sqlalchemy import select
 from tests.servers import FaultProxy, until
 from tests.worker.conftest import World
 from tests.worker.providers.ec2 import bill_oracle
-from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
+from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, UNLISTED, ZONE, FakeAws, launch_request
 
 OTHER_ZONE = f"{OTHER_REGION}a"
 SPOT_QUOTA = "All G and VT Spot Instance Requests"
@@ -558,7 +558,7 @@ def test_a_launch_whose_repetition_changed_settings_refuse_leaves_no_machine_tha
     ec2_world: World, aws: FakeAws, changed: str, state: str
 ):
     """Whether an earlier call launched it, the list alone says: the refusal is of the repetition."""
-    aws.control("listing-lag", listings=3)
+    aws.control("listing-lag", listings=UNLISTED)
     aws.fault("lost_reply")
     job = ec2_world.submit(provider="ec2")
     until(lambda: ec2_world.tick(1) or aws.calls("RunInstances"), every_s=0)
@@ -568,8 +568,10 @@ def test_a_launch_whose_repetition_changed_settings_refuse_leaves_no_machine_tha
         region = settings.regions[REGION].model_copy(update={"image": "ami-0000dead0000dead0"})
         settings = settings.model_copy(update={"regions": {REGION: region}})
     ec2_world.control_loop = ec2_world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
-    for _ in range(6):
-        ec2_world.tick(2)
+    until(lambda: ec2_world.tick(1) or ec2_world.machines(job)[0].refusal != "unknown", every_s=0)
+    aws.control("listing-lag", listings=0)
+    for _ in range(3):
+        ec2_world.tick(1)
     (row,) = ec2_world.machines(job)
     (instance,) = aws.instances(states=("running", "terminated"))
     assert (row.state, row.provider_id) == (state, instance["InstanceId"])
@@ -584,7 +586,7 @@ def test_a_launch_that_is_repeated_with_other_parameters_gets_the_machine_that_i
     ec2_world: World, aws: FakeAws, changed: str
 ):
     """The row's id is the token, so that EC2 answers a mismatch, as after `aws bootstrap` with another image."""
-    aws.control("listing-lag", listings=3)
+    aws.control("listing-lag", listings=UNLISTED)
     aws.fault("lost_reply")
     job = ec2_world.submit(provider="ec2")
     until(lambda: ec2_world.tick(1) or aws.calls("RunInstances"), every_s=0)
@@ -594,10 +596,10 @@ def test_a_launch_that_is_repeated_with_other_parameters_gets_the_machine_that_i
         region = settings.regions[REGION].model_copy(update={"image": other})
         settings = settings.model_copy(update={"regions": {REGION: region}})
     ec2_world.control_loop = ec2_world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
-    for _ in range(6):
-        ec2_world.tick(1)
+    until(lambda: ec2_world.tick(1) or len(aws.calls("RunInstances")) > 1, every_s=0)
+    aws.control("listing-lag", listings=0)
+    until(lambda: ec2_world.tick(1) or ec2_world.machines(job)[0].state == "running", every_s=0)
     sent = [call["parameters"] for call in aws.calls("RunInstances")]
-    assert len(sent) > 1
     assert sent[0] != sent[1]
     assert sent[0]["ClientToken"] == sent[1]["ClientToken"]
     (row,), (instance,) = ec2_world.machines(job), aws.instances()

@@ -23,7 +23,7 @@ from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 
 from tests.servers import until
 from tests.worker.conftest import World
-from tests.worker.providers.fake_aws import IMAGE, REGION, ZONE, FakeAws, launch_request
+from tests.worker.providers.fake_aws import IMAGE, REGION, UNLISTED, ZONE, FakeAws, launch_request
 
 ROLE = "training-data"
 IN_S3 = {"recipe": "imagefolder/resnet9", "data": {"train": "s3://images/cats"}}
@@ -64,7 +64,7 @@ def test_a_machine_gets_the_role_if_its_job_s_data_are_in_s3_and_otherwise_none(
 def test_a_launch_is_repeated_with_the_role_that_it_was_planned_with(world: World, aws: FakeAws, later: str):
     aws.make_data_role(ROLE, "images")
     with_role(world, aws, ROLE)
-    aws.control("listing-lag", listings=2)
+    aws.control("listing-lag", listings=UNLISTED)
     aws.fault("lost_reply")
     job = world.submit(provider="ec2", **IN_S3)
     until(lambda: world.tick(1) or aws.calls("RunInstances"), every_s=0)
@@ -72,9 +72,10 @@ def test_a_launch_is_repeated_with_the_role_that_it_was_planned_with(world: Worl
     until(lambda: world.tick(1) or len(aws.calls("RunInstances")) == 2, every_s=0)
     first, second = aws.calls("RunInstances")
     assert first == second
+    aws.control("listing-lag", listings=0)
     until(lambda: world.tick(1) or world.machines(job)[0].state == "running", every_s=0)
     (row,) = world.machines(job)
-    until(lambda: [one["InstanceId"] for one in aws.instances()] == [row.provider_id])
+    assert [one["InstanceId"] for one in aws.instances()] == [row.provider_id]
 
 
 @pytest.mark.any_database

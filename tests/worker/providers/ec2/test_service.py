@@ -191,7 +191,6 @@ def test_a_launch_whose_answer_is_lost_is_found_by_its_token(aws: FakeAws, opera
     aws.fault("lost_reply")
     with pytest.raises(AwsError, match="did not answer RunInstances"):
         operator.up(account_of(aws.url))
-    aws.control("listing-lag", listings=0)
     operator.up(account_of(aws.url))
     assert len(operator.machines()) == 1
 
