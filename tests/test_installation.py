@@ -98,7 +98,7 @@ def test_what_the_service_imports_comes_with_what_its_environment_asks_for() -> 
     """On the machine of `aws up`, which has no PyTorch and nothing that only PyTorch's packages bring along."""
     variables = {
         "SHOESTRING_DATABASE_URL": "sqlite:////nowhere/db", "SHOESTRING_MACHINEHOST_FILE": "/nowhere/host",
-        "SHOESTRING_REDIS_URL": "redis://127.0.0.1:9",
+        "SHOESTRING_REDIS_URL": "redis://127.0.0.1:9", "SHOESTRING_OBJECT_STORE": "/nowhere/objects",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", IMPORTED, *SERVICE_MODULES], env=os.environ | variables, capture_output=True, text=True,

@@ -321,7 +321,9 @@ def test_a_third_provider_takes_one_file_and_one_line(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setitem(registry.PROVIDERS, "third", open_third)
-    settings = WorkerSettings(database_url="unused", machinehost_file=tmp_path / "none", providers="third")
+    settings = WorkerSettings(
+        database_url="unused", object_store="unused", machinehost_file=tmp_path / "none", providers="third"
+    )
     opened = registry.open_providers(settings)
     assert list(opened) == ["third"]
     world = make_world("sim")
@@ -338,6 +340,8 @@ def test_a_third_provider_takes_one_file_and_one_line(
 
 
 def test_an_unknown_provider_in_the_settings_is_named_at_start(tmp_path: Path):
-    settings = WorkerSettings(database_url="unused", machinehost_file=tmp_path / "none", providers="local, azure")
+    settings = WorkerSettings(
+        database_url="unused", object_store="unused", machinehost_file=tmp_path / "none", providers="local, azure"
+    )
     with pytest.raises(ValueError, match="azure"):
         registry.open_providers(settings)

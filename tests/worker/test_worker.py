@@ -97,7 +97,13 @@ def test_beat_and_worker_start_a_job(store: Store, start: Start, redis_url: str,
 
 
 def test_only_our_settings_choose_the_broker(monkeypatch: pytest.MonkeyPatch):
-    for name, value in (("DATABASE_URL", "sqlite:////x"), ("MACHINEHOST_FILE", "/x"), ("REDIS_URL", "redis://ours/1")):
+    ours = {
+        "DATABASE_URL": "sqlite:////x",
+        "OBJECT_STORE": "/x",
+        "MACHINEHOST_FILE": "/x",
+        "REDIS_URL": "redis://ours/1",
+    }
+    for name, value in ours.items():
         monkeypatch.setenv(f"SHOESTRING_{name}", value)
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         monkeypatch.setenv(name, "redis://other/0")
@@ -131,6 +137,7 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pyt
     for name, value in unusable.items():
         monkeypatch.setenv(f"SHOESTRING_{name}", value)
     monkeypatch.setenv("SHOESTRING_MACHINEHOST_FILE", str(tmp_path / "machinehost.json"))
+    monkeypatch.delenv("SHOESTRING_OBJECT_STORE", raising=False)
     with pytest.raises(SystemExit) as ended:
         importlib.import_module("shoestring_worker.celery_app").read_settings()
     said = str(ended.value)
@@ -138,4 +145,5 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pyt
     assert "SHOESTRING_LOCAL_SLOTS: " in said
     assert "SHOESTRING_TIMEOUTS__DRAIN: " in said
     assert "SHOESTRING_REDIS_URL: no address" in said
+    assert "SHOESTRING_OBJECT_STORE: Field required" in said, "the working folder is no object store"
     assert "\n" not in said

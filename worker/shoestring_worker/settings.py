@@ -32,7 +32,8 @@ class WorkerSettings(BaseSettings):
     redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     secret: SecretStr | None = None
     secret_file: Path | None = None
-    object_store: str = ""
+    object_store: str
+    """A folder, or s3://BUCKET/PREFIX, as the API has it."""
     object_store_endpoint_url: str | None = None
     """A server that speaks S3's API, in place of AWS's."""
     agent_url: str = "http://127.0.0.1:8000"

@@ -160,7 +160,10 @@ def test_after_a_throttled_call_the_next_one_waits():
 
 
 def worker_settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> WorkerSettings:
-    defaults = {"DATABASE_URL": "sqlite://", "MACHINEHOST_FILE": "/nowhere", "AGENT_URL": "https://shoestring.example"}
+    defaults = {
+        "DATABASE_URL": "sqlite://", "OBJECT_STORE": "/nowhere", "MACHINEHOST_FILE": "/nowhere",
+        "AGENT_URL": "https://shoestring.example",
+    }  # fmt: skip
     for name, value in (defaults | variables).items():
         monkeypatch.setenv(f"SHOESTRING_{name}", value)
     return WorkerSettings()
