@@ -19,7 +19,10 @@ from shoestring_trainer.agent.checkpoints import CheckpointCache
 from shoestring_trainer.agent.rank_files import exists, open_file, read_file, write_file
 from shoestring_trainer.agent.ranks import Ranks, StartRecord
 from shoestring_trainer.agent.service_client import ServiceClient
+from shoestring_trainer.folders import delete_folder
 from shoestring_trainer.run_files import CheckpointEvent
+
+from tests.trainer.nested_folders import nest
 
 SECRET = "known only to the agent"
 TASK = RecipeTask(format=1, job="job", generation=1, recipe="digits/quickstart")
@@ -94,6 +97,28 @@ def test_an_order_replaces_what_is_in_its_place_and_follows_no_link(run: Path) -
         write_file(link_in_place_of_the_next / "order", "text")
     assert private.read_text() == SECRET
     assert list(private.parent.iterdir()) == [private]
+
+
+def test_a_generation_begins_in_place_of_a_folder_of_any_depth(run: Path) -> None:
+    nest(run.parent / "2")
+    Ranks(run.parents[1], 2, LAUNCH).start(TASK, {"PATH": os.environ["PATH"]}, None, "/bin/true")
+    assert {path.name for path in (run.parent / "2").iterdir()} == {"task.json", "log-launch.txt"}
+
+
+def test_a_folder_is_deleted_whatever_a_hook_left_in_it(run: Path) -> None:
+    private, left = run.parents[1] / "private", run.parent / "2"
+    nest(left / "deep")
+    (left / "link").symlink_to(private)
+    (left / "deep/link").symlink_to(private)
+    (left / "moved-0").write_text("a name that is taken")
+    os.mkfifo(left / "deep/fifo")
+    (left / "closed/below").mkdir(parents=True)
+    (left / "closed/below").chmod(0)
+    (left / "closed").chmod(0)
+    delete_folder(left)
+    delete_folder(left)
+    assert not left.exists()
+    assert [path.name for path in private.iterdir()] == ["step-1.data"]
 
 
 @pytest.mark.parametrize("planted", ["a link", "a folder with links"])

@@ -28,6 +28,7 @@ from tests.trainer.machinehost.local_cloud import (
     processes_of,
     until,
 )
+from tests.trainer.nested_folders import nest
 
 
 @pytest.fixture
@@ -173,6 +174,16 @@ def test_the_scratch_folder_of_an_ended_machine_is_deleted_and_its_journal_is_no
     cloud.wait_until_ended(machine)
     until(lambda: not (folder / "scratch").exists())
     assert (folder / "journal.jsonl").exists()
+
+
+def test_the_scratch_folder_of_an_ended_machine_is_deleted_however_deep_a_hook_nested_it(cloud):
+    machine = cloud.launch_running()
+    scratch = Path(machine["dir"]) / "scratch"
+    nest(scratch / "ranks")
+    cloud.stop(machine)
+    cloud.wait_until_ended(machine)
+    until(lambda: not scratch.exists())
+    assert cloud.show(machine)["state"] == "ended"
 
 
 def test_a_command_that_cannot_be_run_ends_the_machine_with_127(tmp_path):

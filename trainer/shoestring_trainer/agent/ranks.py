@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +29,7 @@ from shoestring_trainer.agent.launch_env import (
 from shoestring_trainer.agent.rank_files import exists, read_file, write_file
 from shoestring_trainer.agent.rank_user import give_to_ranks
 from shoestring_trainer.agent.spool import write_durably
+from shoestring_trainer.folders import delete_folder
 from shoestring_trainer.rank_server.client import RankProcess, RankServerClient
 from shoestring_trainer.rank_server.isolation import ISOLATION_VARIABLE, PRIVATE_VARIABLE
 from shoestring_trainer.run_files import ExitFile, RankError
@@ -144,10 +144,7 @@ class Ranks:
 
     def _create_folder(self) -> None:
         """Create it empty: a hook of an earlier generation may have put something in its place."""
-        if self.folder.is_dir() and not self.folder.is_symlink():
-            shutil.rmtree(self.folder)
-        else:
-            self.folder.unlink(missing_ok=True)
+        delete_folder(self.folder)
         self.folder.mkdir(parents=True)
 
     def _has_ended(self, rank: int) -> bool:

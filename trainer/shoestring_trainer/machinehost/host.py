@@ -24,6 +24,7 @@ from typing import Any
 
 from shoestring_core.machine_network import NetworkStatus
 
+from shoestring_trainer.folders import delete_folder
 from shoestring_trainer.machinehost.clock import boottime, wall_us
 from shoestring_trainer.machinehost.errors import RequestRejected, require
 from shoestring_trainer.machinehost.init import GRACE_S
@@ -225,7 +226,10 @@ class MachineHost:
                 if machine.record.ended_at is not None and not machine.scratch_deleted
             ]
         for machine in ended:
-            shutil.rmtree(machine.folder / SCRATCH, ignore_errors=True)
+            try:
+                delete_folder(machine.folder / SCRATCH)
+            except OSError as error:
+                log.warning("%s: its scratch folder can't be deleted: %s", machine.record.id, error)
             machine.scratch_deleted = True
 
     def _check(self, machine: Machine) -> None:
