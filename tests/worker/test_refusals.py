@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import pytest
+from shoestring_api.serializers.statuses import status_of
+from shoestring_core.decide.offers import Offer
+from shoestring_core.decide.reconcile import ProviderMachine
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.decide.requirements import Requirements
+from shoestring_core.launch_request import LaunchRequest
+from shoestring_core.store import queries
 from shoestring_core.store.fleet import launches
+from shoestring_worker.providers.base import LaunchRefused
+from shoestring_worker.providers.sim import SimulatedProvider
 
 from tests.worker.conftest import World
 
@@ -59,6 +68,40 @@ def test_a_job_whose_quota_is_exhausted_waits_for_it_and_starts_later(world: Wor
     world.provider.fault = lambda _: None
     world.tick(240)
     assert world.job(job).state == "launching"
+
+
+class TwoRegions(SimulatedProvider):
+    """The cheaper one is refused."""
+
+    def offers(self, requirements: Collection[Requirements]) -> list[Offer]:
+        spot = next(offer for offer in super().offers(requirements) if offer.market == "spot")
+        return [replace(spot, region="cheap", price="0.001"), replace(spot, region="dear")]
+
+    def launch(self, request: LaunchRequest) -> ProviderMachine:
+        if request.region == "cheap":
+            raise LaunchRefused(RefusalKind.REGION, "OptInRequired: enable it")
+        return super().launch(request)
+
+
+def test_a_region_that_refuses_the_account_is_passed_over_and_a_job_for_it_alone_waits_and_says_why(
+    make_world: Callable[..., World],
+):
+    world = make_world("sim")
+    world.control_loop = world.another_control_loop(sim=TwoRegions(world.clock))
+    pinned = world.submit(resources={"nodes": 1, "regions": ["cheap"]})
+    free = world.submit(nodes=2)
+    for _ in range(10):
+        world.tick(1)
+    tried = {(one.slot, one.region, one.state) for one in world.machines(free)}
+    assert tried == {(slot, *there) for slot in (0, 1) for there in (("cheap", "never_launched"), ("dear", "running"))}
+    for _ in range(20):
+        world.tick(60)
+    waits = world.job(pinned)
+    assert (waits.state, waits.wait_reason) == ("queued", "capacity")
+    with world.store.read() as db:
+        status = status_of(queries.load_job_rows(db, queries.load_jobs(db, [pinned]))[0])
+    assert "the launch is retried. OptInRequired: enable it" in status.text()
+    assert {one.state for one in world.machines(pinned)} == {"never_launched"}
 
 
 def test_a_market_that_was_refused_for_capacity_comes_after_the_other(world: World):

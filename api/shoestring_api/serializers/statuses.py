@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.states import EndReason, JobState, MachineState, StopReason, WaitReason
 from shoestring_core.store.fleet.launches import UNKNOWN
 from shoestring_core.store.queries import JobRows
@@ -25,9 +26,16 @@ def status_of(rows: JobRows) -> Reason:
 
 
 def _launch_problem(rows: JobRows) -> Reason | None:
-    """What keeps a machine from being launched until somebody acts."""
+    """What keeps a machine from being launched until somebody acts, or until a new role is known everywhere."""
+    newest = rows.machines[-1] if rows.machines and rows.job.state != JobState.RUNNING else None
+    if newest and newest.state == MachineState.NEVER_LAUNCHED and newest.refusal in _TOLD:
+        return machines.LaunchUnanswered(newest.refusal_text or "")
     unanswered = (row for row in rows.machines if (row.state, row.refusal) == (MachineState.LAUNCHING, UNKNOWN))
     return next((machines.LaunchUnanswered(row.refusal_text) for row in unanswered if row.refusal_text), None)
+
+
+_TOLD = (RefusalKind.ROLE, RefusalKind.REGION)
+"""Refusals for which a job is tried again, and that may need somebody to act."""
 
 
 def _state_of(rows: JobRows) -> Reason:

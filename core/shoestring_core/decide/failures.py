@@ -163,6 +163,8 @@ def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptA
     for kind, message in gang.refusals:
         if kind.end_reason is not None:
             return EndJob(kind.end_reason, LaunchRefused(kind, message))
+        if kind is RefusalKind.REGION:  # machines of an attempt are in one region
+            return EndAttempt("region", LaunchRefused(kind, message))
     for machine in gang.machines:
         if timeouts.hello is not None and machine.is_mute and now >= (machine.launched_at or now) + timeouts.hello:
             return EndAttempt("boot", MachineSilent(machine.slot, timeouts.hello // S))
@@ -172,6 +174,8 @@ def _while_launching(gang: GangStatus, now: int, timeouts: Timeouts) -> AttemptA
     if gang.elastic and (slots := select_members(gang.machines, gang.min_nodes or gang.size)):
         return Restart(attempts.FewerMachines(len(slots), gang.size))
     if running < gang.size:
+        if len(gang.machines) < gang.size and gang.refusals[-1:] and gang.refusals[-1][0] is RefusalKind.ROLE:
+            return EndJob(EndReason.ACCOUNT, LaunchRefused(*gang.refusals[-1]))
         refused_for = {kind for kind, _ in gang.refusals}
         if RefusalKind.QUOTA in refused_for:
             return EndAttempt("quota", attempts.QuotaTooLow())

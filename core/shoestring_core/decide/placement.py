@@ -118,15 +118,16 @@ def rank_offers(
     now: int | None = None,
     refusals: Iterable[RecentRefusal] = (),
 ) -> Placement:
-    """The cheapest offer first, of equally cheap ones spot; those that were refused for capacity or price come last.
+    """The cheapest offer first, of equally cheap ones spot; those that were refused for capacity or price come last,
+    and after them a region that was refused.
 
     Where a disk is required, the ranked offers have it, and its price.
 
     now  µs UTC; None: the age of offers, refusals and quotas don't matter, because nothing is to be launched
     """
     recent = [refusal for refusal in refusals if now is not None and now < refusal.at + refusal.kind.memory]
-    suitable: list[tuple[bool, Offer]] = []
-    interrupted: list[tuple[bool, Offer]] = []
+    suitable: list[tuple[int, Offer]] = []
+    interrupted: list[tuple[int, Offer]] = []
     passed_over: list[PassedOver] = []
     for offered in offers:
         offer = offered
@@ -134,12 +135,13 @@ def rank_offers(
         reason = _mismatch(offer, requirements, now) or ("quota" if RefusalKind.QUOTA in refused_for else None)
         if reason is None and requirements.disk is not None:
             offer = with_disk(offer, requirements.disk) or offer
+        last = 2 if RefusalKind.REGION in refused_for else int(not refused_for.isdisjoint(_SCARCE))
         if reason is not None:
             passed_over.append(PassedOver(offer, reason))
         elif RefusalKind.INTERRUPTED in refused_for:
-            interrupted.append((not refused_for.isdisjoint(_SCARCE), offer))
+            interrupted.append((last, offer))
         else:
-            suitable.append((not refused_for.isdisjoint(_SCARCE), offer))
+            suitable.append((last, offer))
     if any(offer.market == "spot" and not refused for refused, offer in suitable):
         passed_over += [PassedOver(offer, "interrupted") for _, offer in interrupted]
     else:  # they are better than none, and cheaper than on-demand

@@ -22,6 +22,10 @@ class RefusalKind(StrEnum):
     """The account has as many as it may have."""
     INTERRUPTED = "interrupted"
     """It takes a spot machine back: soon it takes others of the same type and zone."""
+    ROLE = "role"
+    """It doesn't know the role that the machine is to get. It may be too new: the launch is tried again for a while."""
+    REGION = "region"
+    """The account may rent nothing in this region, which others may not share."""
     ACCOUNT = "account"
     """The account may not rent it: credentials, permissions or payment."""
     IMAGE = "image"
@@ -57,6 +61,7 @@ _MEMORY = {
     RefusalKind.PRICE: 300 * S,
     RefusalKind.QUOTA: 300 * S,
     RefusalKind.INTERRUPTED: 300 * S,
+    RefusalKind.REGION: 300 * S,
 }
 
 LONGEST_MEMORY = max(_MEMORY.values())
@@ -75,5 +80,7 @@ class RecentRefusal:
     at: int
 
     def concerns(self, offer: Offer) -> bool:
+        if self.kind is RefusalKind.REGION:
+            return (self.provider, self.region) == (offer.provider, offer.region)
         product = (self.provider, self.region, self.zone, self.type, self.market)
         return product == (offer.provider, offer.region, offer.zone, offer.type, offer.market)

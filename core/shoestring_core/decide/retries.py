@@ -50,6 +50,8 @@ RULES = {
     "capacity": RetryRule("capacity", EndReason.NO_CAPACITY, first_delay=REFUSED_DELAY, refused=True),
     "price": RetryRule("capacity", EndReason.NO_CAPACITY, first_delay=REFUSED_DELAY, refused=True),
     "quota": RetryRule("capacity", EndReason.QUOTA, first_delay=REFUSED_DELAY, refused=True),
+    # what another job may do in another region, it doesn't wait for
+    "region": RetryRule("capacity", EndReason.ACCOUNT, first_delay=REFUSED_DELAY),
 }
 """By failures.EndAttempt.reason. What isn't here ends the job at once: a later try would fail the same way."""
 

@@ -60,6 +60,7 @@ def gang(*machines: MachineStatus, state: GenerationState | None = GenerationSta
 
 
 RUNNING = up(1)
+LAUNCHING = MachineStatus(1, MachineState.LAUNCHING)
 CASES = {
     "all run": (gang(up(0), RUNNING), NoAction),
     "a machine is terminated": (gang(MachineStatus(0, MachineState.TERMINATED, "crashed"), RUNNING), EndAttempt),
@@ -252,6 +253,23 @@ def test_a_broken_gpu_is_told_from_an_error_of_the_code_and_from_a_lost_peer(mes
 def test_a_gang_refused_for_the_price_of_spot_waits_for_that():
     refused = gang(up(0), state=None, refusals=((RefusalKind.PRICE, "too low"),))
     assert decide_attempt(refused, NOW + 30 * S, TIMEOUTS).reason == "price"
+
+
+def test_a_role_that_the_provider_does_not_know_yet_ends_the_job_only_after_the_launch_window():
+    unknown, full = (RefusalKind.ROLE, "no such profile"), (RefusalKind.CAPACITY, "full")
+    refused = gang(up(0), state=None, refusals=(full, unknown))
+    assert decide_attempt(refused, NOW + 29 * S, TIMEOUTS) == NoAction()
+    action = decide_attempt(refused, NOW + 30 * S, TIMEOUTS)
+    assert action == EndJob(EndReason.ACCOUNT, machines.LaunchRefused(RefusalKind.ROLE, "no such profile"))
+    since = (replace(refused, refusals=(unknown, full)), replace(refused, machines=(up(0), LAUNCHING)))
+    assert [decide_attempt(one, NOW + 30 * S, TIMEOUTS).reason for one in since] == ["capacity", "capacity"]
+
+
+def test_a_region_that_is_refused_ends_the_attempt_at_once_and_no_job():
+    refused = gang(up(0), state=None, refusals=((RefusalKind.REGION, "OptInRequired"),))
+    assert decide_attempt(refused, NOW, TIMEOUTS) == EndAttempt(
+        "region", machines.LaunchRefused(RefusalKind.REGION, "OptInRequired")
+    )
 
 
 def test_a_generation_that_does_not_form_in_time_ends_the_attempt():

@@ -109,6 +109,14 @@ def test_an_offer_refused_for_its_quota_is_passed_over_for_a_while():
     assert rank_offers([SPOT], Requirements(), NOW, [old]).best == SPOT
 
 
+def test_a_region_that_was_refused_comes_after_all_that_another_has_even_if_that_is_full():
+    here, there = replace(SPOT, zone="east-2"), replace(ON_DEMAND, region="west", zone="west-1")
+    refused, full = refusal(SPOT, RefusalKind.REGION), refusal(there, RefusalKind.CAPACITY)
+    assert rank_offers([SPOT, here, there], Requirements(), NOW, [refused, full]).ranked == (there, SPOT, here)
+    old = refusal(SPOT, RefusalKind.REGION, RefusalKind.REGION.memory)
+    assert rank_offers([SPOT, here, there], Requirements(), NOW, [old, full]).best == SPOT
+
+
 def test_a_refusal_says_nothing_about_other_offers():
     elsewhere = refusal(replace(SPOT, zone="east-2"), RefusalKind.QUOTA)
     assert rank_offers([SPOT, ON_DEMAND], Requirements(), NOW, [elsewhere]).best == SPOT

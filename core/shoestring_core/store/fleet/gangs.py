@@ -136,7 +136,12 @@ def apply_action(
     return False
 
 
-_WAIT_REASONS = {"capacity": WaitReason.CAPACITY, "price": WaitReason.CAPACITY, "quota": WaitReason.QUOTA}
+_WAIT_REASONS = {
+    "capacity": WaitReason.CAPACITY,
+    "price": WaitReason.CAPACITY,
+    "region": WaitReason.CAPACITY,
+    "quota": WaitReason.QUOTA,
+}
 """By the reason for which an attempt ended: what its job waits for next."""
 
 

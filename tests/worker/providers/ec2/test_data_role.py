@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import ValidationError
@@ -78,13 +79,34 @@ def test_a_launch_is_repeated_with_the_role_that_it_was_planned_with(world: Worl
     assert [one["InstanceId"] for one in aws.instances()] == [row.provider_id]
 
 
+def status_text(world: World, job: UUID) -> str:
+    with world.store.read() as db:
+        return status_of(queries.load_job_rows(db, queries.load_jobs(db, [job]))[0]).text()
+
+
+def test_a_profile_that_is_so_new_that_ec2_does_not_know_it_is_waited_for_and_the_page_says_so(
+    world: World, aws: FakeAws
+):
+    """docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html, Changes that I make are not always immediately
+    visible"""
+    with_role(world, aws, ROLE)
+    job = world.submit(provider="ec2", **IN_S3)
+    until(lambda: world.tick(1) or len(aws.calls("RunInstances")) == 3, every_s=0)
+    told = "could not be launched yet; the launch is retried. InvalidParameterValue: "
+    until(lambda: world.tick(0) or told in status_text(world, job), every_s=0)
+    assert f"the instance profile {ROLE}: make one" in status_text(world, job)
+    aws.make_data_role(ROLE, "images")
+    until(lambda: world.tick(1) or "running" in {one.state for one in world.machines(job)}, every_s=0)
+    assert profiles_asked(aws)[-1] == ROLE
+    assert told not in status_text(world, job)
+
+
 @pytest.mark.any_database
 def test_a_profile_that_is_not_there_ends_the_job_with_what_to_do_and_launches_nothing(world: World, aws: FakeAws):
     with_role(world, aws, "trainig-data")
     job = world.submit(provider="ec2", **IN_S3)
-    until(lambda: world.tick(1) or world.job(job).ended_at, every_s=0)
-    with world.store.read() as db:
-        text = status_of(queries.load_job_rows(db, queries.load_jobs(db, [job]))[0]).text()
+    until(lambda: world.tick(10) or world.job(job).ended_at, every_s=0)
+    text = status_text(world, job)
     assert world.job(job).end_reason == "account"
     assert "SHOESTRING_EC2_DATA_ROLE names the instance profile trainig-data: make one" in text
     assert aws.instances() == []
@@ -108,13 +130,13 @@ def test_a_role_that_the_service_may_not_pass_is_told_with_what_to_do(aws: FakeA
         assert ("need iam:PassRole" in str(refused.value)) == (of_role and role is not None)
 
 
-def test_a_profile_without_a_role_is_refused_as_the_account_s_fault(aws: FakeAws):
+def test_a_profile_without_a_role_is_told_with_what_to_do(aws: FakeAws):
     aws.make_data_role(ROLE, "images")
     client = Aws(aws.url)
     client.write("iam", REGION, "remove_role_from_instance_profile", InstanceProfileName=ROLE, RoleName=ROLE)
     with pytest.raises(LaunchRefused, match=f"the instance profile {ROLE}: make one of that name with a role") as no:
         aws.provider().launch(launch_request(data_role=ROLE))
-    assert no.value.kind is RefusalKind.ACCOUNT
+    assert no.value.kind is RefusalKind.ROLE
     with pytest.raises(AwsError, match=f"There is no role in the instance profile {ROLE}"):
         find_data_role(client, ROLE)
 

@@ -71,7 +71,8 @@ class Calls:
         except ClientError as error:
             code, message, status = read_error(error.response)
             if data_role and (advice := data_role_advice(code, message, data_role)):
-                raise LaunchRefused(RefusalKind.ACCOUNT, f"{code}: {message.rstrip('.')}. {advice}") from error
+                kind = RefusalKind.ACCOUNT if code == "UnauthorizedOperation" else RefusalKind.ROLE
+                raise LaunchRefused(kind, f"{code}: {message.rstrip('.')}. {advice}") from error
             refusal = meaning_of(code, status).refusal
             if refusal is None or self._clock_advice(error):
                 raise self._unknown(region, error) from error

@@ -38,7 +38,8 @@ class ErrorMeaning:
     page: str = CODES
 
 
-_CAPACITY, _QUOTA, _ACCOUNT = RefusalKind.CAPACITY, RefusalKind.QUOTA, RefusalKind.ACCOUNT
+_CAPACITY, _QUOTA = RefusalKind.CAPACITY, RefusalKind.QUOTA
+_ACCOUNT, _REGION = RefusalKind.ACCOUNT, RefusalKind.REGION
 
 MEANINGS = {
     # another zone, type or market may have it
@@ -61,15 +62,16 @@ MEANINGS = {
     "MaxIOPSLimitExceeded": ErrorMeaning(_QUOTA),
     "NetworkInterfaceLimitExceeded": ErrorMeaning(_QUOTA),
     "PlacementGroupLimitExceeded": ErrorMeaning(_QUOTA),
+    # what a region answers that isn't enabled, or doesn't know the account yet
+    "AuthFailure": ErrorMeaning(_REGION),
+    "OptInRequired": ErrorMeaning(_REGION),
+    "PendingVerification": ErrorMeaning(_REGION),
     # credentials, permissions, payment
-    "AuthFailure": ErrorMeaning(_ACCOUNT),
     "AuthFailure.ServiceLinkedRoleCreationNotPermitted": ErrorMeaning(_ACCOUNT, SPOT_ROLE),
     "UnauthorizedOperation": ErrorMeaning(_ACCOUNT),
     "InvalidClientTokenId": ErrorMeaning(_ACCOUNT),
     "SignatureDoesNotMatch": ErrorMeaning(_ACCOUNT),
     "MissingAuthenticationToken": ErrorMeaning(_ACCOUNT),
-    "OptInRequired": ErrorMeaning(_ACCOUNT),
-    "PendingVerification": ErrorMeaning(_ACCOUNT),
     "Blocked": ErrorMeaning(_ACCOUNT),
     "AccountDisabled": ErrorMeaning(_ACCOUNT),
     "TagPolicyViolation": ErrorMeaning(_ACCOUNT),
@@ -156,6 +158,7 @@ ADVICE = {
         "Finish signing up for the account, or enable the region in the AWS console, or remove it from "
         "SHOESTRING_EC2_REGIONS."
     ),
+    "PendingVerification": "AWS looks at an account before its first machines in a region: minutes, at most hours.",
     "UnauthorizedOperation": "Allow it to the service: shoestring aws bootstrap --dry-run prints the policy.",
 }
 """What to do about an error that leaves a call's outcome unknown, and that doesn't pass by itself."""
@@ -170,19 +173,20 @@ REFUSAL_ADVICE = {
     RefusalKind.IMAGE: "Correct the region's image in SHOESTRING_EC2_REGIONS; shoestring aws doctor checks it.",
     RefusalKind.INVALID: "With the service's settings, shoestring aws doctor tries such a launch.",
 }
-"""What to do about a refusal that no later try changes: it ends the job."""
+"""What to do about a refusal that no later try changes: it ends the job. About that of a region: ADVICE."""
 
 
 def data_role_advice(code: str, message: str, role: str) -> str:
     """What to do about a refused launch with this instance profile, if that may be why; else "".
 
-    EC2 has no code for it: docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html. Of a role that the
+    EC2 has no code for it, and answers the same for minutes where the profile or its role is new, because IAM is
+    eventually consistent: docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html. Of a role that the
     caller may not pass it says that the launch isn't allowed, and not always what is missing.
     """
     if code.startswith("InvalidParameterValue") and "instanceprofile" in message.lower().replace(" ", ""):
         return (
             f"SHOESTRING_EC2_DATA_ROLE names the instance profile {role}: make one of that name with a role in it "
-            "(docs/aws.md, Your data), correct the setting, or wait a minute if it is new."
+            "(docs/aws.md, Your data), correct the setting, or wait some minutes if it is new."
         )
     if code == "UnauthorizedOperation" and ("iam:PassRole" in message or "not authorized to perform:" not in message):
         return (
@@ -195,7 +199,7 @@ def data_role_advice(code: str, message: str, role: str) -> str:
 
 def described(code: str, message: str, refusal: RefusalKind | None = None) -> str:
     """An error with what to do about it. `refusal`: of the launch that it answers."""
-    advice = ADVICE.get(code) if refusal is None else REFUSAL_ADVICE.get(refusal)
+    advice = ADVICE.get(code) if refusal in (None, RefusalKind.REGION) else REFUSAL_ADVICE.get(refusal)
     said = f"{code}: {message}"
     return f"{said.rstrip('.')}. {advice}" if advice else said
 
