@@ -48,8 +48,11 @@ HELP = """Train on spot GPUs, as a team, on a shoestring.
 
 \b
   shoestring up --budget 10                      start the service on this computer
+  shoestring recipes                             list what can be trained
+  shoestring quote digits/quickstart             say where a job would run, for how long and for how much
   shoestring submit digits/quickstart --watch    submit a job and follow it
   shoestring ls                                  list jobs: status and its reason
+  shoestring COMMAND --help                      examples and options of a command
 \b
 Exit codes: 0 success, 1 job failed or stopped, 2 usage error, 3 not authorized, 4 budget,
 5 not found, 6 no capacity, 7 service unreachable, 130 detached.
@@ -83,10 +86,13 @@ def _options(
 
 app = typer.Typer(cls=BrokenPipeSafeGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(help=HELP)(_options)
+app.command("up")(service.start_service)
+app.command("demo")(service.run_demo)
+app.command("login")(login.login)
 app.command("submit", cls=SpecCommand)(jobs.submit)
 app.command("quote", cls=SpecCommand)(quotes.quote)
-app.command("queue")(queue.show_queue)
 app.command("ls")(jobs.list_jobs)
+app.command("queue")(queue.show_queue)
 app.command("show")(jobs.show)
 app.command("watch")(jobs.watch)
 app.command("logs")(jobs.logs)
@@ -107,9 +113,6 @@ app.add_typer(data.app, name="data")
 app.command("offers")(offers.list_offers)
 app.add_typer(simulate.app, name="simulate")
 app.add_typer(aws.app, name="aws")
-app.command("up")(service.start_service)
-app.command("demo")(service.run_demo)
-app.command("login")(login.login)
 app.add_typer(members.app, name="members")
 app.add_typer(members.teams_app, name="teams")
 app.add_typer(keys.app, name="keys")

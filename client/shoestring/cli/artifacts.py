@@ -29,7 +29,14 @@ from shoestring.cli.terminal import (
 )
 from shoestring.client import Client, is_complete, short_id
 
-app = typer.Typer(help="Files of a finished job: weights, exported model, metrics.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Files of a finished job: weights, exported model, metrics.
+
+\b
+shoestring artifacts get JOB --to model/
+""",
+    no_args_is_help=True,
+)
 
 
 @app.command("ls")

@@ -13,7 +13,15 @@ from shoestring_core.rest import AuditEntry, AuditVerification
 
 from shoestring.cli.terminal import Json, Url, open_client, out, print_error, print_result, print_table
 
-app = typer.Typer(help="The audit log of your team (admins).", no_args_is_help=True)
+app = typer.Typer(
+    help="""The audit log of your team (admins).
+
+\b
+shoestring audit ls
+shoestring audit verify
+""",
+    no_args_is_help=True,
+)
 
 NAMED = 10
 
@@ -24,7 +32,9 @@ def list_entries(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """List who changed what: people, keys, logins, budgets, and jobs that were stopped or resumed; the newest first.
+    """List who changed what, newest first.
+
+    People, keys, logins, budgets, and jobs that were stopped or resumed.
 
     \b
     shoestring audit ls --limit 200
@@ -43,10 +53,11 @@ def list_entries(
 
 @app.command("verify")
 def verify(url: Url = None, as_json: Json = False) -> None:
-    """Compare the whole log with its chain of hashes and with the newest seal in the object store.
+    """Verify that no entry was changed or removed.
 
-    Finds every entry that was changed, removed, or cut off before the newest seal; exit code 1 if there is one. What is
-    newer than the seal is named: a change of that can't be found yet.
+    It compares the whole log with its chain of hashes, and with the newest seal in the object store. It finds every
+    entry that was changed, removed, or cut off before the newest seal; exit code 1 if there is one. What is newer than
+    the seal is named: a change of that can't be found yet.
 
     \b
     shoestring audit verify

@@ -19,7 +19,18 @@ from shoestring.supervisor import StartupError
 from shoestring.up import limit_notice
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Set up, check and clear the AWS account that machines run in."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Set up, check and clear the AWS account that machines run in.
+
+The first day, in this order; docs/aws.md explains it:
+
+\b
+shoestring aws bootstrap --email me@example.org > aws.env && . ./aws.env
+shoestring aws doctor
+shoestring aws up --budget 25
+shoestring aws verify
+""",
 )
 
 
@@ -27,49 +38,6 @@ ImagePython = Annotated[str, typer.Option(help="Python version of the machines' 
 ImagePackages = Annotated[
     bool, typer.Option("--image-packages", help="The image's Python has all packages but Shoestring's own.")
 ]
-
-
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check credentials, clock, settings, bucket, image, subnets, permissions and quotas; launch nothing.
-
-    It reads the worker's environment: SHOESTRING_EC2_REGIONS, SHOESTRING_AGENT_URL and SHOESTRING_OBJECT_STORE.
-    Launches are tried as EC2's dry runs, which cost nothing. In the bucket it writes one object, and deletes it.
-    Exit code 1: a check failed.
-
-    \b
-    shoestring aws doctor
-    AWS_PROFILE=lab shoestring aws doctor --json
-    """
-    raise typer.Exit(aws.run("doctor", *(["--json"] if as_json else [])))
-
-
-@app.command()
-def panic(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be ended.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
-    deployment: Annotated[str | None, typer.Option(help="Only what this deployment started. Default: all.")] = None,
-    region: Annotated[
-        list[str] | None, typer.Option(help="Only this region; may be repeated. Default: all enabled ones.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """End all machines, spot requests, volumes and addresses with our tag, in all regions.
-
-    It needs AWS credentials as boto3 finds them, and neither the service nor its database. Things without our tags
-    are never touched. Stop a service elsewhere first, or it starts new machines: that of `aws up` is ended too, unless
-    --deployment names one; its volume and its address stay. Repeating it is safe.
-    Exit code 1: something is left, or a region could not be asked.
-
-    \b
-    shoestring aws panic --dry-run
-    shoestring aws panic
-    AWS_PROFILE=lab shoestring aws panic --region us-east-1 --yes
-    """
-    named = [part for one in region or () for part in ("--region", one)]
-    chosen = [] if deployment is None else ["--deployment", deployment]
-    switches = [f"--{name}" for name, on in {"dry-run": dry_run, "yes": yes, "json": as_json}.items() if on]
-    raise typer.Exit(aws.run("panic", *chosen, *named, *switches))
 
 
 @app.command()
@@ -86,14 +54,17 @@ def bootstrap(
     ] = "50",
     image: Annotated[
         str | None,
-        typer.Option(metavar="AMI", help="An image with our environment. Default: AWS's base image and a wheelhouse."),
+        typer.Option(
+            metavar="AMI", help="An image with Shoestring's environment. Default: AWS's base image and a wheelhouse."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Create what machines need in an account: network, private bucket, role for spot machines, alarm, wheelhouse.
+    """Create what machines need in an account.
 
-    What is there is left as it is: run it again at any time. It prints the service's settings, for a shell.
-    The wheelhouse is the machines' Python environment: about 3 GB, downloaded by pip and uploaded to the bucket.
+    Network, private bucket, role for spot machines, alarm, wheelhouse. What is there is left as it is: run it again at
+    any time. It prints the service's settings, for a shell. The wheelhouse is the machines' Python environment: about 3
+    GB, downloaded by pip and uploaded to the bucket.
 
     \b
     shoestring aws bootstrap --dry-run
@@ -114,48 +85,34 @@ def bootstrap(
 
 
 @app.command()
-def wheelhouse(
-    python: ImagePython = "3.12",
-    image_packages: ImagePackages = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Put the Python environment of machines into the bucket: the wheels of this installation, and PyTorch with CUDA.
+def doctor(as_json: Json = False) -> None:
+    """Check the account and the settings, and launch nothing.
 
-    `bootstrap` does it too; do it again after an upgrade. Files that are there stay, and a run that was stopped goes
-    on. It reads SHOESTRING_OBJECT_STORE, and prints the setting that makes machines install it.
+    Credentials, clock, settings, bucket, image, subnets, permissions and quotas.
+    It reads the worker's environment: SHOESTRING_EC2_REGIONS, SHOESTRING_AGENT_URL and SHOESTRING_OBJECT_STORE.
+    Launches are tried as EC2's dry runs, which cost nothing. In the bucket it writes one object, and deletes it.
+    Exit code 1: a check failed.
 
     \b
-    shoestring aws wheelhouse >> aws.env
+    shoestring aws doctor
+    AWS_PROFILE=lab shoestring aws doctor --json
     """
-    _check_python(python)
-    switches = {"image-packages": image_packages, "dry-run": dry_run, "json": as_json}
-    raise typer.Exit(aws.run("wheelhouse", "--python", python, *[f"--{name}" for name, on in switches.items() if on]))
-
-
-@app.command()
-def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False, as_json: Json = False) -> None:
-    """List all of our resources in an account, including bucket and checkpoints; ask, and remove them.
-
-    \b
-    shoestring aws teardown
-    """
-    switches = [f"--{name}" for name, on in {"yes": yes, "json": as_json}.items() if on]
-    raise typer.Exit(aws.run("teardown", *switches))
+    raise typer.Exit(aws.run("doctor", *(["--json"] if as_json else [])))
 
 
 @app.command()
 def up(
     budget: Annotated[str | None, typer.Option(metavar="USD", help="First limit of the team's budget.")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="AMI", help="An image with our environment. Default: Ubuntu 24.04 and wheels.")
+        str | None,
+        typer.Option(metavar="AMI", help="An image with Shoestring's environment. Default: Ubuntu 24.04 and wheels."),
     ] = None,
     python: ImagePython = "3.12",
     image_packages: ImagePackages = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8443,
     as_json: Json = False,
 ) -> None:
-    """Run the service on a small machine in the account, and log in to it.
+    """Run the service on a small machine, and log in to it.
 
     It needs what `bootstrap` made, and the settings that it printed. The machine boots Ubuntu 24.04 and installs this
     installation's version of the service, from wheels that are uploaded to the bucket: about 75 MB, the first time.
@@ -201,11 +158,12 @@ def verify(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Try on AWS itself what is tested against a fake of it: two of the smallest spot machines, then a job on a GPU.
+    """Test on AWS itself what was tested against a fake of it.
 
-    It asks before each: the machines cost $0.10 at most, the job $1.00. The machines need what `bootstrap` made, and
-    the settings that it printed; the job, that you are logged in to a service that rents there (`aws up`). Everything
-    is ended again, on Ctrl-C too. Exit code 1: something does not hold, was not tried, or is left.
+    With two of the smallest spot machines, then with a job on a GPU. It asks before each: the machines cost $0.10 at
+    most, the job $1.00. The machines need what `bootstrap` made, and the settings that it printed; the job, that you
+    are logged in to a service that rents there (`aws up`). Everything is ended again, on Ctrl-C too. Exit code 1:
+    something does not hold, was not tried, or is left.
 
     \b
     shoestring aws verify
@@ -228,6 +186,27 @@ def verify(
 
 
 @app.command()
+def wheelhouse(
+    python: ImagePython = "3.12",
+    image_packages: ImagePackages = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put the machines' Python environment into the bucket.
+
+    It is the wheels of this installation, and PyTorch with CUDA. `bootstrap` does it too; do it again after an upgrade.
+    Files that are there stay, and a run that was stopped goes on. It reads SHOESTRING_OBJECT_STORE, and prints the
+    setting that makes machines install it.
+
+    \b
+    shoestring aws wheelhouse >> aws.env
+    """
+    _check_python(python)
+    switches = {"image-packages": image_packages, "dry-run": dry_run, "json": as_json}
+    raise typer.Exit(aws.run("wheelhouse", "--python", python, *[f"--{name}" for name, on in switches.items() if on]))
+
+
+@app.command()
 def down(as_json: Json = False) -> None:
     """End the machine that runs the service. Its volume and its address stay, and the next `up` uses them.
 
@@ -235,6 +214,48 @@ def down(as_json: Json = False) -> None:
     shoestring aws down
     """
     raise typer.Exit(aws.run("down", *(["--json"] if as_json else [])))
+
+
+@app.command()
+def panic(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be ended.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    deployment: Annotated[str | None, typer.Option(help="Only what this deployment started. Default: all.")] = None,
+    region: Annotated[
+        list[str] | None, typer.Option(help="Only this region; may be repeated. Default: all enabled ones.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """End all machines that Shoestring has started, in all regions.
+
+    Also their spot requests, volumes, network interfaces and addresses: everything with the tag `shoestring`, and
+    nothing without it. It needs AWS credentials as boto3 finds them, and neither the service nor its database. Stop a
+    service elsewhere first, or it starts new machines: that of `aws up` is ended too, unless --deployment names one;
+    its volume and its address stay. Repeating it is safe. Exit code 1: something is left, or a region could not be
+    asked.
+
+    \b
+    shoestring aws panic --dry-run
+    shoestring aws panic
+    AWS_PROFILE=lab shoestring aws panic --region us-east-1 --yes
+    """
+    named = [part for one in region or () for part in ("--region", one)]
+    chosen = [] if deployment is None else ["--deployment", deployment]
+    switches = [f"--{name}" for name, on in {"dry-run": dry_run, "yes": yes, "json": as_json}.items() if on]
+    raise typer.Exit(aws.run("panic", *chosen, *named, *switches))
+
+
+@app.command()
+def teardown(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False, as_json: Json = False) -> None:
+    """Remove everything of Shoestring from the account.
+
+    It lists everything first, including the bucket and all checkpoints, and asks.
+
+    \b
+    shoestring aws teardown
+    """
+    switches = [f"--{name}" for name, on in {"yes": yes, "json": as_json}.items() if on]
+    raise typer.Exit(aws.run("teardown", *switches))
 
 
 def _print_service(url: str) -> None:

@@ -25,13 +25,13 @@ from shoestring.client import Client
 
 app = typer.Typer()
 
-RequestId = Annotated[str, typer.Argument(help="ID of the request, or the end of it.")]
+RequestId = Annotated[str, typer.Argument(metavar="ID", help="ID of the request, or the end of it.")]
 Note = Annotated[str, typer.Option("--note", help="A note to the member who asked.")]
 
 
 @app.command("request")
 def request(
-    amount: Annotated[str, typer.Argument(help="Dollars that you need more, e.g. 5.00.")],
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Dollars that you need more, e.g. 5.00.")],
     why: Annotated[str, typer.Option("--why", help="The reason, for the person who decides.")],
     owner: Annotated[
         str | None, typer.Option("--owner", help="Your budget or your team's; default: yours if it has a limit.")
@@ -67,9 +67,9 @@ def list_requests(url: Url = None, as_json: Json = False) -> None:
 
 @app.command("approve")
 def approve(request: RequestId, note: Note = "", url: Url = None, as_json: Json = False) -> None:
-    """Approve a request: its dollars are granted, and jobs that were paused for them go on.
+    """Approve a request, which grants its dollars.
 
-    A lead doesn't approve their own.
+    Jobs that were paused for them go on. A lead doesn't approve their own.
 
     \b
     shoestring budget approve 1a2b3c4d

@@ -38,13 +38,22 @@ class PeriodKind(StrEnum):
     ONE_OFF = "one-off"
 
 
-app = typer.Typer(help="Budget limits, spending and weights.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Budget limits, spending and weights.
+
+\b
+shoestring budget show
+shoestring budget set 25.00
+""",
+    no_args_is_help=True,
+)
 
 
 @app.command("show")
 def show_budgets(url: Url = None, as_json: Json = False) -> None:
-    """Show limits, what is spent, what is held for running jobs and what is left.
+    """Show limits, and what of them is spent, held and left.
 
+    HELD is reserved for machines that run.
     REACHED is the highest soft line that was reached: shoestring budget lines.
     WEIGHT and LATELY order the queue: next is the team, and in it the member, with the fewest dollars spent lately or
     held now for its weight. Before all others come jobs with which a team stays within its GUARANTEED rate.
@@ -60,7 +69,9 @@ def show_budgets(url: Url = None, as_json: Json = False) -> None:
 
 @app.command("members")
 def show_members(url: Url = None, as_json: Json = False) -> None:
-    """Show what each member has spent, what is held for their running jobs and what they have left, as in show.
+    """Show what each member has spent, held and left.
+
+    The columns are those of show.
 
     \b
     shoestring budget members
@@ -86,7 +97,7 @@ def _print_budgets(budgets: Sequence[Budget]) -> None:
 
 @app.command("set")
 def set_budget(
-    limit: Annotated[str, typer.Argument(help="Dollars, e.g. 25.00, or none for no limit.")],
+    limit: Annotated[str, typer.Argument(metavar="LIMIT", help="Dollars, e.g. 25.00, or none for no limit.")],
     owner: Annotated[str | None, typer.Option("--owner", help="Owner of the budget; default: your team.")] = None,
     job: Annotated[str | None, typer.Option("--job", help="Set the limit of this job instead.")] = None,
     reason: Reason = "",
@@ -115,7 +126,7 @@ def set_budget(
 
 @app.command("grant")
 def grant(
-    amount: Annotated[str, typer.Argument(help="Dollars to add, e.g. 5.00.")],
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Dollars to add, e.g. 5.00.")],
     owner: Annotated[str | None, typer.Option("--owner", help="Owner of the budget; default: your team.")] = None,
     reason: Reason = "",
     url: Url = None,
@@ -134,7 +145,7 @@ def grant(
 
 @app.command("transfer")
 def transfer(
-    amount: Annotated[str, typer.Argument(help="Dollars to move, e.g. 5.00.")],
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Dollars to move, e.g. 5.00.")],
     source: Annotated[str, typer.Option("--from", help="The member that gives them, of what is left.")],
     target: Annotated[str, typer.Option("--to", help="The member that gets them.")],
     reason: Reason = "",
@@ -155,9 +166,9 @@ def transfer(
 
 @app.command("export")
 def export(url: Url = None, as_json: Json = False) -> None:
-    """Write every line of your team's ledger to the standard output: changes of limits, and what machines cost.
+    """Write your team's ledger to the standard output, as CSV.
 
-    It is CSV; with --json a list of objects.
+    Every line of it: changes of limits, and what machines cost. With --json it is a list of objects.
 
     \b
     shoestring budget export > ledger.csv
@@ -173,8 +184,9 @@ def show_forecast(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a budget will have spent when its period ends, and at which pace.
+    """Forecast what a budget will have spent when its period ends.
 
+    It also says what is spent a day, and when the limit is spent.
     A one-off budget has no end: the forecast looks 30 days ahead.
 
     \b
@@ -209,7 +221,9 @@ def show_waste(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show what your team's machines cost, and what of it did not go into training that was kept, by cause.
+    """Show what your team's machines cost, and how much was wasted.
+
+    Waste is what did not go into training that was kept, by its cause.
 
     \b
     shoestring budget waste --days 7
@@ -228,7 +242,7 @@ def show_waste(
 
 @app.command("period")
 def set_period(
-    kind: Annotated[PeriodKind, typer.Argument(help="month, term or one-off.")],
+    kind: Annotated[PeriodKind, typer.Argument(metavar="KIND", help="month, term or one-off.")],
     until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of a term.")] = None,
     starts: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, in the future; default: it begins now.")
@@ -242,9 +256,10 @@ def set_period(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Make a budget monthly, end it with a term, or make it one-off again. Its limit and use stay as they are.
+    """Make a budget monthly, end it with a term, or make it one-off.
 
-    Each month begins with the limit that was set. Jobs that run across the border go on.
+    Its limit and use stay as they are. Each month begins with the limit that was set. Jobs that run across the border
+    go on.
 
     \b
     shoestring budget period month --time-zone Europe/Berlin --carry-over 20.00
@@ -266,15 +281,17 @@ def set_period(
 
 @app.command("lines")
 def set_soft_lines(
-    percents: Annotated[list[str], typer.Argument(help="Whole numbers from 1 to 100, or none for no lines.")],
+    percents: Annotated[
+        list[str], typer.Argument(metavar="PERCENT…", help="Whole numbers from 1 to 100, or none for no lines.")
+    ],
     owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
     reason: Reason = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Set the soft lines of a budget: percentages of its limit at which the team is warned, once per limit.
+    """Set at which percentages of a limit the team is warned.
 
-    Nothing is refused at a soft line.
+    Each of these soft lines warns once per value of the limit. Nothing is refused at one.
 
     \b
     shoestring budget lines 50 80 95 100
@@ -289,15 +306,15 @@ def set_soft_lines(
 
 @app.command("weight")
 def set_weight(
-    weight: Annotated[int, typer.Argument(help="A whole number.", min=MIN_WEIGHT, max=MAX_WEIGHT)],
+    weight: Annotated[int, typer.Argument(metavar="WEIGHT", help="A whole number.", min=MIN_WEIGHT, max=MAX_WEIGHT)],
     owner: Annotated[str | None, typer.Option("--owner", help="A member of your team; default: your team.")] = None,
     reason: Reason = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Set the weight of your team, or of a member: one of weight 2 gets twice the dollars of one of weight 1.
+    """Set the weight of your team, or of a member, in the queue.
 
-    It counts while both have jobs waiting.
+    While both have jobs waiting, one of weight 2 gets twice the dollars of one of weight 1.
 
     \b
     shoestring budget weight 2 --owner ada --reason "thesis due in May"
@@ -309,15 +326,15 @@ def set_weight(
 
 @app.command("guarantee")
 def set_guaranteed_rate(
-    rate: Annotated[str, typer.Argument(help="Dollars an hour, such as 2.50; 0: none.")],
+    rate: Annotated[str, typer.Argument(metavar="RATE", help="Dollars an hour, such as 2.50; 0: none.")],
     reason: Reason = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Set your team's guaranteed rate: the dollars an hour that it may use before it borrows from other teams (admin).
+    """Set the dollars an hour that your team is guaranteed (admins).
 
-    Jobs that stay within it start first. If no machine is free for one, a job of the team that borrows most for its
-    weight saves a checkpoint and goes back to its place in the queue.
+    Above this rate it borrows from other teams. Jobs that stay within it start first. If no machine is free for one, a
+    job of the team that borrows most for its weight saves a checkpoint and goes back to its place in the queue.
 
     \b
     shoestring budget guarantee 2.50 --reason "two machines at any time"
@@ -336,7 +353,7 @@ def set_concurrency(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Set how many jobs of your team, or of a member, may run at once, and how many GPUs they may have.
+    """Cap the jobs and GPUs that a team or member has at once.
 
     What isn't given stays as it is. What runs goes on; jobs beyond it wait until others end.
 

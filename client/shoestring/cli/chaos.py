@@ -11,7 +11,14 @@ from shoestring_core.exit_codes import ExitCode
 from shoestring.cli.terminal import Json, Url, err, open_client, print_error, print_result, resolve_job_id
 from shoestring.client import Client, ServiceError
 
-app = typer.Typer(help="Fault injection (admins, local cloud only).", no_args_is_help=True)
+app = typer.Typer(
+    help="""Fault injection (admins, local cloud only).
+
+\b
+shoestring chaos preempt JOB 1 --notice 10
+""",
+    no_args_is_help=True,
+)
 
 
 @app.callback()

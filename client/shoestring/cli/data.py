@@ -10,7 +10,15 @@ import typer
 from shoestring import trainer
 from shoestring.cli.terminal import Json
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare data sets for training.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Prepare data sets for training.
+
+\b
+shoestring data prepare /data/imagenet /data/imagenet-shards
+""",
+)
 
 
 @app.command()
@@ -18,20 +26,26 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of class folders, with or without train and val above them; or of tars. Here, or s3://…"
+            metavar="SOURCE",
+            help="A folder of class folders, with or without train and val above them; or of tars. Here, or s3://…",
         ),
     ],
     destination: Annotated[
-        str, typer.Argument(help="A new folder, or one whose preparation was interrupted. Here, or s3://…")
+        str,
+        typer.Argument(
+            metavar="DESTINATION", help="A new folder, or one whose preparation was interrupted. Here, or s3://…"
+        ),
     ],
-    side: Annotated[int, typer.Option(min=1, help="Longest shorter side in pixels; larger images are scaled.")] = 400,
+    side: Annotated[
+        int, typer.Option(min=1, help="Pixels that the shorter side has at most; larger images are scaled.")
+    ] = 400,
     quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of images that are scaled.")] = 90,
     images_per_shard: Annotated[int, typer.Option(min=1, help="Number of images in a tar file.")] = 2000,
     processes: Annotated[int | None, typer.Option(min=1, help="Default: one for each core.")] = None,
     on_corrupt: Annotated[str, typer.Option(help="What to do with damaged images: error or skip.")] = "error",
     as_json: Json = False,
 ) -> None:
-    """Pack images into shards, which a job reads without decoding all of them first.
+    """Pack images into shards, which a job decodes as it needs them.
 
     Images within --side are stored byte for byte. Interrupted, the same command goes on where it stopped; at the end
     all shards are read again and verified. WebDataset reads them too. What comes from S3 or goes there lies below

@@ -177,7 +177,9 @@ def stop(job: JobId, url: Url = None, as_json: Json = False) -> None:
 
 
 def retry(job: JobId, url: Url = None, as_json: Json = False) -> None:
-    """Submit an ended job again, from its last checkpoint; one that succeeded starts over.
+    """Submit an ended job again, from its last checkpoint.
+
+    One that succeeded starts over.
 
     \b
     shoestring retry JOB

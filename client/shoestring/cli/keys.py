@@ -25,7 +25,15 @@ from shoestring.cli.terminal import (
 )
 from shoestring.client import short_id
 
-app = typer.Typer(help="Your API keys, and the browsers that you are signed in with.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Your API keys, and the browsers that you are signed in with.
+
+\b
+shoestring keys create --name laptop
+shoestring keys ls
+""",
+    no_args_is_help=True,
+)
 
 T = TypeVar("T", Key, Login)
 

@@ -19,7 +19,7 @@ MAX_KEY_CHARACTERS = 4096
 
 
 def login(
-    url: Annotated[str, typer.Argument(help="URL of the service.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL of the service.")],
     key: Annotated[
         str | None, typer.Option("--key", help="API key. If absent: read from standard input, or prompted for.")
     ] = None,

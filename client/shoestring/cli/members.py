@@ -28,15 +28,33 @@ from shoestring.cli.terminal import (
 )
 from shoestring.client import Client, short_id
 
-app = typer.Typer(help="The members of your team and their roles.", no_args_is_help=True)
-teams_app = typer.Typer(help="The teams that you are a member of.", no_args_is_help=True)
+app = typer.Typer(
+    help="""The members of your team and their roles.
 
-User = Annotated[str, typer.Argument(help="Name of the member.")]
+\b
+shoestring members ls
+shoestring members invite --role viewer
+""",
+    no_args_is_help=True,
+)
+teams_app = typer.Typer(
+    help="""The teams that you are a member of.
+
+\b
+shoestring teams ls
+shoestring teams create speech
+""",
+    no_args_is_help=True,
+)
+
+User = Annotated[str, typer.Argument(metavar="USER", help="Name of the member.")]
 
 
 @app.command("ls")
 def list_members(url: Url = None, as_json: Json = False) -> None:
-    """List the members of your team: role, and how many valid API keys they have.
+    """List the members of your team.
+
+    With their roles, and how many valid API keys they have.
 
     \b
     shoestring members ls
@@ -50,7 +68,7 @@ def list_members(url: Url = None, as_json: Json = False) -> None:
 @app.command("role")
 def set_role(
     user: User,
-    role: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLES)}.")],
+    role: Annotated[str, typer.Argument(metavar="ROLE", help=f"One of {', '.join(ROLES)}.")],
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -71,7 +89,9 @@ def set_role(
 
 @app.command("remove")
 def remove(user: User, url: Url = None, as_json: Json = False) -> None:
-    """End a membership (admins): the member's keys and logins end at once. Jobs and their cost stay the team's.
+    """End a membership (admins).
+
+    The member's keys and logins end at once. Jobs and their cost stay the team's.
 
     \b
     shoestring members remove ada
@@ -149,15 +169,16 @@ def revoke_invitation(
 
 @app.command("import")
 def import_members(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV: name, role, limit.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="CSV: name, role, limit.")],
     days: Annotated[int, typer.Option("--days", min=1, max=366, help="Days until the links expire.")] = 14,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Add a member for each line of a class list (admins), with their budgets, and print a login link for each, as CSV.
+    """Add a member for each line of a class list (admins).
 
-    The first line names the columns: name, and optionally role (default: member) and limit (dollars). If a line is
-    invalid, nobody is added. Each link signs its member in, once.
+    With their budgets; it prints a login link for each, as CSV. The first line names the columns: name, and optionally
+    role (default: member) and limit (dollars). If a line is invalid, nobody is added. Each link signs its member in,
+    once.
 
     \b
     shoestring members import class.csv > links.csv
@@ -193,11 +214,13 @@ def list_teams(url: Url = None, as_json: Json = False) -> None:
 
 @teams_app.command("create")
 def create_team(
-    name: Annotated[str, typer.Argument(help="Name of the team.")], url: Url = None, as_json: Json = False
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the team.")],
+    url: Url = None,
+    as_json: Json = False,
 ) -> None:
-    """Make another team of your organization (admins), and print a key for it, which is shown only now.
+    """Make another team of your organization (admins).
 
-    You are its admin. It may spend $10.00 until you set another limit.
+    It prints a key for it, which is shown only now. You are its admin. It may spend $10.00 until you set another limit.
 
     \b
     shoestring teams create speech

@@ -50,7 +50,7 @@ def predict(
 
 def export(
     model: Model,
-    file: Annotated[Path, typer.Argument(help="Output file, ending in .onnx.")] = Path("model.onnx"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Output file, ending in .onnx.")] = Path("model.onnx"),
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +65,7 @@ def export(
 
 
 def model(
-    recipe: Annotated[str, typer.Argument(help="Recipe name.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe name.")],
     params: Params = None,
     size: Annotated[
         int | None, typer.Option("--image-size", min=1, help="Image size in pixels; default: the recipe's.")

@@ -19,7 +19,9 @@ def list_offers(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """List the machines that providers offer, the cheapest first, with what is left out and why.
+    """List the machines that providers offer, the cheapest first.
+
+    With what is left out, and why.
 
     \b
     shoestring offers --gpu L4

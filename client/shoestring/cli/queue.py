@@ -16,7 +16,9 @@ DROP = ("COST", "BY", "WAITS FOR", "STARTS")
 
 
 def show_queue(url: Url = None, as_json: Json = False) -> None:
-    """List your team's queued jobs in the order of service: place, reason, expected start.
+    """List your team's queued jobs in the order of service.
+
+    With place, reason and expected start.
 
     \b
     shoestring queue

@@ -58,7 +58,11 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def group() -> None:
-    """Simulate policies on recorded data, and schedules."""
+    """Simulate policies on recorded data, and schedules.
+
+    \b
+    shoestring simulate schedule scenario.yaml
+    """
 
 
 def _hours(option: str, text: str) -> float:
@@ -143,7 +147,7 @@ def simulate_schedule(
     scenario: Annotated[Path, typer.Argument(metavar="FILE", help="Machines, teams and jobs; YAML or JSON.")],
     as_json: Json = False,
 ) -> None:
-    """Simulate when jobs of several teams start, and which are evicted for others.
+    """Simulate when jobs of several teams start and which are evicted.
 
     It is the scheduler of the service, on a clock that jumps from event to event. --json prints a line for each start,
     eviction and end; `at_s` is in seconds from the beginning. The file: docs/operations/teams.md.

@@ -40,7 +40,9 @@ _DEADLINE: TypeAdapter[datetime | float] = TypeAdapter(Deadline)
 
 @app.command("simulate")
 def simulate(
-    limit: Annotated[str | None, typer.Argument(help="Dollars, e.g. 25.00, or none for no limit.")] = None,
+    limit: Annotated[
+        str | None, typer.Argument(metavar="LIMIT", help="Dollars, e.g. 25.00, or none for no limit.")
+    ] = None,
     owner: Annotated[str | None, typer.Option("--owner", help="Owner of the budget; default: your team.")] = None,
     weight: Annotated[
         int | None, typer.Option("--weight", min=MIN_WEIGHT, max=MAX_WEIGHT, help="Another weight.")
@@ -58,7 +60,9 @@ def simulate(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show when queued jobs would start, and what would be spent, with changes. Changes nothing.
+    """Show when jobs would start, and what they spend, with changes.
+
+    It changes nothing itself.
 
     \b
     shoestring budget simulate 25.00
