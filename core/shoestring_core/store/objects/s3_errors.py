@@ -6,7 +6,18 @@ source  docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 
 from __future__ import annotations
 
-from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    CredentialRetrievalError,
+    LoginError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
 
 from shoestring_core.errors import Unavailable
 
@@ -16,19 +27,26 @@ DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 REFUSED_CREDENTIALS = {
     "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
+MISSING_CREDENTIALS = (NoCredentialsError, PartialCredentialsError)
+UNUSABLE_CREDENTIALS = (
+    CredentialRetrievalError, SSOError, TokenRetrievalError, LoginError, ProfileNotFound, ConfigNotFound,
+    ConfigParseError, RuntimeError,
+)  # fmt: skip
+"""What boto3 raises, before anything is sent, where a login has expired or a profile isn't there. RuntimeError: of
+credentials that are still expired after they were renewed."""
 
 
 def explain(error: Exception, what: str, bucket: str, prefix: str) -> Unavailable:
     """The error of a call as a sentence, and what to do about it. `what`: read | write to | list | sign URLs for"""
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+    if isinstance(error, MISSING_CREDENTIALS):
         return Unavailable(
             f"No credentials were found with which to {what} bucket {bucket}.",
             hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role.",
         )
-    if isinstance(error, CredentialRetrievalError | RuntimeError):
+    if isinstance(error, UNUSABLE_CREDENTIALS):
         return Unavailable(
-            f"The credentials with which to {what} bucket {bucket} can't be renewed: {error}",
-            hint="Sign in again, or see why the service that gives them doesn't.",
+            f"The credentials with which to {what} bucket {bucket} can't be used: {error}",
+            hint="Sign in again, correct AWS_PROFILE, or see why the service that gives them doesn't.",
         )
     if not isinstance(error, ClientError):
         return Unavailable(

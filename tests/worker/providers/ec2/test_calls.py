@@ -11,6 +11,7 @@ from uuid import UUID
 
 import boto3
 import pytest
+from botocore.exceptions import SSOTokenLoadError, UnauthorizedSSOTokenError
 from shoestring_api.serializers.statuses import status_of
 from shoestring_core.decide.billing import Evidence, bill
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, MachineRef
@@ -22,6 +23,7 @@ from shoestring_core.store.tables import LeakRow
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2 import provider as ec2_provider
 from shoestring_worker.providers.ec2 import user_data
+from shoestring_worker.providers.ec2.calls import Calls
 from shoestring_worker.providers.ec2.rate_limits import RateLimits
 from shoestring_worker.providers.ec2.run_instances import RootDisk
 from sqlalchemy import select
@@ -203,6 +205,29 @@ def test_without_credentials_a_launch_waits_and_says_how_to_set_them(aws: FakeAw
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(OutcomeUnknown, match="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and ") as unknown:
         aws.provider().launch(launch_request())
+    assert unknown.value.lasts
+
+
+def test_a_profile_that_is_not_there_is_on_the_page_of_jobs_that_wait_with_what_to_do(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AWS_PROFILE", "trainig")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(OutcomeUnknown, match=r"\(trainig\) could not be found. .*correct AWS_PROFILE") as unknown:
+        aws.provider().launch(launch_request())
+    assert unknown.value.lasts
+
+
+@pytest.mark.parametrize(
+    "error", [UnauthorizedSSOTokenError(), RuntimeError("still expired"), SSOTokenLoadError(error_msg="no login")]
+)
+def test_a_login_that_has_expired_is_told_with_what_to_do(aws: FakeAws, error: Exception):
+    def call(_: object) -> None:
+        raise error
+
+    calls = Calls(aws.url, 5, RateLimits())
+    with pytest.raises(OutcomeUnknown, match=r"Log in again where the service was started") as unknown:
+        calls.read(REGION, "DescribeInstances", call)
     assert unknown.value.lasts
 
 

@@ -8,10 +8,11 @@ import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from shoestring_core.exit_codes import ExitCode
 from shoestring_worker.providers.ec2.account import __main__ as command
 from shoestring_worker.providers.ec2.account import doctor
@@ -21,6 +22,7 @@ from shoestring_worker.providers.ec2.account.doctor import (
     check_bucket,
     check_region,
     check_spot_role,
+    find_home,
 )
 from shoestring_worker.providers.ec2.quotas import quota_of
 
@@ -229,6 +231,85 @@ def test_refused_credentials_are_told_and_a_signature_that_is_too_old_names_the_
         sts = Sts(now, code, message)
         (finding,) = check_account(partial(_same, sts), REGION, now)
         assert (finding.level, advice in finding.advice) == ("error", True)
+
+
+def test_a_home_region_that_is_silent_or_disabled_is_told_and_another_knows_the_credentials():
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+
+    def open_one(_service: str, region: str) -> Any:
+        if region == "af-south-1":
+            raise EndpointConnectionError(endpoint_url="https://sts.af-south-1.amazonaws.com")
+        return Sts(now, "InvalidClientTokenId" if region == "ap-east-1" else "")
+
+    homes = ["ap-east-1", "af-south-1", REGION, OTHER_REGION]
+    home, found = find_home(open_one, homes, lambda: now)
+    assert (home, [(one.level, one.subject) for one in found]) == (
+        REGION,
+        [("warning", "ap-east-1"), ("warning", "af-south-1"), ("ok", "credentials"), ("ok", "clock")],
+    )
+    assert "AWS_DEFAULT_REGION" in found[0].advice
+    home, found = find_home(open_one, homes[:2], lambda: now)
+    assert (home, [(one.level, one.subject) for one in found]) == (None, [("error", "credentials")])
+
+
+def test_a_clock_that_is_off_is_told_once_and_no_other_region_is_asked():
+    now, asked = datetime(2026, 11, 28, tzinfo=UTC), []
+
+    def open_one(_service: str, region: str) -> Any:
+        asked.append(region)
+        return Sts(now, "SignatureDoesNotMatch", "Signature expired: …")
+
+    home, (found,) = find_home(open_one, [REGION, OTHER_REGION], lambda: now)
+    assert (home, asked, "clock" in found.advice) == (None, [REGION], True)
+
+
+def test_configured_regions_are_checked_though_the_home_region_does_not_answer(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("SHOESTRING_EC2_ENDPOINT_URL", aws.url)
+    monkeypatch.setenv("SHOESTRING_EC2_SIMULATED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "me-south-1")
+    monkeypatch.setattr(doctor, "_check_quotas", lambda *_: iter(()))
+    there = {region: {"image": IMAGE, "subnets": {f"{region}a": aws.subnet(f"{region}a")}} for region in
+             (REGION, OTHER_REGION)}  # fmt: skip
+    monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps(there))
+    open_one = command.Account.open_client
+    silent = {"me-south-1", OTHER_REGION}
+
+    def open_client(account: command.Account, service: str, region: str) -> Any:
+        if region in silent:
+            raise EndpointConnectionError(endpoint_url=f"https://{service}.{region}.amazonaws.com")
+        return open_one(account, service, region)
+
+    monkeypatch.setattr(command.Account, "open_client", open_client)
+    command.Account().open_client("iam", REGION).create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    assert command.main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert {(one["level"], one["subject"]) for one in found if one["level"] != "ok"} == {
+        ("warning", "me-south-1"),
+        ("error", OTHER_REGION),
+    }
+    assert any(one["subject"] == REGION and "is allowed" in one["text"] for one in found)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("AWS_PROFILE", "trainig", "The config profile (trainig) could not be found. Correct AWS_PROFILE"),
+        ("AWS_CONFIG_FILE", "broken", "Unable to parse config file"),
+        ("SHOESTRING_EC2_ENDPOINT_URL", "localhost:5000", "SHOESTRING_EC2_ENDPOINT_URL: "),
+    ],
+)
+@pytest.mark.parametrize("verb", ["doctor", "panic"])
+def test_a_setting_of_aws_that_can_not_be_read_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    verb: str, variable: str, value: str, said: str,
+):  # fmt: skip
+    (tmp_path / "broken").write_text("[default\nregion")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, value)
+    assert command.main([verb]) in (ExitCode.AUTH, ExitCode.USAGE)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

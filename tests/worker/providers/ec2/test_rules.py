@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from shoestring_core.decide.placement import rank_offers
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
@@ -210,6 +211,13 @@ def test_machines_on_ec2_reach_the_service_over_https(monkeypatch, agent_url, en
 def test_only_availability_zones_of_the_region_can_be_configured(zone):
     with pytest.raises(ValueError, match="is not an Availability Zone of us-east-1"):
         Ec2Settings(regions={"us-east-1": Ec2Region(image=REGION["image"], subnets={zone: "subnet-0a0a0a0a"})})
+
+
+@pytest.mark.parametrize("region", ["us_east_1", "us east-1", "us-east", "US-EAST-1", "-1"])
+def test_a_name_that_no_region_can_have_is_refused_as_a_setting(region):
+    subnets = {f"{region}a": "subnet-0a0a0a0a"}
+    with pytest.raises(ValidationError, match="regions"):
+        Ec2Settings(regions={region: Ec2Region(image=REGION["image"], subnets=subnets)})
 
 
 # Offers

@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import ClientError
 from shoestring_core.decide.refusals import RefusalKind
+from shoestring_core.store.objects.s3_errors import MISSING_CREDENTIALS, UNUSABLE_CREDENTIALS
 
 from shoestring_worker.providers.base import CALL_TIMEOUT_S, LaunchRefused, OutcomeUnknown
 from shoestring_worker.providers.ec2.errors import (
     ADVICE,
     NO_ANSWER,
     NO_CREDENTIALS,
+    UNUSABLE_ADVICE,
     clock_advice,
     data_role_advice,
     described,
@@ -96,8 +98,11 @@ class Calls:
             if read_error(error.response)[0] == "RequestLimitExceeded":
                 self._limits.bucket(region, action).empty()
             raise
-        except (NoCredentialsError, PartialCredentialsError) as error:
+        except MISSING_CREDENTIALS as error:
             raise OutcomeUnknown(f"{action} was not sent to EC2: {NO_CREDENTIALS}", lasts=True) from error
+        except UNUSABLE_CREDENTIALS as error:
+            said = str(error).rstrip(".")
+            raise OutcomeUnknown(f"{action} was not sent to EC2: {said}. {UNUSABLE_ADVICE}", lasts=True) from error
         except NO_ANSWER as error:
             raise OutcomeUnknown(f"EC2 in {region} did not answer {action}: {error}") from error
 

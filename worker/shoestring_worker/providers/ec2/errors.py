@@ -168,6 +168,8 @@ NO_CREDENTIALS = (
     "started, and start it again"
 )
 
+UNUSABLE_ADVICE = "Log in again where the service was started, or correct AWS_PROFILE there and start it again."
+
 REFUSAL_ADVICE = {
     RefusalKind.ACCOUNT: "With the service's credentials, shoestring aws doctor says what this account lacks.",
     RefusalKind.IMAGE: "Correct the region's image in SHOESTRING_EC2_REGIONS; shoestring aws doctor checks it.",

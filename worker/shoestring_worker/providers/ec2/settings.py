@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from shoestring_worker.settings import Price
@@ -16,6 +16,9 @@ _PROFILE = re.compile(
     rf"({_PROFILE_NAME}|arn:aws[a-z-]*:iam::\d{{12}}:instance-profile/([!-~]+/)?{_PROFILE_NAME})", re.ASCII
 )
 """docs.aws.amazon.com/IAM/latest/APIReference/API_CreateInstanceProfile.html"""
+
+
+_REGION = r"^[a-z]{2}(-[a-z]+)+-\d{1,2}$"
 
 
 class Ec2Region(BaseModel):
@@ -31,12 +34,23 @@ class Ec2Region(BaseModel):
     """None: the default group of the subnet's VPC."""
 
 
-class Ec2Settings(BaseSettings):
+def _url_or_none(given: str | None) -> str | None:
+    return given or None
+
+
+class Ec2Endpoint(BaseSettings):
+    """What is known without the settings of a service."""
+
     model_config = SettingsConfigDict(env_prefix="SHOESTRING_EC2_", frozen=True, extra="ignore")
 
-    regions: Annotated[dict[str, Ec2Region], Field(min_length=1)]
-    endpoint_url: str | None = None
+    endpoint_url: Annotated[
+        Annotated[str, Field(pattern=r"^https?://[^/\s]+")] | None, BeforeValidator(_url_or_none)
+    ] = None  # fmt: skip
     """A server that speaks EC2's API, in place of AWS's."""
+
+
+class Ec2Settings(Ec2Endpoint):
+    regions: Annotated[dict[Annotated[str, Field(pattern=_REGION)], Ec2Region], Field(min_length=1)]
     simulated: bool = False
     """That server is a fake: nobody is charged."""
     python: Annotated[str, Field(pattern=r"^/[^\n]+$")] = "/opt/shoestring/bin/python"

@@ -13,24 +13,22 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
 from botocore.config import Config
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.wording.units import counted
 
 from shoestring_worker.providers.ec2.account import bootstrap, service_launch, teardown, wheels
-from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
+from shoestring_worker.providers.ec2.account.aws import HOMES, Aws, AwsError, open_session
 from shoestring_worker.providers.ec2.account.data_role import DATA_ROLE
 from shoestring_worker.providers.ec2.account.doctor import (
     Finding,
-    check_account,
     check_agent_url,
     check_bucket,
     check_data_role,
     check_region,
     check_spot_role,
+    find_home,
 )
 from shoestring_worker.providers.ec2.account.doctor_wheelhouse import check_wheelhouse
 from shoestring_worker.providers.ec2.account.inventory import count
@@ -41,6 +39,7 @@ from shoestring_worker.providers.ec2.account.service_launch import Wanted
 from shoestring_worker.providers.ec2.account.terminal import (
     BadSettings,
     confirmed,
+    read_endpoint,
     read_settings,
     report,
     require_regions,
@@ -57,18 +56,11 @@ CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts
 """Each call may be repeated: removing something twice removes it once."""
 
 
-class Endpoint(BaseSettings):
-    """What is known without the settings of a service."""
-
-    model_config = SettingsConfigDict(env_prefix="SHOESTRING_EC2_", extra="ignore")
-    endpoint_url: str | None = None
-
-
 class Account:
     """Clients by the credentials that boto3 finds."""
 
     def __init__(self) -> None:
-        self._session, self.endpoint = boto3.Session(), Endpoint().endpoint_url
+        self._session, self.endpoint = open_session(), read_endpoint()
         self.home = self._session.region_name or HOME
 
     def open_client(self, service: str, region: str) -> Any:
@@ -136,21 +128,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_doctor(options: argparse.Namespace, account: Account) -> int:
     """Exit code 1: a check failed."""
-    findings = check_account(account.open_client, account.home, datetime.now(UTC))
-    asked = all(finding.level == "ok" for finding in findings)
+    settings, wrong = None, []
     try:
         settings = read_settings()
     except BadSettings as error:
-        findings.append(Finding("error", "settings", str(error), error.advice))
-    else:
+        wrong = [Finding("error", "settings", str(error), error.advice)]
+    regions = (account.home, *HOMES, *(settings.regions if settings else ()))
+    home, findings = find_home(account.open_client, regions, lambda: datetime.now(UTC))
+    asked = home is not None and all(finding.level != "error" for finding in findings)
+    findings += wrong
+    if settings:
         url = os.environ.get("SHOESTRING_AGENT_URL", "http://127.0.0.1:8000" if settings.simulated else "")
         findings.append(check_agent_url(url, simulated=settings.simulated))
-        if asked:
+        if home and asked:
             store = os.environ.get("SHOESTRING_OBJECT_STORE", "")
-            findings.append(check_spot_role(account.open_client, account.home))
-            findings += check_bucket(account.open_client, account.home, store, settings.regions)
-            findings.append(check_wheelhouse(account.open_client, account.home, store, settings.wheelhouse))
-            findings += check_data_role(account.open_client, account.home, settings.data_role)
+            findings.append(check_spot_role(account.open_client, home))
+            findings += check_bucket(account.open_client, home, store, settings.regions)
+            findings.append(check_wheelhouse(account.open_client, home, store, settings.wheelhouse))
+            findings += check_data_role(account.open_client, home, settings.data_role)
             for region in settings.regions:
                 findings += check_region(account.open_client, settings, region)
     if options.json:

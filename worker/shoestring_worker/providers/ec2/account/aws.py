@@ -12,7 +12,8 @@ from typing import Any
 import boto3
 from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import ClientError
+from shoestring_core.store.objects.s3_errors import MISSING_CREDENTIALS, UNUSABLE_CREDENTIALS
 
 from shoestring_worker.providers.ec2.errors import FAILURES, clock_advice, read_error
 
@@ -69,6 +70,15 @@ class AwsError(Exception):
         return not self.code or self.code in BUSY
 
 
+def open_session() -> boto3.Session:
+    """By AWS_PROFILE and the AWS configuration. Raises AwsError if these can't be read."""
+    try:
+        return boto3.Session()
+    except UNUSABLE_CREDENTIALS as error:
+        correct = "Correct AWS_PROFILE, or the file that it is looked up in: aws configure list-profiles"
+        raise AwsError(f"The AWS credentials can't be used: {str(error).rstrip('.')}. {correct}", "Profile") from error
+
+
 class Aws:
     """An account, by the credentials that boto3 finds.
 
@@ -76,7 +86,7 @@ class Aws:
     """
 
     def __init__(self, endpoint_url: str | None = None) -> None:
-        self._session, self._endpoint_url = boto3.Session(), endpoint_url
+        self._session, self._endpoint_url = open_session(), endpoint_url
         self._clients: dict[tuple[str, str, int], Any] = {}
         self._lock = threading.Lock()
 
@@ -86,12 +96,12 @@ class Aws:
 
     def read_all(self, service: str, region: str, method: str, key: str, **arguments: Any) -> list[Any]:
         """What all pages have below `key`. Raises AwsError."""
-        client = self._client(service, region, READS)
-        if not client.can_paginate(method):
-            return list(self.read(service, region, method, **arguments)[key])
         try:
+            client = self._client(service, region, READS)
+            if not client.can_paginate(method):
+                return list(self.read(service, region, method, **arguments)[key])
             return [item for page in client.get_paginator(method).paginate(**arguments) for item in page.get(key, [])]
-        except FAILURES as error:
+        except (*FAILURES, *UNUSABLE_CREDENTIALS) as error:
             raise _sentence(service, region, method, error) from error
 
     def write(self, service: str, region: str, method: str, **arguments: Any) -> dict[str, Any]:
@@ -131,7 +141,7 @@ class Aws:
     def _call(self, sends: int, service: str, region: str, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = getattr(self._client(service, region, sends), method)(**arguments)
-        except FAILURES as error:
+        except (*FAILURES, *UNUSABLE_CREDENTIALS) as error:
             raise _sentence(service, region, method, error) from error
         return answer
 
@@ -157,6 +167,8 @@ def _sentence(service: str, region: str, method: str, error: Exception) -> AwsEr
         hint = clock_advice(code, message, headers, time.time()) or WHAT_TO_DO.get(code, "")
         hint = f" {hint}" if hint else ""
         return AwsError(f"{service} in {region} refused {action}: {code}: {message}{hint}", code, headers)
-    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+    if isinstance(error, MISSING_CREDENTIALS):
         return AwsError(f"There are no AWS credentials. {LOG_IN}", "NoCredentials")
+    if isinstance(error, UNUSABLE_CREDENTIALS):
+        return AwsError(f"The AWS credentials can't be used: {str(error).rstrip('.')}. {LOG_IN}", "NoCredentials")
     return AwsError(f"{service} in {region} did not answer {action}: {error}. See that AWS can be reached; try again.")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ipaddress
 import math
 import socket
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -49,6 +49,11 @@ from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 TEXT_LENGTH = 300
 """Of an error: a proxy may answer with a whole page."""
 
+ASKED_ELSEWHERE = (
+    "Other regions know these credentials. If this goes on, enable the region in the AWS console, or name another in "
+    "AWS_DEFAULT_REGION."
+)
+
 OpenClient = Callable[[str, str], Any]
 """Open a client of a service in a region."""
 
@@ -61,6 +66,27 @@ class Finding:
     subject: str
     text: str
     advice: str = ""
+
+
+def find_home(
+    open_client: OpenClient, regions: Sequence[str], clock: Callable[[], datetime]
+) -> tuple[str | None, list[Finding]]:
+    """The first of these regions that knows the credentials, and what was found on the way; None: none does.
+
+    One that doesn't answer, or isn't enabled in the account, says nothing of the others.
+    """
+    failed: dict[str, Finding] = {}
+    for region in dict.fromkeys(regions):
+        found = check_account(open_client, region, clock())
+        if found[0].level == "ok":
+            passed = [
+                replace(one, level="warning", subject=where, advice=ASKED_ELSEWHERE) for where, one in failed.items()
+            ]
+            return region, [*passed, *found]
+        failed[region] = found[0]
+        if "clock" in found[0].advice:
+            break  # it is the same for all
+    return None, [*failed.values()][:1]
 
 
 def check_account(open_client: OpenClient, region: str, now: datetime) -> list[Finding]:
@@ -181,8 +207,9 @@ def check_bucket(open_client: OpenClient, region: str, store: str, regions: Iter
 
 def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) -> Iterator[Finding]:
     """The image, the subnets, a launch without launching, and the quotas, of one configured region."""
-    ec2, chosen = open_client("ec2", region), settings.regions[region]
+    chosen = settings.regions[region]
     try:
+        ec2 = open_client("ec2", region)
         root_device = yield from _check_image(ec2, region, chosen, settings.disk_gib)
         yield from _check_subnets(ec2, region, chosen)
     except FAILURES as error:
@@ -209,14 +236,18 @@ def check_region(open_client: OpenClient, settings: Ec2Settings, region: str) ->
 
 def _read_prices(open_client: OpenClient, region: str) -> Generator[Finding, None, LivePrices | None]:
     """The on-demand prices of the region; None: those of the built-in list hold."""
-    try:
-        prices = read_on_demand_prices(open_client("pricing", ENDPOINT_REGIONS[0]), region)
-    except FAILURES as error:
-        text = f"The price list can't be read: {_text(error)}"
-        advice = "Allow pricing:GetProducts. Until then only us-east-1 is offered, at built-in prices."
-        yield Finding("warning", region, text, advice)
-        return None
-    return LivePrices({region: prices}, SOURCE) if prices else None
+    failed: list[Exception] = []
+    for endpoint in ENDPOINT_REGIONS:
+        try:
+            prices = read_on_demand_prices(open_client("pricing", endpoint), region)
+        except FAILURES as error:
+            failed.append(error)
+            continue
+        return LivePrices({region: prices}, SOURCE) if prices else None
+    text = f"The price list can't be read: {_text(failed[0])}"
+    advice = "Allow pricing:GetProducts. Until then only us-east-1 is offered, at built-in prices."
+    yield Finding("warning", region, text, advice)
+    return None
 
 
 def _clock(ahead_s: float) -> Finding:

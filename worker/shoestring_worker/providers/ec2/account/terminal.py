@@ -7,6 +7,8 @@ import difflib
 import sys
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 from shoestring_worker.providers.ec2 import settings
 from shoestring_worker.providers.ec2.account.aws import Aws
 
@@ -26,6 +28,16 @@ def read_settings() -> settings.Ec2Settings:
         return settings.read_settings()
     except ValueError as error:
         raise BadSettings(str(error).rstrip(".")) from error
+
+
+def read_endpoint() -> str | None:
+    """Raises BadSettings."""
+    try:
+        return settings.Ec2Endpoint().endpoint_url
+    except ValidationError as error:
+        wrong = BadSettings(f"SHOESTRING_EC2_ENDPOINT_URL: {error.errors()[0]['msg']}")
+        wrong.advice = "Correct it; without it, AWS is asked."
+        raise wrong from error
 
 
 def require_regions(aws: Aws, regions: Iterable[str]) -> None:
