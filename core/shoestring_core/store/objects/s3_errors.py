@@ -45,7 +45,7 @@ def explain(error: Exception, what: str, bucket: str, prefix: str) -> Unavailabl
         )
     if isinstance(error, UNUSABLE_CREDENTIALS):
         return Unavailable(
-            f"The credentials with which to {what} bucket {bucket} can't be used: {error}",
+            f"The credentials with which to {what} bucket {bucket} can't be renewed: {error}",
             hint="Sign in again, correct AWS_PROFILE, or see why the service that gives them doesn't.",
         )
     if not isinstance(error, ClientError):
