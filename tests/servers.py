@@ -105,7 +105,7 @@ class Valkey:
         return False
 
     def wipe(self) -> None:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"FLUSHALL\r\n")
             assert connection.recv(16) == b"+OK\r\n"
 
@@ -113,7 +113,7 @@ class Valkey:
         """kill -9; nothing was saved, so `start` brings back an empty server."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=PATIENCE_S)
             self.process = None
 
     def stop(self) -> None:
@@ -152,11 +152,11 @@ class FaultProxy:
         self.cut()
         self._call(self._cancel_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=PATIENCE_S)
         self._loop.close()
 
     def _call(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=PATIENCE_S)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuse:

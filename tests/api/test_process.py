@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,15 +28,14 @@ def test_it_serves_and_lets_streams_go_when_it_is_told_to_end(database_url: str,
     url = f"http://127.0.0.1:{settings['SHOESTRING_PORT']}"
     with _process(settings) as process:
         until(lambda: _answers(url))
+        key_header = {"Authorization": f"Bearer {key}"}
         with httpx.stream(
-            "GET", f"{url}/v1/stream", headers={"Authorization": f"Bearer {key}"}, trust_env=False
+            "GET", f"{url}/v1/stream", headers=key_header, timeout=PATIENCE_S, trust_env=False, verify=False
         ) as live:
             assert live.status_code == 200
-            told_at = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            for _ in live.iter_lines():
+            for _ in live.iter_lines():  # which raises if uvicorn cuts the stream off
                 pass
-            assert time.monotonic() - told_at < 4.5, "before uvicorn would have cut it off"
         process.wait(timeout=PATIENCE_S)
 
 
@@ -150,5 +148,5 @@ def _ended(settings: dict[str, str], *module: str) -> tuple[int, str]:
 
 def _answers(url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{url}/healthz", timeout=1, trust_env=False, verify=False).status_code == 200
+        return httpx.get(f"{url}/healthz", timeout=PATIENCE_S, trust_env=False, verify=False).status_code == 200
     return False

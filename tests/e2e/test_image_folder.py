@@ -105,7 +105,7 @@ def test_images_in_a_bucket_train_as_those_in_a_folder_do(
     assert here
     assert result
     assert [here[name] for name in MEASURED] == [result[name] for name in MEASURED]
-    assert len(bucket.requested_keys) == 3 * PER_CLASS
+    assert len(set(bucket.requested_keys)) == 3 * PER_CLASS
 
 
 def test_a_path_outside_the_roots_is_answered_like_one_that_does_not_exist(service: Service, folder: Path) -> None:

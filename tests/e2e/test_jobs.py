@@ -21,7 +21,10 @@ from tests.e2e.service import Service, start
 
 BAD = 20
 BROKEN_BATCH = f"""
+import pathlib, time
 def on_batch(context, images, labels):
+    while not pathlib.Path(GO).exists():
+        time.sleep(0.1)
     if context.step + 1 == {BAD}:
         return images * float("nan"), labels
 """
@@ -52,10 +55,14 @@ class Jobs(NamedTuple):
 
 @pytest.fixture(scope="module")
 def jobs(service: Service) -> Jobs:
-    gang = service.client.submit(hooked(service, BROKEN_BATCH, 1) | {"resources": {"nodes": 2}})
+    go = service.hooks / "go"  # the gang has both machines until the other job was seen to wait
+    hooks = BROKEN_BATCH.replace("GO", repr(str(go)))
+    gang = service.client.submit(hooked(service, hooks, 1) | {"resources": {"nodes": 2}})
     service.wait(gang.id, lambda job: job.state in ("launching", "running"))
     waiting = service.client.submit(ONE_MACHINE)
-    return Jobs(gang, service.wait(waiting.id, lambda job: job.wait_reason == "slots"))
+    waiting = service.wait(waiting.id, lambda job: job.wait_reason == "slots")
+    go.touch()
+    return Jobs(gang, waiting)
 
 
 def test_a_job_waits_for_slots_says_why_and_starts_by_itself(service: Service, jobs: Jobs) -> None:

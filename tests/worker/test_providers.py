@@ -189,8 +189,11 @@ def test_a_tick_does_not_wait_for_a_provider_whose_calls_hang(world: World):
     blocked = BlockedProvider(world.providers["sim"])
     world.control_loop = world.another_control_loop(answer_wait_s=1, sim=blocked)
     world.control_loop.tick()  # waits for a second, once
-    jobs = [running(world, "local") for _ in range(3)]
+    jobs = [world.submit(provider="local") for _ in range(3)]
     for job in jobs:
+        until(lambda job=job: world.tick() or states(world, job) == ["running"])  # nor for the other, if it is slow
+        world.form(job)
+        assert world.job(job).state == "running"
         finish(world, job)
         assert world.job(job).settled_at is not None
     assert states(world, held) == ["running"]

@@ -57,7 +57,7 @@ def saved(service: Service) -> bool:
 
 def test_a_preempted_machine_saves_its_work_first(cloud: LocalCloud, service: Service) -> None:
     machine = train(cloud, service)
-    cloud.preempt(machine, notice_s=10)
+    cloud.preempt(machine, notice_s=120)
     ended = cloud.wait_until_ended(machine)
     assert (ended["end_cause"], ended["exit_code"]) == ("preempted", 0)
     assert saved(service)

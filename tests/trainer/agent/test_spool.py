@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from shoestring_core.wire import MAX_BATCH_BYTES, ReportBatch, ReportRequest
+from shoestring_trainer.agent import rank_output
 from shoestring_trainer.agent import spool as module
 from shoestring_trainer.agent.rank_output import RankOutputCollector
 from shoestring_trainer.agent.spool import Spool
@@ -138,3 +139,26 @@ def test_a_file_that_was_torn_costs_only_itself(tmp_path: Path) -> None:
     successor.resend_from(1)
     sent = [(batch.seq, batch.events[0].kind) for batch in drain(successor)]
     assert sent == [(1, "warning"), (2, "second")]
+
+
+def test_too_many_log_lines_of_an_hour_stay_on_the_machine_and_that_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, now = open_spool(tmp_path), [3600.0 * 400_000]
+    spool.begin_generation(1)
+    monkeypatch.setattr(rank_output.time, "time", lambda: now[0])
+    monkeypatch.setattr(rank_output, "LOG_BYTES_PER_HOUR", 200_000)
+    (run := tmp_path / "gen" / "1").mkdir(parents=True)
+    collector = RankOutputCollector(tmp_path, spool)
+    collector.follow(run, [0])
+    sent, told = [], []
+    for hour in range(2):
+        now[0] += 3600 * hour
+        with (run / "log-rank0.txt").open("ab") as log:
+            log.write(b"x" * 500_000)
+        collector.read(to_the_end=True)
+        batches = drain(spool)
+        sent.append(sum(len(base64.b64decode(chunk.data_b64)) for batch in batches for chunk in batch.logs))
+        told.append([event.kind for batch in batches for event in batch.events])
+    assert all(200_000 - rank_output.LOG_BYTES < each <= 200_000 for each in sent)
+    assert told == [["log_quota"]] * 2

@@ -21,6 +21,8 @@ from tests.servers import PATIENCE_S
 ROOT = Path(__file__).parents[3]
 AGENT = [sys.executable, str(Path(__file__).with_name("stand_in_agent.py"))]
 SPOT = {"tags": {"job": "j1"}, "type": "local.cpu", "market": "spot", "price": "0.158", "user_data": {}}
+SOON_S = 20.0
+"""What happens by itself at a time that was set comes no later after it, on a busy machine too."""
 T = TypeVar("T")
 
 

@@ -19,6 +19,7 @@ from shoestring_trainer.processes import Process, current_process
 
 from tests.servers import PATIENCE_S
 from tests.trainer.machinehost.local_cloud import (
+    SOON_S,
     SPOT,
     LocalCloud,
     alive,
@@ -94,7 +95,7 @@ def test_the_deadline_of_a_notice_is_enforced_without_a_host(cloud):
     until(lambda: "end" in events(machine))
     lines = {line["event"]: line for line in journal(machine)}
     assert lines["end"]["cause"] == "preempted"
-    assert 0 <= lines["end"]["at"] - lines["notice"]["preempt_at"] < 1_500_000
+    assert 0 <= lines["end"]["at"] - lines["notice"]["preempt_at"] < SOON_S * 1e6
     assert [pid for pid in pids(machine).values() if alive(pid)] == []
 
 
@@ -256,7 +257,7 @@ def test_a_machine_whose_init_never_starts_ends_soon_and_frees_its_slot(cloud):
     cloud.kill_host()
     never = "lambda self, machine: setattr(machine, 'init_started', host.time.monotonic())"
     cloud.start(slots=1, patch=f"host.MachineHost._start_init = {never}")
-    machine = cloud.wait_until_ended(cloud.launch("t1"), within_s=5)
+    machine = cloud.wait_until_ended(cloud.launch("t1"), within_s=SOON_S)
     assert (machine["end_cause"], machine["started_at"]) == ("crashed", None)
     cloud.launch("t2")
 
@@ -335,7 +336,7 @@ def test_a_second_init_for_a_machine_exits_without_effect(cloud):
 
 def test_heartbeats_are_journaled_while_a_machine_lives(cloud):
     machine = cloud.launch_running()
-    until(lambda: "heartbeat" in events(machine), within_s=HEARTBEAT_S + 10)
+    until(lambda: "heartbeat" in events(machine), within_s=HEARTBEAT_S + SOON_S)
     assert read_machine(Path(machine["dir"])).state == "running"
 
 

@@ -14,6 +14,7 @@ from shoestring_trainer.machinehost import host as machinehost
 from shoestring_trainer.machinehost.host import MachineHost
 from shoestring_trainer.machinehost.machine_folder import machine_environment
 
+from tests.servers import PATIENCE_S
 from tests.trainer.machinehost.local_cloud import SPOT
 
 BODY = {**SPOT, "user_data": {}}
@@ -51,7 +52,7 @@ def test_a_machine_whose_folder_is_deleted_is_killed_and_reported_as_ended(
     shutil.rmtree(folder if deleted == "the machine" else tmp_path)
     assert machine_of(host)["ended_at"] is None
     host.watch()
-    assert process.wait(10) == -9
+    assert process.wait(PATIENCE_S) == -9
     ended = machine_of(host)
     assert (ended["state"], ended["end_cause"]) == ("ended", "crashed")
     host.watch()
@@ -69,7 +70,7 @@ def test_a_host_whose_folder_is_deleted_while_it_stops_its_machines_ends(
 
     monkeypatch.setattr(machinehost, "write_json", delete_and_write)
     host.stop_all()
-    assert process.wait(10) == -9
+    assert process.wait(PATIENCE_S) == -9
     assert machine_of(host)["state"] == "ended"
 
 

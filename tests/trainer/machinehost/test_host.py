@@ -18,6 +18,7 @@ from shoestring_trainer.machinehost.journal import read_machine
 
 from tests.servers import PATIENCE_S
 from tests.trainer.machinehost.local_cloud import (
+    SOON_S,
     SPOT,
     LocalCloud,
     alive,
@@ -210,7 +211,7 @@ def test_stopping_kills_the_whole_tree_before_the_end_is_journaled(cloud):
     machine = cloud.wait_until_ended(machine)
     assert machine["end_cause"] == "requested"
     lines = {line["event"]: line["at"] for line in journal(machine)}
-    assert 5.0 <= (lines["end"] - lines["stop"]) / 1e6 < 7.0
+    assert 5.0 <= (lines["end"] - lines["stop"]) / 1e6 < SOON_S
     cloud.stop(machine)
     assert events(machine).count("end") == 1
 
@@ -218,7 +219,7 @@ def test_stopping_kills_the_whole_tree_before_the_end_is_journaled(cloud):
 def test_an_agent_that_exits_on_sigterm_ends_its_machine_before_the_grace_period_is_over(cloud):
     machine = cloud.launch_running()
     cloud.stop(machine)
-    machine = cloud.wait_until_ended(machine, within_s=4)
+    machine = cloud.wait_until_ended(machine)
     assert (machine["end_cause"], machine["exit_code"]) == ("requested", -signal.SIGTERM)
 
 
@@ -230,7 +231,7 @@ def test_a_repeated_stop_can_shorten_the_grace_period_but_not_extend_it(cloud):
     kill_at = json.loads((Path(machine["dir"]) / "stop.json").read_text())["kill_at"]
     assert kill_at < time.clock_gettime(time.CLOCK_BOOTTIME) + 90
     assert cloud.client.delete(path, params={"grace_s": 0}).status_code == 202
-    ended = cloud.wait_until_ended(machine, within_s=3)
+    ended = cloud.wait_until_ended(machine, within_s=SOON_S)
     assert (ended["end_cause"], ended["exit_code"]) == ("requested", -signal.SIGKILL)
     for query in ("grace_s=-1", "grace_s=nan", "grace_s=1e9", "grace_s=", "mercy=1", "grace_s=3601"):
         assert cloud.client.delete(f"{path}?{query}").status_code == 400
@@ -274,7 +275,7 @@ def test_a_notice_appears_in_the_metadata_at_once_and_the_machine_is_preempted_a
     lines = {line["event"]: line for line in journal(machine)}
     assert ended["end_cause"] == "preempted"
     assert lines["notice"]["notice_s"] == 5
-    assert 0 <= ended["ended_at"] - lines["notice"]["preempt_at"] < 1_500_000
+    assert 0 <= ended["ended_at"] - lines["notice"]["preempt_at"] < SOON_S * 1e6
     assert [pid for pid in pids(machine).values() if alive(pid)] == []
     until(lambda: not processes_of(machine["dir"]))
 

@@ -177,7 +177,7 @@ def test_a_killed_server_takes_its_ranks_along_and_is_started_again(
     server = own_server.process
     assert server
     server.send_signal(signal.SIGKILL)
-    assert rank.wait(10) == -signal.SIGKILL
+    assert rank.wait(RANKS_PATIENCE_S) == -signal.SIGKILL
     until(lambda: not processes.find_by_environment({MACHINE_VARIABLE: MACHINE}))
     assert "rank server ended" in rank.error
 
@@ -187,7 +187,7 @@ def test_a_killed_server_takes_its_ranks_along_and_is_started_again(
     asyncio.run(
         terminate_ranks(MACHINE, own_server, grace_s=0)
     )  # else it would start the rank after the generation's end
-    assert waiting.wait(10) != 0
+    assert waiting.wait(RANKS_PATIENCE_S) != 0
     assert own_server.process is None
 
 

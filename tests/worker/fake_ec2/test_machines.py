@@ -25,7 +25,6 @@ from shoestring_worker.providers.ec2.account.policies import worker_policy
 from shoestring_worker.providers.ec2.account.service_role import make_service_role
 from shoestring_worker.providers.ec2.account.steps import Steps
 from shoestring_worker.providers.ec2.account.wheelhouse import Place, WheelhouseMaker
-from shoestring_worker.providers.ec2.provider import Ec2Provider
 
 from tests.servers import until
 from tests.trainer.agent.services import Service
@@ -226,7 +225,7 @@ def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_be
     ).make()
     objects = open_objects(f"s3://{BUCKET}/service", "", "", cloud.aws.url)
     service.wheelhouse = lambda asked: presigned(objects, asked.wheelhouse)
-    provider = Ec2Provider("ec2", cloud.aws.settings(wheelhouse=made.name))
+    provider = cloud.aws.provider(settings=cloud.aws.settings(wheelhouse=made.name))
     launched = provider.launch(launch_request(str(service.machine), user_data=boot))
     service.run(1, nproc_per_node=2, steps=10_000)
     until(lambda: len(service.points("train/loss")) > 5)
@@ -235,7 +234,7 @@ def test_a_machine_that_the_provider_launches_boots_trains_and_saves_its_work_be
     ]  # fmt: skip
     assert cloud.folder(launched.id).joinpath("environments", made.name, "complete").exists()
     folder = cloud.folder(launched.id)
-    cloud.aws.control("interrupt", instance=launched.id, notice_s=10)
+    cloud.aws.control("interrupt", instance=launched.id)
     assert cloud.until_ended(launched.id)["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
     (listed,) = [machine for machine in provider.list("us") if machine.id == launched.id]
     assert (listed.state, listed.end_cause, listed.token) == ("ended", "exited", str(service.machine))
@@ -269,7 +268,7 @@ def test_a_private_bucket_is_read_with_the_role_of_the_machine_and_its_ranks_get
         cloud.aws.make_data_role(role, role.removesuffix("-data"))
     service = Service()
     boot = BootData(server_url=service.url, machine=service.machine, boot_token=service.boot_token)
-    provider = Ec2Provider("ec2", cloud.aws.settings(python=sys.executable))
+    provider = cloud.aws.provider(settings=cloud.aws.settings(python=sys.executable))
     launched = provider.launch(launch_request(str(service.machine), user_data=boot, data_role=role))
     service.run(1, nproc_per_node=1, data="s3://private/cats", steps=10_000)
     if refused:

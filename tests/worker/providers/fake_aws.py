@@ -21,6 +21,8 @@ from shoestring_core.wire import BootData
 from shoestring_worker.providers.ec2.provider import Ec2Provider
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 
+from tests.servers import PATIENCE_S
+
 ROOT = Path(__file__).parents[3]
 IMAGE, UBUNTU_IMAGE = "ami-00000000000000001", "ami-00000000000000002"
 REGION, ZONE, OTHER_REGION = "us-east-1", "us-east-1a", "eu-west-1"
@@ -54,15 +56,16 @@ class FakeAws:
         url = process.stdout.readline().strip()
         assert url.startswith("http://127."), "The fake EC2 did not start. Run `make setup`: it installs moto."
         if settings is None:
-            return cls(process, url, httpx.Client(base_url=url, trust_env=False), {})
+            return cls(process, url, httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False), {})
         key = json.loads(settings.read_text())["access_key_id"]
         headers = {"Authorization": f"Bearer {key}"}
-        return cls(process, url, httpx.Client(base_url=url, trust_env=False, headers=headers), {}, key, settings)
+        control = httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False, headers=headers)
+        return cls(process, url, control, {}, key, settings)
 
     def stop(self) -> None:
         self._control.close()
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=PATIENCE_S)
 
     def control(self, what: str, **body: object) -> None:
         self._control.post(f"/_fake/{what}", json=body).raise_for_status()
@@ -84,7 +87,7 @@ class FakeAws:
     def ec2(self, region: str = REGION) -> Any:
         """A plain client of boto3: evidence that doesn't come through our provider."""
         if region not in self._clients:
-            self._clients[region] = self._client(region, 10)
+            self._clients[region] = self._client(region, PATIENCE_S)
         return self._clients[region]
 
     def s3(self, region: str = REGION) -> Any:
@@ -99,7 +102,7 @@ class FakeAws:
         return self._client(REGION, read_timeout_s)
 
     def client_with_key(self, access_key: str) -> Any:
-        return self._client(REGION, 10, access_key)
+        return self._client(REGION, PATIENCE_S, access_key)
 
     def _client(self, region: str, read_timeout_s: float, access_key: str | None = None) -> Any:
         config = Config(retries={"total_max_attempts": 1}, read_timeout=read_timeout_s)
@@ -122,8 +125,9 @@ class FakeAws:
         configured = {region: Ec2Region(image=IMAGE, subnets=subnets) for region, subnets in regions.items()}
         return Ec2Settings(regions=configured, endpoint_url=self.url, **changed)
 
-    def provider(self, *zones: str, **options: Any) -> Ec2Provider:
-        return Ec2Provider("ec2", self.settings(*zones), **options)
+    def provider(self, *zones: str, settings: Ec2Settings | None = None, **options: Any) -> Ec2Provider:
+        """Of the settings, or of those for these zones. It waits for answers as long as a busy machine needs."""
+        return Ec2Provider("ec2", settings or self.settings(*zones), **{"read_timeout_s": PATIENCE_S} | options)
 
 
 def launch_request(token: str = "token-1", deployment: str = "us", zone: str = ZONE, **changed: Any) -> LaunchRequest:

@@ -92,7 +92,7 @@ def test_an_image_that_does_not_fit_on_the_disk_refuses_launches_before_they_are
     needs = RootDisk.of(image).gib
     settings = aws.settings()
     region = settings.regions[REGION].model_copy(update={"image": large})
-    provider = ec2_provider.Ec2Provider("ec2", settings.model_copy(update={"regions": {REGION: region}}))
+    provider = aws.provider(settings=settings.model_copy(update={"regions": {REGION: region}}))
     sent = len(aws.calls("RunInstances"))
     with pytest.raises(
         LaunchRefused, match=f"needs a disk of {needs} GiB, and this is one of {needs - 1} GiB"
@@ -261,7 +261,7 @@ def test_a_request_that_arrives_twice_launches_one_machine(aws: FakeAws):
 def test_an_image_that_is_not_there_refuses_launches_before_they_are_sent(aws: FakeAws):
     settings = aws.settings()
     missing = settings.regions[REGION].model_copy(update={"image": "ami-0000dead0000dead0"})
-    provider = ec2_provider.Ec2Provider("ec2", settings.model_copy(update={"regions": {REGION: missing}}))
+    provider = aws.provider(settings=settings.model_copy(update={"regions": {REGION: missing}}))
     with pytest.raises(LaunchRefused, match="Correct the region's image in ") as refused:
         provider.launch(launch_request())
     assert refused.value.kind == RefusalKind.IMAGE
@@ -367,7 +367,7 @@ def test_terminations_beyond_ec2_s_limit_go_with_the_next_call_and_an_unknown_on
 def test_nothing_that_is_not_there_is_waited_for(aws: FakeAws, fault_proxy: Callable[[int], FaultProxy]):
     proxy = fault_proxy(int(aws.url.rpartition(":")[2]))
     settings = aws.settings().model_copy(update={"endpoint_url": f"http://127.0.0.1:{proxy.port}"})
-    provider = ec2_provider.Ec2Provider("ec2", settings)
+    provider = aws.provider(settings=settings)
     proxy.refuse = True
     for call in (
         lambda: provider.list("us"),
@@ -491,7 +491,7 @@ def test_the_bill_of_what_ec2_describes_is_the_bill_of_what_happened_there(aws: 
     history = ((launched - 3_000, "0.30"), (launched + 1_000, "0.60"), (launched + 2_500, "0.45"), (ended + 60, "9"))
     for at, price in history:
         aws.control("past-prices", at=at, prices={ZONE: {"g5.xlarge": price}})
-    provider = ec2_provider.Ec2Provider("ec2", aws.settings(disk_gib=324))
+    provider = aws.provider(settings=aws.settings(disk_gib=324))
     rules = next(offer.billing for offer in provider.offers(()) if offer.type == "g5.xlarge")
     machine = provider.launch(launch_request())
     aws.control("end", region=REGION, instance=machine.id, life=[launched, ended])
@@ -592,7 +592,7 @@ def test_a_launch_whose_repetition_changed_settings_refuse_leaves_no_machine_tha
     if changed == "no such image":
         region = settings.regions[REGION].model_copy(update={"image": "ami-0000dead0000dead0"})
         settings = settings.model_copy(update={"regions": {REGION: region}})
-    ec2_world.control_loop = ec2_world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=aws.provider(settings=settings))
     until(lambda: ec2_world.tick(1) or ec2_world.machines(job)[0].refusal != "unknown", every_s=0)
     aws.control("listing-lag", listings=0)
     for _ in range(3):
@@ -620,7 +620,7 @@ def test_a_launch_that_is_repeated_with_other_parameters_gets_the_machine_that_i
         other = next(one["ImageId"] for one in aws.ec2().describe_images()["Images"] if one["ImageId"] != IMAGE)
         region = settings.regions[REGION].model_copy(update={"image": other})
         settings = settings.model_copy(update={"regions": {REGION: region}})
-    ec2_world.control_loop = ec2_world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
+    ec2_world.control_loop = ec2_world.another_control_loop(ec2=aws.provider(settings=settings))
     until(lambda: ec2_world.tick(1) or len(aws.calls("RunInstances")) > 1, every_s=0)
     aws.control("listing-lag", listings=0)
     until(lambda: ec2_world.tick(1) or ec2_world.machines(job)[0].state == "running", every_s=0)
@@ -683,7 +683,7 @@ def test_a_job_gets_the_gpus_the_zone_and_the_disk_that_its_spec_asks_for(
     world = make_world("ec2")
     settings = aws.settings(ZONE, "us-east-1b", simulated=True, max_price="10.00")
     aws.control("prices", **{ZONE: {"g5.12xlarge": "1.00", "g4dn.xlarge": "0.1"}})
-    world.control_loop = world.another_control_loop(ec2=ec2_provider.Ec2Provider("ec2", settings))
+    world.control_loop = world.another_control_loop(ec2=aws.provider(settings=settings))
     asked = {"gpu": ["A100:8", "A10G:4"], "zones": "us-east-1b", "disk": {"size": "200GB", "throughput": 500}}
     job = world.submit(resources={"nodes": 1, **asked})
     world.tick(1)

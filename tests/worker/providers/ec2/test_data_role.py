@@ -19,7 +19,6 @@ from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.data_role import find_data_role
 from shoestring_worker.providers.ec2.account.doctor import check_data_role, check_region
 from shoestring_worker.providers.ec2.offers import make_offers
-from shoestring_worker.providers.ec2.provider import Ec2Provider
 from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
 
 from tests.servers import until
@@ -32,7 +31,7 @@ PROFILE_ARN = "arn:aws:iam::123456789012:instance-profile/ml/training-data"
 
 
 def with_role(world: World, aws: FakeAws, role: str) -> None:
-    world.control_loop = world.another_control_loop(ec2=Ec2Provider("ec2", aws.settings(data_role=role)))
+    world.control_loop = world.another_control_loop(ec2=aws.provider(settings=aws.settings(data_role=role)))
 
 
 def profiles_asked(aws: FakeAws) -> list[str | None]:

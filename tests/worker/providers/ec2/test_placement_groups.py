@@ -9,7 +9,6 @@ import pytest
 from shoestring_core.decide.requirements import Requirements
 from shoestring_core.store import jobs
 from shoestring_worker.providers.base import LaunchRefused, OutcomeUnknown
-from shoestring_worker.providers.ec2.provider import Ec2Provider
 
 from tests.worker.conftest import World
 from tests.worker.providers.fake_aws import REGION, ZONE, FakeAws, launch_request
@@ -25,7 +24,7 @@ def test_offers_say_which_network_their_type_has_and_whether_it_can_be_placed_cl
     aws.control("prices", **{ZONE: {"g5.xlarge": "0.41"}})
     aws.fault("error", "DescribeInstanceTypes", code="UnauthorizedOperation", status=403)
     now = [0.0]
-    provider = Ec2Provider("ec2", aws.settings(max_price="20.00"), monotonic=lambda: now[0])
+    provider = aws.provider(settings=aws.settings(max_price="20.00"), monotonic=lambda: now[0])
     assert not any(offer.hardware.cluster for offer in provider.offers([Requirements()]))
     now[0] += 300
     known = {offer.type: offer.hardware for offer in provider.offers([Requirements()])}

@@ -21,7 +21,6 @@ from shoestring_worker.providers.ec2.account.clock import Clock
 from shoestring_worker.providers.ec2.account.ownership import bucket_name
 from shoestring_worker.providers.ec2.account.service import ServiceInAccount
 from shoestring_worker.providers.ec2.account.service_launch import Wanted
-from shoestring_worker.providers.ec2.provider import Ec2Provider
 from shoestring_worker.providers.ec2.service_boot import LOGIN_KEY, ServiceBoot, ServiceLogin
 from shoestring_worker.providers.ec2.service_machine import BootFailed
 from shoestring_worker.providers.ec2.settings import Ec2Settings
@@ -101,7 +100,7 @@ def test_from_bootstrap_to_a_job_s_machine_and_a_service_that_is_stopped_and_goe
     before, account = tables(aws), account_of(aws.url)
     made = run_bootstrap(account)
     settings = Ec2Settings.model_validate({"regions": made.settings, "endpoint_url": aws.url})
-    Ec2Provider("ec2", settings).launch(launch_request())
+    aws.provider(settings=settings).launch(launch_request())
     aws.s3().put_object(Bucket=made.bucket, Key="service/checkpoint", Body=b"weights")
     (instance,) = aws.instances()
     assert instance["SubnetId"] == made.settings[REGION]["subnets"][ZONE]

@@ -19,6 +19,7 @@ from shoestring_worker.providers.base import OutcomeUnknown
 from shoestring_worker.providers.ec2.provider import Ec2Provider
 from sqlalchemy import select
 
+from tests.servers import PATIENCE_S
 from tests.worker.conftest import World
 from tests.worker.providers.fake_aws import IMAGE, OTHER_REGION, REGION, ZONE, FakeAws, launch_request
 
@@ -137,7 +138,7 @@ def test_while_a_region_is_disabled_or_down_for_an_hour_the_others_are_offered_s
     aws.control("on-demand", **{OTHER_REGION: {"g5.xlarge": "1.1"}})
     for action in OF_A_REGION:
         aws.fault("error", action, region=OTHER_REGION, code=code, status=503, times=1_000)
-    provider = Ec2Provider("ec2", aws.settings(OTHER_ZONE, ZONE), monotonic=lambda: ec2_world.clock.now / S)
+    provider = aws.provider(OTHER_ZONE, ZONE, monotonic=lambda: ec2_world.clock.now / S)
     ec2_world.control_loop = ec2_world.another_control_loop(ec2=provider)
     stray = aws.provider("us-west-2a").launch(launch_request("x", ec2_world.control_loop.deployment, "us-west-2a")).id
     job = ec2_world.submit(provider="ec2")
@@ -168,7 +169,7 @@ def test_a_region_that_falls_silent_is_offered_until_its_prices_are_old_and_agai
     aws.control("prices", **{zone: {"g5.xlarge": "0.41"} for zone in (ZONE, OTHER_ZONE)})
     aws.control("on-demand", **{OTHER_REGION: {"g5.xlarge": "1.1"}})
     now = 0.0
-    provider = Ec2Provider("ec2", aws.settings(ZONE, OTHER_ZONE), monotonic=lambda: now)
+    provider = aws.provider(ZONE, OTHER_ZONE, monotonic=lambda: now)
 
     def regions() -> set[str]:
         return {offer.region for offer in provider.offers(())}
@@ -194,7 +195,8 @@ def test_a_region_that_falls_silent_is_offered_until_its_prices_are_old_and_agai
 def test_a_failover_to_another_region_after_a_lost_call_buys_one_machine(
     ec2_world: World, aws: FakeAws, lost: str, listed_late: int, seconds: int, expected: list[int]
 ):
-    provider = TwoRegions("ec2", aws.settings(ZONE, OTHER_ZONE), monotonic=lambda: ec2_world.clock.now / S)
+    monotonic = lambda: ec2_world.clock.now / S  # noqa: E731
+    provider = TwoRegions("ec2", aws.settings(ZONE, OTHER_ZONE), monotonic=monotonic, read_timeout_s=PATIENCE_S)
     ec2_world.control_loop = ec2_world.another_control_loop(ec2=provider)
     aws.control("listing-lag", listings=listed_late)
     aws.fault(lost, region=REGION)
