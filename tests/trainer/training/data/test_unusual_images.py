@@ -8,6 +8,7 @@ import resource
 import struct
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from shoestring_trainer.training.cli.predict import list_files
 from shoestring_trainer.training.cli.prepare import index_source
 from shoestring_trainer.training.data import decoded_cache, mapped_images
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
+from shoestring_trainer.training.data.image_files import open_image_file
 from shoestring_trainer.training.data.image_folder import index_class_folders
 from shoestring_trainer.training.data.prepare_shards import prepare_shards
 from shoestring_trainer.training.data.shard_plan import PrepareOptions
 from shoestring_trainer.training.data.shard_reader import ShardReader
+from shoestring_trainer.training.data.stored_image import store_image
 from shoestring_trainer.training.errors import DataError
 
 from tests.trainer.training.data.sample_images import COLOURS, load, open_source, sample_image, save_image
@@ -105,6 +108,8 @@ def test_whatever_goes_wrong_in_an_image_is_that_images(
     monkeypatch.setattr(PngImageFile, "load", fail)
     with pytest.raises(DataError, match=rf"{tmp_path / 'odd.png'} cannot be read as an image \((deep inside|Unspeak)"):
         decode_file(tmp_path / "odd.png", ResizeSpec(8, 8))
+    with pytest.raises(DataError, match=rf"{tmp_path / 'odd.png'} cannot be read as an image \((deep inside|Unspeak)"):
+        store_image(partial(open_image_file, tmp_path / "odd.png"), tmp_path / "odd.png", 8, 90)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def store_image(opener: Callable[[], Image.Image], path: Path, side: int, qualit
     try:
         with opener() as opened:
             return _store(opened, path, side, quality)
-    except (DataError, MemoryError):
+    except DataError:
         raise
     except Exception as error:  # a damaged image can raise anything
         raise unreadable(path, error, _REMEDY) from error
