@@ -40,7 +40,7 @@ DOCUMENTED = {
     "core/shoestring_core/decide/failures.py": {"MAX_RESTARTS_WITHOUT_CHECKPOINT": "3"},
     "core/shoestring_core/decide/retries.py": {"MAX_ATTEMPTS_WITHOUT_STEP": "8"},
     "core/shoestring_core/decide/queue.py": {"MAX_WEIGHT": "1,000", "MAX_CAP": "1,000,000"},
-    "core/shoestring_core/decide/class_list.py": {"MAX_LINES": "1,000; 200,000; 366", "MAX_NAME": "100 characters"},
+    "core/shoestring_core/decide/class_list.py": {"MAX_LINES": "1,000; 200,000; 366"},
     "core/shoestring_core/decide/soft_lines.py": {"MAX_LINES": "20 lines"},
     "core/shoestring_core/decide/quotes.py": {
         "MAX_MACHINE_COUNTS": "8; the best 50", "MAX_OFFERS": "50", "MAX_COMPARED_TYPES": "8 types",
@@ -68,7 +68,7 @@ DOCUMENTED = {
     "core/shoestring_core/wire.py": {
         "MAX_BATCH_BYTES": "1 MiB", "MAX_MANIFEST_BYTES": "16 MB",
     },
-    "api/shoestring_api/admin.py": {"MAX_NAME": "100 characters"},
+    "core/shoestring_core/names.py": {"MAX_NAME": "100 characters"},
     "api/shoestring_api/data_folders.py": {
         "MAX_FOLDERS": "500; 20,000", "MAX_ENTRIES": "20,000", "MAX_INDEX_BYTES": "32 MiB",
     },

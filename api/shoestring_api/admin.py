@@ -16,6 +16,7 @@ from typing import Any
 from shoestring_core import money
 from shoestring_core.decide.access import ROLES
 from shoestring_core.errors import ShoestringError, Unauthenticated
+from shoestring_core.names import MAX_NAME, one_spelling
 from shoestring_core.store import audit, identity, ledger, members, sessions, teams
 from shoestring_core.store.db import Store, open_store
 from shoestring_core.store.tables import AccountRow
@@ -23,7 +24,6 @@ from shoestring_core.store.transactions import Write
 
 DEFAULT_BUDGET = money.to_decimal(teams.NEW_TEAM_BUDGET)
 """Dollars. A service without a limit could spend without bound."""
-MAX_NAME = 100
 
 EXAMPLES = """\
 examples, for a service that was started with `shoestring up --data DIR`:
@@ -205,7 +205,7 @@ def _add_command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
 def _name(text: str) -> str:
     if not text.strip() or len(text) > MAX_NAME or not text.isprintable():
         raise argparse.ArgumentTypeError(f"a name is 1 to {MAX_NAME} printable characters")
-    return text
+    return one_spelling(text)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def test_an_admin_moves_what_one_member_has_left_to_another(deployment: Deployme
 
 def test_a_member_asks_and_an_admin_approves(deployment: Deployment) -> None:
     path, _ = team_budget(deployment, "10.00")
-    asked = deployment.member.post("/v1/budget-requests", json={"amount": "5.00", "why": "three more seeds"})
+    typed = "three \x1b[2Jmore\u202e seeds"  # nothing that changes how the text around it is shown
+    asked = deployment.member.post("/v1/budget-requests", json={"amount": "5.00", "why": typed})
     assert (asked.status_code, asked.json()["state"], asked.json()["user"]) == (201, "open", "ben")
     mine = f"/v1/budget-requests/{asked.json()['id']}"
     (seen,) = deployment.admin.get("/v1/budget-requests").json()["requests"]

@@ -11,11 +11,11 @@ from typing import cast
 from shoestring_core import money
 from shoestring_core.decide.access import ROLES, Role
 from shoestring_core.errors import Problem
+from shoestring_core.names import MAX_NAME, is_name, one_spelling
 from shoestring_core.wording import Reason, sentence
 from shoestring_core.wording import people as wording
 
 MAX_LINES = 1_000
-MAX_NAME = 100
 COLUMNS = ("name", "role", "limit")
 
 
@@ -63,17 +63,12 @@ def parse_class_list(text: str) -> tuple[list[NewMember], list[Problem]]:
     return members, problems
 
 
-def is_name(text: str) -> bool:
-    """Whether a person may be called so."""
-    return bool(text.strip()) and text == text.strip() and len(text) <= MAX_NAME and text.isprintable()
-
-
 def taken_name(member: NewMember) -> Problem:
     return _problem(member.line, wording.NameTaken(member.name))
 
 
 def _parse_line(number: int, cells: dict[str, str]) -> tuple[NewMember, list[Problem]]:
-    name, role, limit = cells["name"], cells.get("role", "").lower() or "member", cells.get("limit", "")
+    name, role, limit = one_spelling(cells["name"]), cells.get("role", "").lower() or "member", cells.get("limit", "")
     problems = []
     if not is_name(name):
         problems.append(_problem(number, wording.OddName(MAX_NAME)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shoestring_core import money as micro_dollars
 from shoestring_core import wording
+from shoestring_core.terminal_text import printable
 
 
 class Resource(BaseModel):
@@ -22,8 +23,8 @@ class Resource(BaseModel):
 
 
 MAX_SENTENCE = 500
-Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
-"""Of a person, about what they change."""
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE), AfterValidator(printable)]
+"""Of a person, about what they change: without what would show the text around it in another order."""
 Dollars = Annotated[str, Field(max_length=100)]
 """Decimal, as a client sends them."""
 

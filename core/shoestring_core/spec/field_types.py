@@ -29,6 +29,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from shoestring_core import document, money, recipes
 from shoestring_core.document import format_value
 from shoestring_core.durations import parse_duration
+from shoestring_core.names import one_spelling
 from shoestring_core.spec.gpus import parse_gpu
 
 MAX_NODES = 64
@@ -212,10 +213,14 @@ def _check_param(value: Any) -> recipes.ParamValue:
 
 
 def _to_text(value: Any) -> Any:
-    """Numbers and booleans as written: `week: 3` is a tag like any other."""
+    """Numbers and booleans as written: `week: 3` is a tag like any other. Text in one spelling."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int | float | Decimal) else value
+    return str(value) if isinstance(value, int | float | Decimal) else _spell_once(value)
+
+
+def _spell_once(value: Any) -> Any:
+    return one_spelling(value) if isinstance(value, str) else value
 
 
 def _check_printable(value: str) -> str:
@@ -318,11 +323,13 @@ ParamValue = Annotated[Any, BeforeValidator(_check_param)]
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 Script = Annotated[str, Field(min_length=1, max_length=65_536)]
-JobName = Annotated[str, Field(max_length=100), AfterValidator(_check_name)]
+JobName = Annotated[str, BeforeValidator(_spell_once), Field(max_length=100), AfterValidator(_check_name)]
 Slug = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "up to 63 letters, digits, dots and dashes")]
 EnvName = Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "the name of a variable, such as HF_TOKEN")]
 EnvValue = Annotated[str, BeforeValidator(_to_text), Field(max_length=32_768), _SCALAR]
-TagName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_printable)]
+TagName = Annotated[
+    str, BeforeValidator(_spell_once), Field(min_length=1, max_length=64), AfterValidator(_check_printable)
+]
 TagValue = Annotated[str, BeforeValidator(_to_text), Field(max_length=256), AfterValidator(_check_printable), _SCALAR]
 Percentage = Annotated[str, Pattern(r"(100|[0-9]{1,2})%", "a percentage such as 10%")]
 _DISK_SIZE = Pattern(r"[1-9][0-9]{0,6}(GB|TB)", "a size such as 200GB")

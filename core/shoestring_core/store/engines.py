@@ -141,10 +141,18 @@ def _deserialize(text: str) -> Any:
 
 def _serialize(value: Any) -> str:
     with contextlib.suppress(ValueError):  # NaN or infinite
-        text = json.dumps(value, allow_nan=False)
-        if "\\u0000" not in text and "\\ud" not in text:  # no NUL and no surrogate, as in most values
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)  # SQLite finds no key that is written as \u00e9
+        if "\\u0000" not in text and _is_utf8(text):  # no NUL and no surrogate, as in most values
             return text
-    return json.dumps(_storable(value), allow_nan=False)
+    return json.dumps(_storable(value), allow_nan=False, ensure_ascii=False)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _storable(value: Any) -> Any:

@@ -11,13 +11,16 @@ from uuid import UUID
 from sqlalchemy import Row, Select, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
+from shoestring_core import wording
 from shoestring_core.decide.access import JOB_KEY_SCOPES, SCOPES, KeyKind, Role, Scope
 from shoestring_core.errors import Forbidden, InvalidRequest, NotFound, TooMany, Unauthenticated
+from shoestring_core.names import MAX_NAME, is_name
 from shoestring_core.store import ledger
 from shoestring_core.store.tables import JobRow, KeyRow, MembershipRow, SessionRow, TeamRow, UserRow
 from shoestring_core.store.tokens import SecretKind, generate_secret, hash_secret, is_well_formed
 from shoestring_core.store.transactions import Read, Write
 from shoestring_core.store.uuid7 import uuid7
+from shoestring_core.wording import people
 
 Columns: TypeAlias = Select[*tuple[Any, ...]]
 
@@ -100,9 +103,12 @@ def create_key(
 
     `expires_at` in µs UTC; None: never. It ends with what the maker is authenticated by, if that ends earlier. None as
     `scopes`: those of the maker. `job`: of a job key, and of no other. Raises TooMany; Forbidden for scopes that the
-    maker lacks; InvalidRequest for a job key without an end; NotFound for a job that the team doesn't have.
+    maker lacks; InvalidRequest for a job key without an end, or a name that can't be one; NotFound for a job that the
+    team doesn't have.
     """
     lock_member(db, maker)
+    if name and not is_name(name):
+        raise InvalidRequest(wording.sentence(people.OddName(MAX_NAME)))
     valid = (KeyRow.revoked_at.is_(None), or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > db.now))
     own = (KeyRow.user_id == maker.user, KeyRow.team_id == maker.team, KeyRow.kind != "login")
     if (db.sql.scalar(select(func.count()).where(*own, *valid)) or 0) >= MAX_KEYS:

@@ -11,8 +11,9 @@ from sqlalchemy import select, update
 
 from shoestring_core import wording
 from shoestring_core.decide.access import Role
-from shoestring_core.decide.class_list import MAX_NAME, NewMember, is_name, parse_class_list, taken_name
+from shoestring_core.decide.class_list import NewMember, parse_class_list, taken_name
 from shoestring_core.errors import InvalidList, InvalidRequest, InvalidState, NotFound, Unauthenticated
+from shoestring_core.names import MAX_NAME, is_name, one_spelling
 from shoestring_core.store import identity, ledger, sessions
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import InvitationRow, MembershipRow, TeamRow, UserRow
@@ -77,6 +78,7 @@ def take(db: Write, code: str, name: str | None, place: sessions.Place) -> tuple
     for a name that can't be theirs.
     """
     row = _require_open(db, code)
+    name = name and one_spelling(name)
     taker = _existing(db, row, name) if row.user_id is not None else _join(db, row, name or "")
     untaken = (InvitationRow.id == row.id, InvitationRow.used_at.is_(None), InvitationRow.revoked_at.is_(None))
     if db.execute(update(InvitationRow).where(*untaken).values(used_at=db.now, used_by=taker.user)) != 1:

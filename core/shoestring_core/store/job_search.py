@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, String, case, cast, func, not_, or_, select, tuple_
 
 from shoestring_core.errors import InvalidRequest
+from shoestring_core.names import one_spelling
 from shoestring_core.states import EndReason, JobState, JobStatus
 from shoestring_core.store.cursors import InvalidCursor, decode_cursor, encode_cursor
 from shoestring_core.store.tables import JobRow, UserRow
@@ -56,7 +57,7 @@ def _conditions(text: str) -> list[str]:
     if len(text) > MAX_CHARACTERS or not text.isprintable():
         raise InvalidRequest(f"A filter must have at most {MAX_CHARACTERS} characters, all printable.")
     try:
-        conditions = shlex.split(text)
+        conditions = shlex.split(one_spelling(text))
     except ValueError:
         raise InvalidRequest("The filter has a quote that isn't closed.") from None
     if sum(1 + condition.count(",") for condition in conditions) > MAX_VALUES:

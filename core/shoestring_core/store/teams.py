@@ -8,8 +8,8 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from shoestring_core import money, wording
-from shoestring_core.decide.class_list import MAX_NAME, is_name
 from shoestring_core.errors import InvalidRequest, TooMany
+from shoestring_core.names import MAX_NAME, is_name, one_spelling
 from shoestring_core.store import identity, ledger
 from shoestring_core.store.identity import Principal
 from shoestring_core.store.tables import MembershipRow, TeamRow
@@ -30,6 +30,7 @@ def create(db: Write, maker: Principal, name: str) -> Principal:
     Raises InvalidRequest for a name that is taken or can't be one, TooMany.
     """
     identity.lock_member(db, maker)
+    name = one_spelling(name)
     if not is_name(name):
         raise InvalidRequest(wording.sentence(people.OddName(MAX_NAME)))
     if _teams_of_admin(db, maker.user) >= MAX_TEAMS:

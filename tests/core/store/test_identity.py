@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from shoestring_core.errors import (
+    InvalidRequest,
     NotFound,
     Unauthenticated,
 )
@@ -108,6 +109,14 @@ def test_an_expired_key_and_a_revoked_one_say_so(world: World) -> None:
         world.store.write(lambda db: identity.revoke_key(db, world.team, key.id))
     with pytest.raises(Unauthenticated, match="revoked"):
         authenticate(world, revoked)
+
+
+@pytest.mark.parametrize("name", [" ", " laptop", "a\nb", "a\x1b[2Jb", "\u202elaptop", "a\0", "x" * 101])
+def test_a_key_has_a_name_that_can_be_shown_or_none(world: World, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="printable"):
+        world.store.write(lambda db: identity.create_key(db, "pat", world.me, None, name=name))
+    for shown in ("", "my laptop"):
+        assert world.store.write(lambda db, name=shown: identity.create_key(db, "pat", world.me, None, name=name))
 
 
 def test_another_teams_key_cannot_be_revoked(world: World) -> None:

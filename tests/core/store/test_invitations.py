@@ -71,6 +71,18 @@ def test_an_odd_name_uses_no_invitation_up(world: World, name: str | None) -> No
     assert take(world, code, "ben").user_name == "ben"
 
 
+def test_a_person_has_one_name_however_its_accents_are_typed(world: World) -> None:
+    take(world, invite(world), "rene\u0301")
+    with pytest.raises(InvalidRequest, match="taken"):
+        take(world, invite(world), "ren\u00e9")
+    text = "name\nzoe\u0308\nzo\u00eb\nrene\u0301\n"
+    with pytest.raises(InvalidList) as refused:
+        world.store.write(lambda db: invitations.import_members(db, world.me, text, db.now + HOUR))
+    assert [problem.pointer for problem in refused.value.problems] == ["line 3", "line 4"]
+    (made,) = world.store.write(lambda db: invitations.import_members(db, world.me, "name\nzoe\u0308\n", db.now + HOUR))
+    assert take(world, made[2], "zoe\u0308").user_name == "zo\u00eb"
+
+
 def test_of_those_who_take_one_invitation_at_once_one_joins(world: World) -> None:
     code, joined, refused = invite(world), [], []
 

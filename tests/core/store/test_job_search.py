@@ -65,6 +65,16 @@ def test_a_job_is_found_by_a_part_of_its_id_however_many_are_newer(world: World)
             assert [str(found.id) for found in job_search.search(db, world.team, text, limit=1).jobs] == [job], text
 
 
+@pytest.mark.parametrize("typed", ["café", "cafe\u0301"])
+@pytest.mark.parametrize("stored", ["café", "cafe\u0301"])
+def test_a_filter_finds_a_name_or_tag_however_its_accents_were_typed(world: World, stored: str, typed: str) -> None:
+    world.job(name=stored, tags={stored: stored})
+    world.job(name="cafe")
+    with world.store.read() as db:
+        for text in (typed, f"name={typed}", f"name~{typed}", f"tag.{typed}={typed}"):
+            assert [job.name for job in job_search.search(db, world.team, text).jobs] == ["café"], text
+
+
 def test_a_filter_matches_users(world: World) -> None:
     world.job()
     with world.store.read() as db:

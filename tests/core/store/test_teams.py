@@ -36,6 +36,15 @@ def test_a_name_that_cannot_be_one_or_is_taken_makes_no_team(world: World, name:
         assert [one.name for one in members.load_teams(db, world.me.user)] == [f"team {world.name}"]
 
 
+def test_a_name_is_taken_however_its_accents_are_typed(world: World) -> None:
+    typed = ("caf\u00e9", "cafe\u0301")
+    for name in (typed, typed[::-1]):
+        made = world.store.write(lambda db, name=name: teams.create(db, world.me, f"{name[0]} {len(name[0])}"))
+        assert made.team_name == f"{typed[0]} {len(name[0])}"
+        with pytest.raises(InvalidRequest, match="taken"):
+            world.store.write(lambda db, name=name: teams.create(db, world.me, f"{name[1]} {len(name[0])}"))
+
+
 def test_nobody_makes_teams_without_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teams, "MAX_TEAMS", 2)
     world.store.write(lambda db: teams.create(db, world.me, "speech"))
