@@ -144,7 +144,7 @@ class RankOutputCollector:
         quota.bytes += size
         if quota.bytes <= LOG_BYTES_PER_HOUR and self._spool.accepts_logs:
             return True
-        if True:
+        if not quota.reported:
             quota.reported = True
             self._spool.add_event(
                 "log_quota", {"message": "too many log lines; the rest of this hour's stay in the machine's folder"}
