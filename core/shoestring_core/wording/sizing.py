@@ -153,7 +153,7 @@ class TimeLimitTooShort(Reason):
     def text(self) -> str:
         return (
             f"No machines finish it within limits.time of {format_duration(self.time_limit_s)}. "
-            f"The fastest available, {self.fastest.name}, take {self.fastest.expected}: "
+            f"The fastest available is {self.fastest.name}: {self.fastest.expected}. "
             f"limits.time={format_duration(self.sufficient_time_limit_s)} would be enough."
         )
 

@@ -230,7 +230,7 @@ class BudgetOverdrawn(WaitDetail):
     def text(self) -> str:
         return (
             f"The budget of {self.account} is overdrawn by {dollars(self.overdraft)}, so no job that it pays for can "
-            f"start. Ask for it to be raised with {_raise_command(self.own)}."
+            f"start. {_raise(self.own)}"
         )
 
 
@@ -249,11 +249,10 @@ class BudgetShort(WaitDetail):
     held_suffices: bool = False
 
     def text(self) -> str:
-        ask = "Wait for running jobs to end, or ask" if self.held_suffices and not self.own else "Ask"
         return (
             f"The budget of {self.account} is {dollars_up(self.missing)} short: starting "
-            f"{counted(self.nodes, 'machine')} reserves {dollars_up(self.need)}. {ask} for it "
-            f"to be raised with {_raise_command(self.own)}."
+            f"{counted(self.nodes, 'machine')} reserves {dollars_up(self.need)}. "
+            f"{_raise(self.own, waiting_helps=self.held_suffices)}"
         )
 
 
@@ -400,5 +399,9 @@ _RAISE_CAP = "A lead raises it with `shoestring budget concurrency`."
 _STARTS_AT_CAP = "It starts automatically when enough of them have ended."
 
 
-def _raise_command(own: bool) -> str:
-    return f"`shoestring budget set{' --job' if own else ''}`"
+def _raise(own: bool, *, waiting_helps: bool = False) -> str:
+    """Who may not set a limit can ask for dollars; but not for a job's own limit."""
+    if own:
+        return "Ask for it to be raised with `shoestring budget set --job`."
+    ask = "Wait for running jobs to end, ask" if waiting_helps else "Ask"
+    return f"{ask} for more with `shoestring budget request`, or have the limit raised with `shoestring budget set`."

@@ -178,8 +178,8 @@ def test_a_job_short_of_budget_is_told_to_wait_only_where_running_jobs_hold_what
     team = AccountBalance(TEAM_A, "team vision", 4 * dollar, spent * dollar, held * dollar, 0)
     found = find_shortage([own, team], 3 * dollar, nodes=1)
     assert found is not None
-    assert ("Wait for running jobs to end, or ask for it" in found[1].text()) is waiting_helps
-    assert "sk for it to be raised" in found[1].text()
+    assert ("Wait for running jobs to end, ask for more" in found[1].text()) is waiting_helps
+    assert "sk for more with `shoestring budget request`" in found[1].text()
 
 
 def test_a_job_that_waits_for_budget_is_overtaken_only_by_jobs_of_other_accounts():

@@ -99,7 +99,7 @@ def check_account(open_client: OpenClient, region: str, now: datetime) -> list[F
         advice = clock_advice(code, message, headers, now.timestamp()) or "Renew them, or set AWS_PROFILE."
         return [Finding("error", "credentials", f"AWS refuses them: {code}: {message}", advice)]
     except NO_ANSWER as error:
-        advice = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; and look at the network."
+        advice = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; and check the network."
         return [Finding("error", "credentials", f"AWS can't be asked: {error}", advice)]
     found = [Finding("ok", "credentials", f"{answer['Arn']} of account {answer['Account']}")]
     ahead_s = clock_ahead_s(answer["ResponseMetadata"]["HTTPHeaders"], now.timestamp())
