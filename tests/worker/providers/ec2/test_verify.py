@@ -10,17 +10,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from shoestring_core.decide.reconcile import MachineRef, ProviderMachine
+from shoestring_core.launch_request import LaunchRequest
 from shoestring_worker.fake_ec2.quotas import SPOT
 from shoestring_worker.providers.ec2.account import __main__ as command
-from shoestring_worker.providers.ec2.account import verify
-from shoestring_worker.providers.ec2.account.aws import AwsError
+from shoestring_worker.providers.ec2.account import verify, verify_trial
+from shoestring_worker.providers.ec2.account.aws import Aws, AwsError
 from shoestring_worker.providers.ec2.account.clock import Clock
 from shoestring_worker.providers.ec2.account.verify import Verification
 from shoestring_worker.providers.ec2.account.verify_rules import RULES
+from shoestring_worker.providers.ec2.provider import Ec2Provider
 
-from tests.worker.providers.ec2.test_account import account_of, silent
+from tests.worker.providers.ec2.test_account import Killed, account_of, silent
 from tests.worker.providers.fake_aws import OTHER_REGION, REGION, UBUNTU_IMAGE, ZONE, FakeAws, launch_request
 
 BUCKET = f"shoestring-123456789012-{REGION}"
@@ -109,6 +113,62 @@ def test_ctrl_c_ends_everything_and_the_report_says_what_was_not_tried(aws: Fake
     assert operator.left() == (0, 0)
     assert not result.holds
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Mortal:
+    """A process that is killed after its nth change, once that has taken effect: it makes no further call."""
+
+    def __init__(self, changes: int) -> None:
+        self.changes = changes
+
+    def call(self, call: Callable[[], Any], *, changes: bool) -> Any:
+        if self.changes == 0:
+            raise Killed
+        self.changes -= changes
+        answer = call()
+        if self.changes == 0:
+            raise Killed
+        return answer
+
+
+def mortal_account(url: str, process: Mortal) -> Aws:
+    class Account(Aws):
+        def read(self, *where: str, **arguments: Any) -> dict[str, Any]:
+            return process.call(lambda: Aws.read(self, *where, **arguments), changes=False)
+
+        def read_all(self, *where: str, **arguments: Any) -> list[Any]:
+            return process.call(lambda: Aws.read_all(self, *where, **arguments), changes=False)
+
+        def write(self, *where: str, **arguments: Any) -> dict[str, Any]:
+            return process.call(lambda: Aws.write(self, *where, **arguments), changes=True)
+
+    return Account(url)
+
+
+def test_killed_after_each_of_its_calls_and_run_again_it_leaves_nothing(
+    aws: FakeAws, operator: Operator, monkeypatch: pytest.MonkeyPatch
+):
+    process = Mortal(0)
+
+    class Provider(Ec2Provider):
+        def launch(self, request: LaunchRequest) -> ProviderMachine:
+            return process.call(lambda: Ec2Provider.launch(self, request), changes=True)
+
+        def terminate(self, ref: MachineRef) -> None:
+            process.call(lambda: Ec2Provider.terminate(self, ref), changes=True)
+
+    monkeypatch.setattr(verify_trial, "Ec2Provider", Provider)
+    account, left = mortal_account(aws.url, process), []
+    for kills in range(1, 100):
+        process.changes, clock = kills, Clock(lambda: operator._now, operator.wait)
+        try:
+            result = verify.verify(account, aws.settings(), BUCKET, silent, clock)
+        except Killed:
+            left.append(operator.left())
+            continue
+        break
+    assert {(1, 0), (1, 1)} & set(left), "it is killed while there is something"
+    assert (result.holds, operator.left(), kills > len(RULES) // 2) == (True, (0, 0), True)
 
 
 def test_it_never_begins_what_could_cost_more_than_its_cap():

@@ -79,7 +79,8 @@ def verify(
     trial = Trial.prepare(aws, settings, bucket, clock, clock.monotonic() + RUN_S)
     highest_cost(trial.root_gib)
     result = Verification(settings.endpoint_url or "", aws.account(), trial.region, trial.image, [], [])
-    end_all(aws, trial.region, report, clock)  # of a run that was killed
+    trial.delete_object()  # and the machines, of a run that was killed
+    end_all(aws, trial.region, report, clock)
     try:
         for rule in RULES:
             result.verdicts.append(_try(trial, rule, clock))
@@ -90,7 +91,7 @@ def verify(
         result.verdicts += [_verdict(rule, "not tried", "interrupted", 0.0) for rule in RULES[tried:]]
     finally:
         with _uninterruptible():
-            trial.delete_objects()
+            trial.delete_object()
             result.left = end_all(aws, trial.region, report, clock)
     return result
 

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG, ProviderMachine
 from shoestring_core.launch_request import LaunchDisk, LaunchRequest
@@ -39,7 +39,11 @@ class NotReached(Exception):
 
 @dataclass
 class Trial:
-    """What the rules share. `first` and `second`: the machines, once they are launched."""
+    """What the rules share.
+
+    key              of the only object that they write: one name, so that what a killed run left is found
+    first, second    the machines, once they are launched
+    """
 
     aws: Aws
     provider: Ec2Provider
@@ -52,7 +56,7 @@ class Trial:
     bucket: str
     clock: Clock
     deadline: float
-    key: str = field(default_factory=lambda: f"verify/{uuid4()}")
+    key: str = "verify/object"
     first: ProviderMachine | None = None
     second: ProviderMachine | None = None
 
@@ -101,8 +105,11 @@ class Trial:
             self.clock.sleep(PAUSE_S)
         return f"after {self.clock.monotonic() - began:.0f} s"
 
-    def delete_objects(self) -> None:
-        """What the rules of S3 wrote; it stays where AWS refuses that, and costs nothing to speak of."""
+    def delete_object(self) -> None:
+        """What the rules of S3 wrote, or those of a run that was killed.
+
+        It stays where AWS refuses that, and costs nothing to speak of.
+        """
         try:
             self.aws.write("s3", self.region, "delete_object", Bucket=self.bucket, Key=self.key)
         except AwsError:
