@@ -41,7 +41,7 @@ from shoestring_trainer.rank_server.isolation import (
 )
 
 from tests.isolation import found_isolation
-from tests.servers import until
+from tests.servers import PATIENCE_S, until
 from tests.trainer.training.gangs import DIGITS, base_environment, finished, gang
 
 MARKER = "known-only-to-the-service"
@@ -120,7 +120,7 @@ class Computer:
             environment = self.environment
         subprocess.run(
             [*before, sys.executable, str(self.hook)], env=environment | {"ATTACK_FOLDER": str(folder)}, cwd=folder,
-            stdin=subprocess.DEVNULL, timeout=60, check=True,
+            stdin=subprocess.DEVNULL, timeout=PATIENCE_S, check=True,
         )  # fmt: skip
         return json.loads((folder / "reached.json").read_text())
 

@@ -20,7 +20,7 @@ from shoestring_trainer.agent.ranks import MACHINE_VARIABLE, Ranks, rank_server_
 from shoestring_trainer.rank_server.client import RankServerClient
 from shoestring_trainer.rank_server.protocol import RankServerReply, StartRank
 
-from tests.servers import until
+from tests.servers import PATIENCE_S, until
 from tests.trainer.training.gangs import DIGITS, RANKS_PATIENCE_S, base_environment, finished, gang, rank_server
 
 MACHINE = "a-test-of-rank-servers"
@@ -209,14 +209,14 @@ def test_a_server_that_cannot_import_torch_is_each_ranks_end(tmp_path: Path) -> 
 
 def test_importing_the_training_loop_asks_for_no_device() -> None:
     """A process that has asked how many there are can't use any after a fork."""
-    subprocess.run([sys.executable, "-c", ASK_NO_DEVICE], env=base_environment(), timeout=120, check=True)
+    subprocess.run([sys.executable, "-c", ASK_NO_DEVICE], env=base_environment(), timeout=PATIENCE_S, check=True)
 
 
 def test_a_process_with_two_threads_is_not_forked() -> None:
     request = StartRank(1, ["task.json"], {}, "/", os.devnull)
     command = [sys.executable, "-c", SERVE_WITH_TWO_THREADS]
     replies = subprocess.run(
-        command, input=request.line(), env=base_environment(), capture_output=True, timeout=60, check=True
+        command, input=request.line(), env=base_environment(), capture_output=True, timeout=PATIENCE_S, check=True
     ).stdout.splitlines()
     refusal = RankServerReply.parse(replies[-1])
     assert (refusal.id, refusal.pid, refusal.exit_code) == (1, None, 1)

@@ -18,6 +18,7 @@ from shoestring_trainer.training.hooks import MAX_VALUES, HookContext, Hooks, lo
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from torch import nn
 
+from tests.servers import PATIENCE_S
 from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, finished
 
 SINGLE_PROCESS = DistributedContext(0, 1, 0, torch.device("cpu"))
@@ -251,7 +252,9 @@ def test_the_finder_searches_a_recipe_and_says_what_to_take():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS), "OMP_NUM_THREADS": "1"}
     words = ["lr-find", "digits/quickstart", "width=8", "--steps", "60", "--json"]
     command = [sys.executable, "-m", "shoestring_trainer", *words]
-    result = json.loads(subprocess.run(command, env=environment, capture_output=True, timeout=120, check=True).stdout)
+    result = json.loads(
+        subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S, check=True).stdout
+    )
     assert 0.001 < result["steepest"] < 2
     assert result["rates"] == sorted(result["rates"])
     assert len(result["rates"]) == len(result["losses"])

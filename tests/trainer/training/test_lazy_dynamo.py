@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.servers import PATIENCE_S
 from tests.trainer.training.gangs import base_environment
 
 FORK_FOR_EACH = """
@@ -78,7 +79,7 @@ def outcomes() -> tuple[dict[str, int], str]:
     """Exit codes of all cases, and what the failed ones said. Each ran in a fork that had PyTorch but no compiler."""
     done = subprocess.run(
         [sys.executable, "-c", FORK_FOR_EACH], input=json.dumps(CASES), env=base_environment(), capture_output=True,
-        text=True, timeout=120,
+        text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr

@@ -23,7 +23,7 @@ from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import check_batch_norms
 from torch import nn
 
-from tests.servers import until
+from tests.servers import PATIENCE_S, until
 from tests.trainer.training.data.sample_images import SINGLE_PROCESS
 from tests.trainer.training.gangs import DIGITS, PACKAGE_FOLDERS, Gang, finished, gang
 
@@ -73,7 +73,9 @@ def test_the_model_scores_in_plain_pytorch_what_was_recorded(two_ranks: Gang, tm
         (tmp_path / name).write_bytes(two_ranks.part(name))
     digits = Path(sklearn.__file__).parent / "datasets" / "data" / "digits.csv.gz"
     command = [sys.executable, "-c", SCORE_WITH_PLAIN_TORCH, str(tmp_path), str(digits)]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={}, check=True)
+    printed = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path, env={}, check=True
+    )
     outside = json.loads(printed.stdout)
     result = two_ranks.events("checkpoint")[-1]["result"]
     assert outside["accuracy"] == result["val/acc"] == json.loads(two_ranks.part("model.json"))["metrics"]["val/acc"]
@@ -110,7 +112,7 @@ def test_told_on_one_rank_all_stop_at_one_step_with_a_durable_checkpoint(tmp_pat
     (saved,) = run.events("checkpoint")
     assert {word["step"] for word in run.exits()} == {saved["step"]} == {run.metrics()[-1]["step"]}
     assert saved["reason"] == "order"
-    assert saved["t"] - told_at < 5
+    assert saved["t"] - told_at < 30  # of the minutes that it would have gone on
 
 
 def test_told_before_the_first_step_a_rank_leaves_at_once(tmp_path: Path):
@@ -188,7 +190,9 @@ def test_the_launcher_and_the_tasks_words_need_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
-    assert subprocess.run([sys.executable, "-c", check], env=environment, timeout=60, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", check], env=environment, timeout=PATIENCE_S, check=False).returncode == 0
+    )
 
 
 def test_periodic_checkpoints_keep_the_newest_eight(two_ranks: Gang):

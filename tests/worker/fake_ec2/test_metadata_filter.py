@@ -15,6 +15,7 @@ from shoestring_trainer.rank_server.isolation import find_isolation
 from shoestring_worker.providers.ec2 import user_data_script
 from shoestring_worker.providers.ec2.user_data_script import RANK_USER
 
+from tests.servers import PATIENCE_S
 from tests.trainer.machinehost.local_cloud import LocalCloud, until
 from tests.trainer.machinehost.own_networks import needs_networks
 
@@ -98,7 +99,7 @@ def test_a_rank_cant_reach_the_metadata_nor_the_role_s_credentials_and_root_can(
     def succeeded(script: str, **groups: Any) -> str:
         command = [*isolation.wrap(folder, os.environ), sys.executable, "-c", script]
         with open(f"/proc/{agent}/ns/net") as network, inside(network.fileno()):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, **groups)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, **groups)
         return done.stdout.strip() or done.stderr
 
     rank: dict[str, Any] = {"group": RANK_USER, "extra_groups": []}

@@ -16,6 +16,7 @@ from shoestring_trainer.training.cli.sample_audit import SampleAudit, audit_samp
 from shoestring_trainer.training.randomness import DistributedSampler
 from shoestring_trainer.training.results.sample_log import SampleLog, read_sample_log
 
+from tests.servers import PATIENCE_S
 from tests.trainer.training.gangs import PACKAGE_FOLDERS, finished, gang
 
 PARAMS = {"epochs": 2, "batch_size": 32, "width": 4}
@@ -48,7 +49,7 @@ def test_after_a_lost_machine_and_another_world_each_sample_of_an_epoch_was_met_
     assert last.metrics()[-1]["step"] == audited.generations[-1].last
     command = [sys.executable, "-m", "shoestring_trainer", "samples", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert told.returncode == 0, told.stderr
     assert "epoch 1: 1438 of 1438 samples, each once" in told.stdout
 

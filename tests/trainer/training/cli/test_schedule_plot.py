@@ -18,6 +18,7 @@ from shoestring_trainer.training.models.summary import format_summary, summarize
 from shoestring_trainer.training.results.throughput import flop_per_image
 from shoestring_trainer.training.settings import Settings
 
+from tests.servers import PATIENCE_S
 from tests.trainer.training.gangs import PACKAGE_FOLDERS
 
 NAMES = [recipe.name for recipe in recipes.all()]
@@ -63,7 +64,9 @@ def test_a_schedule_is_drawn_without_torch():
         f"import sys; from shoestring_trainer.__main__ import main; main({words}); sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
-    spoken = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    spoken = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert spoken.returncode == 0, spoken.stderr
     assert json.loads(spoken.stdout)[-1]["step"] == 95
 

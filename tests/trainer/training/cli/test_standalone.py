@@ -22,7 +22,7 @@ from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.results import progress
 from shoestring_trainer.training.task import read_task
 
-from tests.servers import until
+from tests.servers import PATIENCE_S, until
 from tests.trainer.data_sync.bucket_server import BUCKET, put_shards, serving
 from tests.trainer.training.gangs import PACKAGE_FOLDERS, Gang
 
@@ -39,7 +39,7 @@ def trainer(*words: str, home: Path) -> subprocess.Popen[str]:
 
 def test_a_recipe_by_name_trains_and_lays_its_model_out(tmp_path: Path):
     process = trainer("digits/quickstart", "epochs=1", *SMALL, home=tmp_path)
-    spoken, complaint = process.communicate(timeout=120)
+    spoken, complaint = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, complaint
     run = tmp_path / "runs" / "digits-quickstart-1"
     assert (run / "model" / "model.pt2").exists()
@@ -57,9 +57,9 @@ def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
     spec.write_text("recipe: digits/quickstart\nparams: {epochs: 8, batch_size: 64, width: 4, precision: fp32}\n")
     run = Gang([tmp_path / "mine"])
     process = trainer("job.yaml", "--output-dir", "mine", home=tmp_path)
-    until(lambda: process.poll() is not None or len(run.metrics()) >= 5, 60)
+    until(lambda: process.poll() is not None or len(run.metrics()) >= 5)
     process.send_signal(signal.SIGINT)
-    spoken, complaint = process.communicate(timeout=60)
+    spoken, complaint = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, complaint
     assert "resume with: python -m shoestring_trainer train mine" in spoken
     (word,) = run.exits()
@@ -67,7 +67,7 @@ def test_interrupted_it_saves_and_goes_on_from_there(tmp_path: Path):
     with (run.first / "metrics.jsonl").open("a") as points:
         points.write(json.dumps({"step": word["step"] + 1, "v": {}}) + '\n{"torn')
     process = trainer("mine", home=tmp_path)
-    _, complaint = process.communicate(timeout=120)
+    _, complaint = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, complaint
     steps = [line["step"] for line in run.metrics()]
     assert steps == list(range(1, steps[-1] + 1))
@@ -203,7 +203,7 @@ def test_files_of_the_folder_that_are_named_like_modules_are_not_imported(tmp_pa
     for name in ("random", "torch", "numpy", "json", "argparse"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the folder')\n")
     process = trainer("digits/quickstat", home=tmp_path)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=PATIENCE_S)
     assert "Did you mean digits/quickstart" in complaint
 
 

@@ -22,6 +22,7 @@ from shoestring_trainer.training.data.shard_list import ShardIndex
 from shoestring_trainer.training.data.shard_plan import PrepareOptions
 from shoestring_trainer.training.errors import DataError, TrainerError
 
+from tests.servers import PATIENCE_S
 from tests.trainer.training.data.sample_images import COLOURS, load, save_image
 from tests.trainer.training.gangs import PACKAGE_FOLDERS
 
@@ -82,11 +83,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_killed_five_times_it_ends_with_the_same_bytes_as_the_command_in_one_go(source: Path, tmp_path: Path):
     environment = {"PYTHONPATH": os.pathsep.join([*PACKAGE_FOLDERS, str(Path(PACKAGE_FOLDERS[0]).with_name("client"))])}
     killed = [sys.executable, "-c", KILLED_FIVE_TIMES, str(source), str(tmp_path / "killed")]
-    subprocess.run(killed, check=True, timeout=120, env=environment)
+    subprocess.run(killed, check=True, timeout=PATIENCE_S, env=environment)
     command = [sys.executable, "-m", "shoestring", "data", "prepare", str(source), str(tmp_path / "whole")]
     options = ["--side", "32", "--images-per-shard", "2", "--json"]
     printed = subprocess.run(
-        [*command, *options], check=True, capture_output=True, text=True, timeout=120, env=environment
+        [*command, *options], check=True, capture_output=True, text=True, timeout=PATIENCE_S, env=environment
     )
     assert json.loads(printed.stdout)["images"] == {"train": 31}
     assert "31 of 31 images in 16 of 16 shards" in printed.stderr

@@ -24,6 +24,7 @@ from shoestring_worker.providers.ec2 import service_boot
 from shoestring_worker.providers.ec2.service_boot import LOGIN_KEY, ServiceBoot, ServiceLogin
 from shoestring_worker.providers.ec2.service_script import presign
 
+from tests.servers import PATIENCE_S
 from tests.worker.providers.ec2.test_user_data import PYTHON, make_wheel
 from tests.worker.providers.fake_aws import REGION, FakeAws
 
@@ -105,7 +106,7 @@ class Machine:
         environment = {"PATH": path, "SHOESTRING_MACHINE_DIR": str(self.folder)}
         return subprocess.run(
             [script], env=environment | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata}, capture_output=True,
-            text=True, timeout=60, check=False,
+            text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
 
     def login(self) -> ServiceLogin:

@@ -29,6 +29,7 @@ from shoestring_worker.providers.ec2 import user_data
 from shoestring_worker.providers.ec2.user_data_script import RANK_USER
 
 from tests.certificates import make_certificate
+from tests.servers import PATIENCE_S
 
 PYTHON = "{}.{}".format(*sys.version_info)
 AGENT = """#!/bin/sh
@@ -88,7 +89,7 @@ class Machine:
         script.chmod(0o700)
         return subprocess.run(
             [script], env={"PATH": path, "SHOESTRING_MACHINE_DIR": str(self.folder), **self.metadata},
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
 
     @property
