@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 KEPT_VARIABLES = frozenset(
     {
@@ -30,6 +30,14 @@ PATH_VARIABLES = (
     *("SHOESTRING_TLS_CERT", "SHOESTRING_TLS_KEY", "SHOESTRING_CA"),
 )
 SQLITE_URL = "sqlite:///"
+DATA_ROOTS, HOOKS_ROOTS, PRIVATE_FOLDERS = (
+    "SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS", "SHOESTRING_PRIVATE_FOLDERS",
+)  # fmt: skip
+PRIVATE_VARIABLES = (
+    *("SHOESTRING_SECRET_FILE", "SHOESTRING_OBJECT_STORE", "SHOESTRING_TLS_KEY"),
+    *("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+)
+"""Files and folders that jobs never see, if they lie on this computer."""
 
 
 def child_environment(inherited: Mapping[str, str]) -> dict[str, str]:
@@ -40,19 +48,28 @@ def child_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     for name in PATH_VARIABLES:
         if (value := kept.get(name)) and "://" not in value:
             kept[name] = str(Path(value).absolute())
-    for name in ("SHOESTRING_DATA_ROOTS", "SHOESTRING_HOOKS_ROOTS"):
+    for name in (DATA_ROOTS, HOOKS_ROOTS):
         if roots := kept.get(name):
-            kept[name] = os.pathsep.join(map(str, _absolute_folders(roots)))
+            kept[name] = os.pathsep.join(map(str, folders_of(roots)))
     if (url := kept.get("SHOESTRING_DATABASE_URL", "")).startswith(SQLITE_URL):
         kept["SHOESTRING_DATABASE_URL"] = SQLITE_URL + str(Path(quote(str(Path.cwd()))) / url.removeprefix(SQLITE_URL))
     # from a checkout that isn't installed our packages are imported through PYTHONPATH
     sources = [
-        folder
-        for folder in _absolute_folders(inherited.get("PYTHONPATH", ""))
-        if any(folder.glob("shoestring*/__init__.py"))
+        folder for folder in folders_of(inherited.get("PYTHONPATH", "")) if any(folder.glob("shoestring*/__init__.py"))
     ]
     return kept | FIXED_VARIABLES | ({"PYTHONPATH": os.pathsep.join(map(str, sources))} if sources else {})
 
 
-def _absolute_folders(search_path: str) -> list[Path]:
+def private_files(environment: Mapping[str, str]) -> list[Path]:
+    """What the service keeps where the settings of its children say: database, object store, keys, credentials."""
+    named = (environment.get(name, "") for name in PRIVATE_VARIABLES)
+    places = [Path(value).absolute() for value in named if value and "://" not in value]
+    if (url := environment.get("SHOESTRING_DATABASE_URL", "")).startswith(SQLITE_URL):
+        database = unquote(url.removeprefix(SQLITE_URL).partition("?")[0])
+        places += [Path(database + suffix) for suffix in ("", "-wal", "-shm")]
+    return places
+
+
+def folders_of(search_path: str) -> list[Path]:
+    """The folders of a list as PATH is one, absolute."""
     return [Path(folder).absolute() for folder in search_path.split(os.pathsep) if folder]

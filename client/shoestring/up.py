@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,15 @@ from shoestring_core.tls import BadCertificate, find_authority, read_certificate
 from shoestring_core.wording.units import counted
 
 from shoestring import embedded_redis, fake_ec2
-from shoestring.child_environment import child_environment
-from shoestring.config import write_private
+from shoestring.child_environment import (
+    DATA_ROOTS,
+    HOOKS_ROOTS,
+    PRIVATE_FOLDERS,
+    child_environment,
+    folders_of,
+    private_files,
+)
+from shoestring.config import config_path, write_private
 from shoestring.connections import certificates, open_http
 from shoestring.supervisor import Child, StartupError, run_once, wait_until_ready
 
@@ -98,12 +106,15 @@ class LocalService:
         os.umask(0o077)  # whatever the terminal's: the data folder holds keys
         raise_open_files_limit()
         self._lock = lock_data_folder(data)
-        require_apart(self.options.hooks_roots, (data, *self.options.data_roots))
-        require_free_port(self.options.host, self.options.port)
         environment = self._environment()
+        environment[PRIVATE_FOLDERS] = list_of_folders(self.private_places(environment))
+        require_apart(environment, data)
+        require_free_port(self.options.host, self.options.port)
         url, ca = self._set_up_tls(environment)
         if "SHOESTRING_REDIS_URL" not in environment:
             environment["SHOESTRING_REDIS_URL"] = self._start_redis(environment)
+        if self._temporary is not None:
+            environment[PRIVATE_FOLDERS] += f"{os.pathsep}{self._temporary}"
         admin = self._bootstrap(environment)
         machines = self._child("machines", self._machine_host(), environment)
         on_aws = self._start_fake_ec2(environment) if self.options.fake_ec2 else environment
@@ -237,15 +248,30 @@ class LocalService:
         fixed = {
             "SHOESTRING_HOST": self.options.host,
             "SHOESTRING_PORT": str(self.options.port),
-            "SHOESTRING_PRIVATE_FOLDERS": str(data),
         }
         if self.options.slots is not None:
             fixed["SHOESTRING_LOCAL_SLOTS"] = str(self.options.slots)
         if self.options.data_roots:
-            fixed["SHOESTRING_DATA_ROOTS"] = os.pathsep.join(map(str, self.options.data_roots))
+            fixed[DATA_ROOTS] = list_of_folders(self.options.data_roots)
         if self.options.hooks_roots:
-            fixed["SHOESTRING_HOOKS_ROOTS"] = os.pathsep.join(map(str, self.options.hooks_roots))
+            fixed[HOOKS_ROOTS] = list_of_folders(self.options.hooks_roots)
         return defaults | child_environment(os.environ) | fixed
+
+    def private_places(self, environment: Mapping[str, str]) -> list[Path]:
+        """What jobs never see, though it may lie below a data root."""
+        places = [self.options.data, *private_files(environment)]
+        with suppress(OSError):  # without a home folder no login is saved
+            login = config_path()
+            places.append(login if os.environ.get("SHOESTRING_CONFIG") else login.parent)
+        return [place.absolute() for place in places]
+
+
+def list_of_folders(folders: Sequence[Path]) -> str:
+    """As PATH is one. Raises StartupError for a name that would be two in it."""
+    for folder in folders:
+        if os.pathsep in str(folder):
+            raise StartupError(f"The path {folder} can't be used: it contains a {os.pathsep!r}. Choose another.")
+    return os.pathsep.join(map(str, folders))
 
 
 def limit_notice(asked: str, limit: str | None) -> str:
@@ -258,10 +284,11 @@ def limit_notice(asked: str, limit: str | None) -> str:
     return f"The team's budget {holds}: --budget sets the first limit only. To change it now: {change}"
 
 
-def require_apart(hooks_roots: Sequence[Path], others: Sequence[Path]) -> None:
+def require_apart(environment: Mapping[str, str], data: Path) -> None:
     """Raise StartupError if jobs could write the hooks that they run: data and checkpoints lie in the other folders."""
-    for root in hooks_roots:
-        for other in (folder.resolve() for folder in others):
+    data_roots, hooks_roots = (folders_of(environment.get(name, "")) for name in (DATA_ROOTS, HOOKS_ROOTS))
+    for root in (folder.resolve() for folder in hooks_roots):
+        for other in (folder.resolve() for folder in (data, *data_roots)):
             if root.is_relative_to(other) or other.is_relative_to(root):
                 raise StartupError(
                     f"--hooks-root {root} and {other} overlap, and jobs' data lie there; keep hooks in a folder of "

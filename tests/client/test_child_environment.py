@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from shoestring import config, up
-from shoestring.child_environment import child_environment
+from shoestring.child_environment import child_environment, private_files
 from shoestring.cli import service
 from shoestring_core.isolation import IsolationStatus
 from shoestring_trainer.machinehost.host import INHERITED_VARIABLES
@@ -72,6 +72,37 @@ def test_relative_paths_of_settings_stay_relative_to_the_folder_of_up(
     assert given["SHOESTRING_DATABASE_URL"] == f"sqlite:///{tmp_path}/a%20b%2520%3F/store.db"
     for absolute in ("s3://bucket/prefix", "/srv/objects"):
         assert child_environment({"SHOESTRING_OBJECT_STORE": absolute})["SHOESTRING_OBJECT_STORE"] == absolute
+
+
+def test_what_the_service_keeps_elsewhere_is_hidden_from_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = child_environment(
+        {
+            "SHOESTRING_OBJECT_STORE": "objects", "SHOESTRING_TLS_KEY": "/srv/train.key",
+            "SHOESTRING_DATABASE_URL": "sqlite:////srv/a%20b/store.db", "AWS_SHARED_CREDENTIALS_FILE": "/srv/aws",
+        }
+    )  # fmt: skip
+    places = {str(path) for path in private_files(given)}
+    assert places >= {f"{tmp_path}/objects", "/srv/train.key", "/srv/a b/store.db", "/srv/a b/store.db-wal", "/srv/aws"}
+    elsewhere = {"SHOESTRING_OBJECT_STORE": "s3://bucket", "SHOESTRING_DATABASE_URL": "postgresql://host/name"}
+    assert private_files(elsewhere) == []
+
+
+def test_the_login_of_up_is_hidden_from_jobs_wherever_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = up.ServiceOptions(tmp_path / "data")
+    monkeypatch.delenv("SHOESTRING_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert up.LocalService(options, print).private_places({}) == [tmp_path / "data", tmp_path / "shoestring"]
+    monkeypatch.setenv("SHOESTRING_CONFIG", str(tmp_path / "login.json"))
+    assert up.LocalService(options, print).private_places({}) == [tmp_path / "data", tmp_path / "login.json"]
+
+
+def test_a_path_that_would_be_two_in_a_list_is_refused() -> None:
+    assert up.list_of_folders([Path("/a"), Path("/b c")]) == "/a:/b c"
+    with pytest.raises(up.StartupError, match=r"/a:b can't be used: it contains a ':'"):
+        up.list_of_folders([Path("/a:b")])
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,11 @@ def test_a_child_whose_parent_died_before_it_began_does_not_begin(
 
 @pytest.mark.parametrize("root", ["service", "service/objects", "."])
 def test_hooks_lie_apart_from_what_jobs_write(tmp_path: Path, root: str) -> None:
-    require_apart([tmp_path / "hooks"], [tmp_path / "service"])
-    with pytest.raises(StartupError, match="keep hooks in a folder of their own"):
-        require_apart([(tmp_path / root).resolve()], [tmp_path / "service"])
+    hooks, service = {"SHOESTRING_HOOKS_ROOTS": str(tmp_path / root)}, tmp_path / "service"
+    require_apart({"SHOESTRING_HOOKS_ROOTS": str(tmp_path / "hooks")}, service)
+    for roots, data in ((hooks, service), (hooks | {"SHOESTRING_DATA_ROOTS": f"/srv:{service}"}, tmp_path / "data")):
+        with pytest.raises(StartupError, match="keep hooks in a folder of their own"):
+            require_apart(roots, data)
 
 
 def test_a_first_limit_that_is_no_longer_the_limit_is_told_with_how_to_set_it() -> None:

@@ -69,6 +69,8 @@ class Computer:
         self.secrets += [self.machine / name for name in ("session", "user-data", "spool/000000001.json", "agent.log")]
         self.secrets += [self.cloud / "machines/lm-2" / name for name in ("session", "gen/1/log-rank0.txt")]
         self.secrets += [self.home / name for name in (".config/shoestring/login.json", ".aws/credentials", "notes")]
+        hidden = [self.data / name for name in ("store.db", "objects/checkpoint")]
+        self.secrets += hidden
         for path in self.secrets:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(MARKER)
@@ -83,7 +85,8 @@ class Computer:
         self.folder.chmod(0o700)
         self.environment = base_environment() | {
             "HOME": str(self.home), DATA_ROOTS_VARIABLE: str(self.data), HOOKS_ROOTS_VARIABLE: str(self.hooks),
-            PRIVATE_VARIABLE: str(self.folder / "service"), "SHOESTRING_AGENT_AWS_SECRET_ACCESS_KEY": MARKER,
+            PRIVATE_VARIABLE: f"{self.folder / 'service'}:{hidden[0]}:{hidden[1].parent}",
+            "SHOESTRING_AGENT_AWS_SECRET_ACCESS_KEY": MARKER,
         }  # fmt: skip
         self.listening = socket.socket(socket.AF_UNIX)
         self.listening.bind(str(self.folder / "service/redis.sock"))
