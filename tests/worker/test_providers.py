@@ -18,7 +18,7 @@ from shoestring_core.decide.requirements import Requirements
 from shoestring_core.decide.timeouts import S
 from shoestring_core.launch_request import LaunchRequest
 from shoestring_core.store.fleet.offers import load_offers
-from shoestring_core.store.tables import HoldRow
+from shoestring_core.store.tables import EventRow, HoldRow
 from shoestring_core.wording.units import moment
 from shoestring_core.wording.waits import ProviderUnanswered
 from shoestring_worker.control_loop import ControlLoop
@@ -306,6 +306,49 @@ def test_a_job_that_names_a_provider_which_was_removed_says_since_when_no_worker
     assert answered - 60 * S <= detail["facts"]["since"] <= answered
     assert f"has served sim since {moment(detail['facts']['since'])}" in wording.render(**detail)
     assert "(shoestring stop)" in wording.render(**detail)
+
+
+def test_a_worker_that_does_not_serve_a_provider_leaves_its_jobs_to_one_that_does(world: World):
+    """During an upgrade that adds a provider, workers with and without it run side by side."""
+    serves_both, sim = world.control_loop, world.providers["sim"]
+    sim.fault = lambda _: RefusalKind.CAPACITY
+    pinned, nowhere = world.submit(provider="sim"), world.submit(resources={"provider": "sim", "gpu": "H100"})
+    serves_both.tick()
+    del world.providers["sim"]
+    serves_one = world.another_control_loop()
+    later = world.submit(provider="sim")
+    for _ in range(12):
+        serves_one.tick()
+        world.clock.pass_(5)
+        serves_both.tick()
+    told = {event.reason["code"] for job in (pinned, nowhere, later) for event in events(world, job) if event.reason}
+    assert "provider_unserved" not in told
+    assert world.job(nowhere).wait_detail["code"] == "no_offer"
+    assert len([event for event in events(world, nowhere) if event.kind == "wait"]) == 1, "neither takes it back"
+    sim.fault = lambda _: None
+    for _ in range(3):
+        serves_one.tick()
+        world.clock.pass_(60)
+        serves_both.tick()
+    assert {machine.provider for machine in world.machines(later) if machine.launched_at} == {"sim"}
+
+
+def test_a_job_for_a_provider_that_a_worker_served_a_moment_ago_says_that_it_does_not_answer(world: World):
+    world.tick(10)
+    del world.providers["sim"]
+    world.control_loop = world.another_control_loop()
+    world.clock.pass_(120)
+    waiting = world.submit(provider="sim")
+    world.tick(1)
+    assert world.job(waiting).wait_detail["code"] == "provider_unanswered"
+    world.tick(HOUR_S)
+    world.tick(1)
+    assert world.job(waiting).wait_detail["code"] == "provider_unserved"
+
+
+def events(world: World, job: UUID) -> list[EventRow]:
+    with world.store.read() as db:
+        return list(db.sql.scalars(select(EventRow).where(EventRow.job == job).order_by(EventRow.seq)))
 
 
 # A third provider: this class and one line of registration.

@@ -6,13 +6,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from shoestring_core.decide import preemption
 from shoestring_core.decide.funding import Storage
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import is_stale
+from shoestring_core.decide.placement import is_served, is_stale, rank_offers
 from shoestring_core.decide.preemption import Eviction
 from shoestring_core.decide.queue import QueuedJob, QueueSnapshot
 from shoestring_core.decide.requirements import Requirements
@@ -26,6 +26,7 @@ from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.offers import load_offers
 from shoestring_core.store.fleet.queue import LoadedQueue, QueueMark
 from shoestring_core.store.objects import Objects
+from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, ProviderUnserved
 
 from shoestring_worker.providers.base import ManagedProvider
 from shoestring_worker.steps import ItemRunner, find_storage, write
@@ -78,6 +79,8 @@ class JobScheduler:
     """Those of the jobs that the last schedule looked at."""
     _known: dict[UUID, QueuedJob] = field(default_factory=dict)
     _offers: list[Offer] = field(default_factory=list)
+    _of_others: list[Offer] = field(default_factory=list)
+    """Those of the providers that this worker doesn't serve."""
     _answered_at: Mapping[str, int] = field(default_factory=dict)
     """When each provider answered last (µs UTC), also those that this worker doesn't serve."""
     _offer_versions: Mapping[str, int] | None = None
@@ -98,7 +101,7 @@ class JobScheduler:
         for job, problem in loaded.snapshot.unreadable.items():
             self.items.warn(f"job {job} can't be scheduled", problem)
         self.requirements = frozenset(job.requirements for job in loaded.snapshot.queue)
-        planned, version = self._apply(schedule, loaded)
+        planned, version = self._apply(schedule, loaded, now)
         if version is not None:
             applied_mark = loaded.mark._replace(plan_version=version)
             until = _valid_until(loaded.snapshot, now)
@@ -121,7 +124,9 @@ class JobScheduler:
                 schedule = schedule_jobs(loaded.snapshot, *given)
             return db.now, loaded, schedule
 
-    def _apply(self, schedule: SchedulingDecision, loaded: LoadedQueue) -> tuple[list[PlannedMachine], int | None]:
+    def _apply(
+        self, schedule: SchedulingDecision, loaded: LoadedQueue, now: int
+    ) -> tuple[list[PlannedMachine], int | None]:
         """Each start and eviction in a transaction of its own, then the waits. Returns the machines to launch, and the
         plan's version after that; None: not all of it was applied."""
         planned: list[PlannedMachine] = []
@@ -133,10 +138,29 @@ class JobScheduler:
         for eviction in schedule.evictions:
             evicted = bool(self.items.run(f"the eviction of job {eviction.job}", self._evict, eviction, version))
             version, complete = version + evicted, complete and evicted
-        if waits := loaded.changed(schedule.waits):
+        if waits := self._without_those_of_others(loaded.changed(schedule.waits), loaded, now):
             written = bool(self.items.run("why jobs wait", self._record_waits, waits, loaded.waits, version))
             version, complete = version + written, complete and written
         return planned, version if complete else None
+
+    def _without_those_of_others(self, waits: list[Wait], loaded: LoadedQueue, now: int) -> list[Wait]:
+        """What none of this worker's providers has, another worker's may have: that one starts the job, or says why it
+        waits. That is said here only if no worker has said so yet."""
+        theirs = [offer for offer in self._of_others if is_served(offer, now)]
+        if not theirs:
+            return waits
+        needed = {job.job: job.requirements for job in loaded.snapshot.queue}
+        left = []
+        for wait in waits:
+            if isinstance(wait.detail, NoOffer | ProviderUnserved | ProviderUnanswered) and wait.job in needed:
+                there = rank_offers([*self._offers, *theirs], needed[wait.job], now, loaded.snapshot.refusals)
+                of_ours = isinstance(wait.detail, ProviderUnanswered)
+                if there.ranked or (not of_ours and loaded.waits.get(wait.job, (None, None))[0] is not None):
+                    continue
+                left.append(wait if of_ours else replace(wait, detail=there.why_none))
+            else:
+                left.append(wait)
+        return left
 
     def _load_offers(self, versions: Mapping[str, int]) -> list[Offer]:
         """Those of the providers that this worker serves. EC2 has hundreds, which seldom change."""
@@ -144,6 +168,7 @@ class JobScheduler:
             with self.store.read() as db:
                 stored = load_offers(db)
             self._offers = [offer for offer in stored if offer.provider in self.providers]
+            self._of_others = [offer for offer in stored if offer.provider not in self.providers]
             self._answered_at = {offer.provider: offer.fetched_at for offer in stored if offer.fetched_at is not None}
             self._offer_versions = versions
         return self._offers
