@@ -480,6 +480,9 @@ def test_a_draft_outlives_a_reload_and_the_end_of_the_session_until_it_is_discar
     page = open_page(f"/new?from={job}")
     changes = page.locator("[data-changes]")
     expect(changes).to_contain_text("Copy of the first. Nothing is changed yet.")
+    spec = page.get_by_label("Job spec, YAML")
+    expect(spec).to_have_value(re.compile("^recipe: digits/quickstart@1\n"))
+    expect(spec).not_to_have_value(re.compile("momentum"))  # a default, which the form shows where nothing is set
     page.get_by_label("lr", exact=True).fill("0.07")
     expect(changes).to_contain_text("params.lr")
     page.reload()
@@ -649,7 +652,7 @@ def test_a_burn_down_shows_what_a_budget_will_have_spent(deployment: Deployment,
     chart = page.locator('[data-budget="team"] [data-burn-down]')
     expect(chart).to_contain_text("Too little was spent so far for a forecast.")
     expect(chart.get_by_role("img")).to_have_attribute("aria-label", "Left of $1.00: $1.00 now")
-    expect(chart.locator(".of-axis").first).to_have_text("$1.00 left")
+    expect(chart.locator(".of-axis").first).to_have_text("Left of $1.00")
     expect(chart.locator("time")).to_have_count(2)
 
 

@@ -264,7 +264,7 @@ def test_a_forecast_counts_the_jobs_below_a_budget_alone(world: World) -> None:
         with world.store.read() as db:
             found = ledger.load_forecast(db, world.account(kind))
         assert (found.points[-1][1], found.forecast.spent) == (35, 35)
-        assert [amount for _, amount in found.points] == [0, 0, 7, 14, 21, 28, 35]
+        assert [amount for _, amount in found.points] == [0, 7, 14, 21, 28, 35]
     stranger = World(world.store)
     with world.store.read() as db:
         assert ledger.load_forecast(db, stranger.account("team")).points[-1][1] == 0
@@ -276,7 +276,7 @@ def test_a_forecast_counts_what_was_given_back_in_the_hour_when_it_was(world: Wo
     settle_before(world, machine, 5, 0)
     with world.store.read() as db:
         points = ledger.load_forecast(db, world.account("team")).points
-    assert [amount for _, amount in points] == [0, 0, 8, 5]
+    assert [amount for _, amount in points] == [0, 8, 5]
 
 
 def test_the_points_of_a_forecast_rise_in_time_from_its_first_hour_on(world: World) -> None:
@@ -288,6 +288,21 @@ def test_the_points_of_a_forecast_rise_in_time_from_its_first_hour_on(world: Wor
     times = [at for at, _ in found.points]
     assert times == sorted(set(times))
     assert times[0] == found.starts_at
+
+
+def test_a_one_off_budget_is_drawn_from_when_it_was_first_spent_from(world: World) -> None:
+    def start() -> tuple[int, int]:
+        with world.store.read() as db:
+            return (found := ledger.load_forecast(db, world.account("team"))).starts_at, found.points[-1][0]
+
+    starts_at, now = start()
+    assert starts_at == now
+    settle_before(world, world.hold(world.job(), 10), 10, 3 * HOUR)
+    starts_at, now = start()
+    assert starts_at == (now - 3 * HOUR) // HOUR * HOUR
+    settle_before(world, world.hold(world.job(), 10), 10, WINDOW + DAY)
+    starts_at, now = start()
+    assert starts_at == now - WINDOW
 
 
 def test_a_correction_after_a_border_is_not_what_was_held_at_it(world: World) -> None:

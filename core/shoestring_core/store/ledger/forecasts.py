@@ -40,7 +40,10 @@ class BudgetForecast:
 
 
 def load_forecast(db: Read, account: AccountRow) -> BudgetForecast:
-    """What a budget spent in its period, and will have spent at its end; one-off: in 28 days, and in 30 more."""
+    """What a budget spent in its period, and will have spent at its end; one-off: in 28 days, and in 30 more.
+
+    A one-off budget that was first spent from later than 28 days ago begins with the hour of that, an unused one now.
+    """
     period = load_periods(db, [account.id]).get(account.id)
     is_open = period is not None and not period.closed
     ends_at = period.ends_at if period is not None and is_open else db.now + HORIZON
@@ -48,6 +51,8 @@ def load_forecast(db: Read, account: AccountRow) -> BudgetForecast:
     spent, held = period_use(account)
     limit = period_limit(account)
     by_hour = _spent_by_hour(db, account, min(starts_at, db.now - WINDOW))
+    if period is None and spent == by_hour.total():  # nothing was spent before
+        starts_at = max(starts_at, min(by_hour) * HOUR) if by_hour else db.now
     found = None
     if limit is not None:
         recent = {hour: amount for hour, amount in by_hour.items() if hour >= (db.now - WINDOW) // HOUR}

@@ -18,7 +18,7 @@ function Left({ forecast, limit }: { forecast: Forecast; limit: Schemas["Money"]
   const { at_end, pace, even_pace } = forecast;
   return (
     <figure className="burn-down" data-burn-down>
-      <p className="of-axis">{formatDollars(limit)} left</p>
+      <p className="of-axis">Left of {formatDollars(limit)}</p>
       <Chart forecast={forecast} limit={toMicro(limit.amount)} />
       <p className="of-axis">
         <time dateTime={forecast.starts_at}>{formatDay(forecast.starts_at)}</time>

@@ -11,7 +11,7 @@ const CAUSES: Record<Schemas["Waste"]["cause"], string> = {
   set_up: "Set-up",
   idle: "Idle",
   lost_steps: "Lost steps",
-  failed_launch: "Failed launch",
+  failed_launch: "No step made",
 };
 
 export function WastePanel() {

@@ -5,7 +5,7 @@ import type { JobFeed } from "../../live/job-feed";
 import { formatMetric, isAccuracy } from "../../lib/number";
 import { smooth } from "../../lib/smooth";
 import { cssColor } from "../../lib/theme";
-import { accuracyRange, alignLines, type Column, formatPosition, formatTick, formatXTick, makePositionOf, type PositionOf, TICK_DISTANCES, tickTexts, type XAxis } from "./plot-axes";
+import { accuracyRange, alignLines, axisWidth, type Column, formatPosition, formatTick, formatXTick, makePositionOf, type PositionOf, TICK_DISTANCES, tickTexts, type XAxis } from "./plot-axes";
 
 export interface View {
   x: XAxis;
@@ -21,6 +21,7 @@ export interface View {
 const HEIGHT_PX = 190;
 const NARROWEST_PX = 200;
 const LABEL_PX = 10;
+const [TICK_PX, GAP_PX] = [4, 4];
 /** Beside the plot: half of the last tick's text, such as "1h 02m". */
 const RIGHT_PX = 26;
 const FONT = "11px system-ui, sans-serif";
@@ -83,9 +84,15 @@ export function plotMetric(feed: JobFeed, name: string, view: View, { host, read
     showValues(plot.cursor.idx ?? null);
   }
 
+  /** Of a tick and its text beside the vertical axis, in pixels. */
+  function widthOf(self: uPlot, text: string): number {
+    self.ctx.font = FONT;
+    return self.ctx.measureText(text).width + TICK_PX + GAP_PX + 2;
+  }
+
   function options(): uPlot.Options {
     const distances = TICK_DISTANCES[x];
-    const axis = { stroke: colors.axis, grid: { stroke: colors.grid, width: 1 }, ticks: { stroke: colors.grid, width: 1, size: 4 }, font: FONT };
+    const axis = { stroke: colors.axis, grid: { stroke: colors.grid, width: 1 }, ticks: { stroke: colors.grid, width: 1, size: TICK_PX }, font: FONT };
     return {
       width: Math.max(NARROWEST_PX, host.clientWidth),
       height: HEIGHT_PX,
@@ -95,7 +102,7 @@ export function plotMetric(feed: JobFeed, name: string, view: View, { host, read
       padding: [LABEL_PX + 4, RIGHT_PX, 0, 0],
       axes: [
         { ...axis, size: 26, gap: 3, space: 54, ...(distances ? { incrs: distances } : {}), values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatXTick(x, tick, step)) },
-        { ...axis, size: 54, gap: 4, space: 34, values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatTick(name, tick, step, log)) },
+        { ...axis, size: (self, texts) => axisWidth(texts ?? [], (text) => widthOf(self, text), 54), gap: GAP_PX, space: 34, values: (_, ticks, __, ___, step) => tickTexts(ticks, (tick) => formatTick(name, tick, step, log)) },
       ],
       series: [
         {},

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { mergeUpdate, NO_CURVES } from "../../live/curves";
-import { accuracyRange, alignLines, epochInterpolator, formatPosition, formatTick, formatXTick, makePositionOf, tickTexts } from "./plot-axes";
+import { accuracyRange, axisWidth, alignLines, epochInterpolator, formatPosition, formatTick, formatXTick, makePositionOf, tickTexts } from "./plot-axes";
 
 const line = (steps: number[], values: number[]) => ({ steps, times: steps, values });
 const bySteps = ({ steps }: { steps: number[] }) => steps;
@@ -68,4 +68,9 @@ test("no two ticks of an axis read the same", () => {
 
 test("what a machine measured before the first step is before it", () => {
   expect(formatPosition("time", -75)).toBe("−1m\u00a015s");
+});
+
+test("the vertical axis has room for the longest text of its ticks", () => {
+  expect(axisWidth(["9\u00a0%", "100.00\u00a0%"], (text) => text.length * 8.1, 54)).toBe(65);
+  expect(axisWidth([], () => 0, 54)).toBe(54);
 });

@@ -79,6 +79,11 @@ export function tickTexts(ticks: readonly (number | null)[], format: (tick: numb
   return texts.map((text, i) => (texts.indexOf(text) < i ? "" : text));
 }
 
+/** The width of a vertical axis, in pixels, with room for the longest of its texts: at least `least`. */
+export function axisWidth(texts: readonly string[], widthOf: (text: string) => number, least: number): number {
+  return Math.ceil(Math.max(least, ...texts.map(widthOf)));
+}
+
 /** A tick of the horizontal axis; `step` is the distance to the next one. */
 export function formatXTick(x: XAxis, tick: number, step: number): string {
   return x === "epoch" ? tick.toFixed(decimalsOf(step)) : formatPosition(x, tick);

@@ -14,7 +14,7 @@ import { Link, navigate, useLocation } from "../../router";
 import { gpuChoices, gpuHelp } from "./gpu-choices";
 import { QuotePanel } from "./quote-panel";
 import { Choice, Field, Fold, Parameter } from "./spec-fields";
-import { parseValue, yamlError, type Path, readField, specChanges, writeField, specToYaml } from "./spec-yaml";
+import { parseValue, yamlError, type Path, readField, specChanges, writeField, specToYaml, withoutDefaults } from "./spec-yaml";
 import { Sentence } from "../../components/sentence";
 import { tightestBudget } from "../../lib/tightest-budget";
 
@@ -47,9 +47,17 @@ export default function NewJobPage() {
 }
 
 function initialSpec(all: Recipe[], wanted: string | null, source: Job | undefined): string {
-  if (source) return specToYaml({ ...source.spec, name: undefined });
+  if (source) {
+    // The job's recipe may be of an earlier version than this one, whose defaults are others.
+    const recipe = all.find(({ name, version }) => `${name}@${version}` === source.recipe);
+    return specToYaml({ ...source.spec, name: undefined, params: withoutDefaults(source.spec.params, recipe ? paramDefaults(recipe) : {}) });
+  }
   const recipe = all.find(({ name }) => name === wanted) ?? all.find(({ data }) => data === "digits") ?? all[0];
   return recipe ? specTemplate(recipe) : "";
+}
+
+function paramDefaults({ params }: Recipe): Record<string, unknown> {
+  return Object.fromEntries(params.map((param) => [param.name, param.default]));
 }
 
 function specTemplate(recipe: Recipe): string {

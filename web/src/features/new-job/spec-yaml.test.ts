@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { specChanges, specToCommand, parseValue, yamlError, readField, writeField, specToYaml } from "./spec-yaml";
+import { specChanges, specToCommand, parseValue, yamlError, readField, writeField, specToYaml, withoutDefaults } from "./spec-yaml";
 
 const TEXT = "recipe: digits/quickstart # the quick one\nlimits: {cost: 3.00}\n";
 
@@ -65,4 +65,8 @@ test("what a copy changes is told field by field, and what is written otherwise 
     { path: "resources.zones", before: '["a"]', after: '["a","b"]' },
     { path: "name", before: undefined, after: "mine" },
   ]);
+});
+
+test("parameters at their default are left out, those without one are kept", () => {
+  expect(withoutDefaults({ lr: 0.1, epochs: 5, crop: [1, 2], own: 0 }, { lr: 0.1, epochs: 24, crop: [1, 2] })).toEqual({ epochs: 5, own: 0 });
 });

@@ -50,12 +50,17 @@ export function specToYaml(spec: Record<string, unknown>): string {
   return stringify(withoutEmpty(spec) ?? {}, { lineWidth: 100 });
 }
 
+/** Return the parameters that have another value than the default. */
+export function withoutDefaults(params: Record<string, unknown>, defaults: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(params).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaults[name])));
+}
+
 /** Return the shell command that submits the spec, without parameters at their default. */
 export function specToCommand(spec: Record<string, unknown>, defaults: Record<string, unknown> = {}): string {
   const { recipe, params, ...rest } = (withoutEmpty(spec) ?? {}) as Record<string, unknown>;
   const words = ["shoestring", "submit", String(recipe ?? "RECIPE").replace(/@\d+$/, "")];
-  for (const [name, value] of Object.entries((params as Record<string, unknown>) ?? {})) {
-    if (JSON.stringify(value) !== JSON.stringify(defaults[name])) words.push(`${name}=${shellQuote(value)}`);
+  for (const [name, value] of Object.entries(withoutDefaults((params as Record<string, unknown>) ?? {}, defaults))) {
+    words.push(`${name}=${shellQuote(value)}`);
   }
   for (const [path, value] of leaves(rest)) words.push(`${path}=${shellQuote(value)}`);
   return words.join(" ");

@@ -4,6 +4,7 @@ import { useState } from "react";
 import { api, body, type Schemas } from "../../api/client";
 import { members, queries } from "../../api/queries";
 import { Async } from "../../components/async";
+import { ButtonWithReason } from "../../components/button-with-reason";
 import { ConfirmDialog } from "../../components/confirm-dialog";
 import { Panel } from "../../components/panel";
 import { ProblemNote } from "../../components/problem-note";
@@ -52,9 +53,9 @@ export function MembersPanel({ admin }: { admin: boolean }) {
                     <td data-label="Keys">{one.keys}</td>
                     {admin && (
                       <td>
-                        <button type="button" className="small" onClick={() => setRemoving(one)}>
+                        <ButtonWithReason type="button" className="small" reason={isOnlyAdmin(one, all) ? "The only admin stays." : ""} onClick={() => setRemoving(one)}>
                           Remove
-                        </button>
+                        </ButtonWithReason>
                       </td>
                     )}
                   </tr>
@@ -80,6 +81,10 @@ export function MembersPanel({ admin }: { admin: boolean }) {
       )}
     </Panel>
   );
+}
+
+function isOnlyAdmin(member: Member, all: Member[]): boolean {
+  return member.role === "admin" && all.filter(({ role }) => role === "admin").length === 1;
 }
 
 /** `chosen`: the role that is being set. */
