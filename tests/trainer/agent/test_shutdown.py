@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from shoestring_trainer.agent import shutdown
+from shoestring_trainer.agent import generations, shutdown
+from shoestring_trainer.agent.generations import GenerationRunner
 from shoestring_trainer.agent.shutdown import Shutdown
 
 NOTICE_S = 120.0
@@ -87,3 +89,36 @@ def test_its_work_has_as_long_as_the_machine_lives(clock: Clock, by: dict[str, f
         assert leaving.has_deadline is bool(by)
 
     assert lasts(clock, never_done) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("save_s", "by", "expected"),
+    [
+        (0, {}, 60),  # nothing is measured
+        (45, {}, 60),
+        (130, {}, 130),
+        (130, {"by": 90}, 90),
+        (0, {"work_by": 400}, 400),  # it is to end then anyway
+    ],
+)
+def test_its_last_upload_has_as_long_as_the_one_before_took(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, save_s: float, by: dict[str, float], expected: float
+):
+    """Where only the machine's price says when to give up: a store that never answers."""
+
+    async def no_ranks_are_left(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(generations, "boottime", clock.boottime)
+    monkeypatch.setattr(generations, "terminate_ranks", no_ranks_are_left)
+    runner: Any = SimpleNamespace(
+        ranks=SimpleNamespace(ended=True, generation=1), _watcher=SimpleNamespace(done=lambda: False),
+        uploader=SimpleNamespace(save_s=save_s), read_files=lambda **_: None, _machine="machine",
+    )  # fmt: skip
+
+    async def end(leaving: Shutdown) -> None:
+        leaving.begin("a reason", **{name: clock.now + seconds for name, seconds in by.items()})
+        runner._shutdown = leaving
+        await GenerationRunner.end(runner)
+
+    assert lasts(clock, end) == pytest.approx(expected, abs=0.1)
