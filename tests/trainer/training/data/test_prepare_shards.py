@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,6 +301,32 @@ def test_other_options_and_a_source_without_classes_are_refused(source: Path, tm
         prepare(source / "red", tmp_path / "none")
     with pytest.raises(TrainerError, match="does not exist"):
         prepare(tmp_path / "nothing", tmp_path / "none")
+
+
+def test_tars_beside_folders_of_images_are_refused(source: Path, tmp_path: Path):
+    """As beside ImageNet's folders: packing one of the two kinds would leave the other out."""
+    (source / "downloaded.tar").write_bytes(b"")
+    with pytest.raises(TrainerError, match=r"downloaded\.tar, and folders of images, such as .*blue; move what"):
+        prepare(source, tmp_path / "shards")
+
+
+def test_files_and_splits_that_are_not_packed_are_named(source: Path, tmp_path: Path, capsys):
+    whole = tmp_path / "whole"
+    for split in ("train", "val", "test"):
+        shutil.copytree(source, whole / split)
+    (whole / "train" / "red" / "photo.heic").write_bytes(b"heic")
+    index_source(whole, skip=False)
+    ignored, unused = capsys.readouterr().err.splitlines()
+    assert ignored.startswith("ignored 1 file (not images by their extension, or outside the class folders)")
+    assert ignored.endswith(f"the first is {whole}/train/red/photo.heic")
+    assert unused == f"not packed: {whole}/test"
+
+
+def test_an_invalid_sample_of_a_tar_is_refused_with_the_commands_own_option(tmp_path: Path):
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(DataError, match=r"or leave it out with --on-corrupt skip$"):
+        prepare(tmp_path / "one.tar", tmp_path / "shards")
 
 
 def test_images_that_have_changed_since_are_other_images(source: Path, tmp_path: Path):

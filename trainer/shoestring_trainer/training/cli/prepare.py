@@ -21,12 +21,13 @@ from shoestring_core.wording.units import counted
 
 from shoestring_trainer.data_sync.datasets import is_remote, sync_dataset
 from shoestring_trainer.data_sync.errors import DataUnavailable
-from shoestring_trainer.training.data.image_folder import index_folders, list_folders
-from shoestring_trainer.training.data.image_index import ImageIndex
+from shoestring_trainer.training.data.image_folder import Folders, index_folders, list_folders
+from shoestring_trainer.training.data.image_index import ImageIndex, describe_ignored
 from shoestring_trainer.training.data.prepare_shards import Progress, prepare_shards
 from shoestring_trainer.training.data.shard_folder import require_apart
 from shoestring_trainer.training.data.shard_list import ShardIndex, Split
 from shoestring_trainer.training.data.shard_plan import PrepareOptions
+from shoestring_trainer.training.data.stored_image import SKIP_OPTION
 from shoestring_trainer.training.data.webdataset import index_shards
 from shoestring_trainer.training.errors import UserError
 
@@ -89,10 +90,27 @@ def index_source(source: Path, *, skip: bool) -> dict[Split, ImageIndex]:
     """
     if not source.exists() and source.suffix != ".tar":
         raise UserError(f"{source} does not exist; give a folder of class folders, or of tar files")
-    folders = [source, *list_folders(source)] if source.is_dir() else []
-    shards = not folders or any(path.suffix == ".tar" for folder in folders for path in folder.iterdir())
-    train, val = index_shards(source, skip=skip, report=_report) if shards else index_folders(source)
+    folders = list_folders(source) if source.is_dir() else []
+    tars = [path for folder in (source, *folders) if folder.is_dir() for path in folder.iterdir() if _is_tar(path)]
+    if tars and (images := [folder for folder in folders if Folders().count_images(folder, 1)]):
+        raise UserError(
+            f"{source} holds tar files, such as {min(tars)}, and folders of images, such as {images[0]}; move what is "
+            "not to be packed elsewhere"
+        )
+    train, val = (
+        index_folders(source)
+        if source.is_dir() and not tars
+        else index_shards(source, skip=skip, report=_report, skip_option=SKIP_OPTION)
+    )
+    if ignored := describe_ignored(*filter(None, (train, val))):
+        _report(ignored)
+    if train.unused:
+        _report(f"not packed: {', '.join(map(str, train.unused))}")
     return {"train": train, "val": val} if val else {"train": train}
+
+
+def _is_tar(path: Path) -> bool:
+    return path.suffix == ".tar"
 
 
 class ProgressLine:

@@ -80,6 +80,13 @@ def describe_splits(train: ImageIndex, val: ImageIndex) -> str:
     )
 
 
+def describe_ignored(*parts: ImageIndex) -> str:
+    """Return a line for the log: which files beside the images are none; empty if there is no such file."""
+    ignored = sorted({path for part in parts for path in part.ignored})
+    reason = "not images by their extension, or outside the class folders"
+    return f"ignored {counted(len(ignored), 'file')} ({reason}); the first is {ignored[0]}" if ignored else ""
+
+
 def validate_classes(images: ImageIndex) -> None:
     """Raise DataError if a label belongs to no class, or a class has no image."""
     labels = set(images.labels)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from shoestring_core.wording.units import counted
 
 from shoestring_trainer.data_sync.shard_requests import ShardRequests
 from shoestring_trainer.terminal import say
@@ -17,7 +16,12 @@ from shoestring_trainer.training.data.dataset import ImageDataset, load_digits, 
 from shoestring_trainer.training.data.decoded_cache import DecodedCache
 from shoestring_trainer.training.data.file_list import list_files, read_file_list
 from shoestring_trainer.training.data.image_folder import index_image_folder, is_split_image_folder
-from shoestring_trainer.training.data.image_index import ImageIndex, describe_splits, validate_classes
+from shoestring_trainer.training.data.image_index import (
+    ImageIndex,
+    describe_ignored,
+    describe_splits,
+    validate_classes,
+)
 from shoestring_trainer.training.data.nvjpeg import nvjpeg_decoder
 from shoestring_trainer.training.data.shard_list import has_shard_index, read_shard_index
 from shoestring_trainer.training.data.sharded_dataset import ShardedDataset
@@ -107,9 +111,8 @@ def _open_images(
             files.report_additions(path)
     if files is None and distributed.rank == 0 and task.data_format == "imagefolder":  # which writes the checkpoints
         files = list_files(path, train, val)
-    if (ignored := sorted({*train.ignored, *val.ignored})) and is_local_rank_0:
-        reason = "not images by their extension, or outside the class folders"
-        say(f"ignored {counted(len(ignored), 'file')} ({reason}); the first is {ignored[0]}")
+    if is_local_rank_0 and (ignored := describe_ignored(train, val)):
+        say(ignored)
     cache = DecodedCache(
         train, val, settings,
         split_info={"data": task.data_format, "seed": seed},

@@ -21,7 +21,8 @@ from shoestring_trainer.training.data.image_files import (
 )
 from shoestring_trainer.training.errors import DataError
 
-_REMEDY = f"{REPAIR}, or leave it out with --on-corrupt skip"
+SKIP_OPTION = "--on-corrupt skip"
+_REMEDY = f"{REPAIR}, or leave it out with {SKIP_OPTION}"
 _EXTENSIONS = {
     "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm",
 }  # fmt: skip

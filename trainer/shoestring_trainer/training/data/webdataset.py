@@ -44,24 +44,27 @@ def index_webdataset(path: Path, seed: int, val_fraction: float, *, skip: bool) 
 
 
 def index_shards(
-    path: Path, *, skip: bool, report: Callable[[str], object] = say
+    path: Path, *, skip: bool, report: Callable[[str], object] = say, skip_option: str = "the parameter on_corrupt=skip"
 ) -> tuple[ImageIndex, ImageIndex | None]:
     """Return the indices of the shards to train and to validate on.
 
-    path    a folder with train/*.tar and val/*.tar (or test, or other words for them), or with shards that have such
-            words in their names, or else with shards to train on; or a pattern such as
-            /data/train-{000..127}.tar
-    skip    leave out and count invalid samples, and report each; else they raise DataError
-    raises  DataError, naming the shard, the sample and the remedy
+    path         a folder with train/*.tar and val/*.tar (or test, or other words for them), or with shards that have
+                 such words in their names, or else with shards to train on; or a pattern such as
+                 /data/train-{000..127}.tar
+    skip         leave out and count invalid samples, and report each; else they raise DataError
+    skip_option  how users ask for that, for messages
+    raises       DataError, naming the shard, the sample and the remedy
     """
     splits = find_shards(path)
     folder = splits.train[0].parent
     class_names = _read_class_names([folder, folder.parent] if folder_role(folder) == "train" else [folder])
-    parts = [_ShardIndex(shards[0].parent, skip, report) for shards in (splits.train, splits.val) if shards]
+    parts = [
+        _ShardIndex(shards[0].parent, skip, report, skip_option) for shards in (splits.train, splits.val) if shards
+    ]
     for part, shards in zip(parts, (splits.train, splits.val), strict=False):
         for shard in shards:
             part.add(shard)
-    classes = class_names or _infer_classes(parts, skip=skip)
+    classes = class_names or _infer_classes(parts, skip=skip, skip_option=skip_option)
     train, *val = [part.to_image_index(classes) for part in parts]
     train = replace(train, unused=splits.unused)
     return train, val[0] if val else None
@@ -101,7 +104,7 @@ def _read_class_names(folders: Sequence[Path]) -> list[str]:
     return []
 
 
-def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
+def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool, skip_option: str) -> list[str]:
     """Return class names from the labels themselves: either strings, or integers from 0 without gaps.
 
     skip  negative labels are left out, by `to_image_index`
@@ -119,7 +122,7 @@ def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
         if not skip:
             raise DataError(
                 f"the label of {examples[negative[0]]} is {negative[0]}; labels are 0, 1, 2 and so on: correct them, "
-                "or leave out such samples with the parameter on_corrupt=skip"
+                f"or leave out such samples with {skip_option}"
             )
         examples = {label: path for label, path in examples.items() if label not in negative}
     if len(examples) < 2:
@@ -140,8 +143,8 @@ def _infer_classes(parts: Sequence[_ShardIndex], *, skip: bool) -> list[str]:
 class _ShardIndex:
     """Position of each sample's image in the shards, and its label as given."""
 
-    def __init__(self, root: Path, skip: bool, report: Callable[[str], object]) -> None:
-        self.root, self._skip, self._report = root, skip, report
+    def __init__(self, root: Path, skip: bool, report: Callable[[str], object], skip_option: str) -> None:
+        self.root, self._skip, self._report, self._skip_option = root, skip, report, skip_option
         self.shards: list[Path] = []
         self.labels: list[Label] = []
         self.names: list[str] = []
@@ -205,7 +208,7 @@ class _ShardIndex:
 
     def _skip_or_raise(self, reason: str) -> None:
         if not self._skip:
-            raise DataError(f"{reason}; correct it, or leave it out with the parameter on_corrupt=skip")
+            raise DataError(f"{reason}; correct it, or leave it out with {self._skip_option}")
         self._skipped += 1
         self._report(f"skipped: {reason}")
 
