@@ -82,7 +82,7 @@ def _contradictions(tree: Mapping[str, Any], recipe: recipes.Recipe | None) -> l
         problems.append(Problem("/run", "Give recipe or run, not both.", "contradiction"))
     if recipe is not None:
         problems += _data_problems(tree.get("data"), recipe)
-        problems += _precision_problems(_section(tree, "params"))
+        problems += _precision_problems(_section(tree, "params")) + _image_size_problems(_section(tree, "params"))
     if isinstance(goal := tree.get("goal"), dict):
         problems += _goal_problems(goal, recipe)
     if isinstance(resources := tree.get("resources"), dict):
@@ -133,6 +133,14 @@ def _precision_problems(params: Mapping[str, Any]) -> list[Problem]:
         )
         return [Problem("/params/precision", message, "contradiction")]
     return []
+
+
+def _image_size_problems(params: Mapping[str, Any]) -> list[Problem]:
+    """As `_precision_problems`: what is seen only after an epoch."""
+    side = params.get("eval_image_size")
+    if type(side) is not int or side == 0 or side >= 16:
+        return []
+    return [Problem("/params/eval_image_size", f"must be 0 or at least 16, not {side}.", "invalid-value")]
 
 
 def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,12 @@ from shoestring_core.spec.model import JobSpec
 _SUFFIX = "_schedule"
 STEP_SCHEDULES = ("batch_size_schedule", "image_size_schedule", "crop_scale_schedule", "rectangular_eval_schedule")
 """Between whose breakpoints the value is constant; the others are interpolated."""
+_BOUNDS = {
+    "lr_schedule": (0, 1000), "whitening_lr_schedule": (0, 1000), "momentum_schedule": (0, 0.9999),
+    "image_size_schedule": (16, 1024), "crop_scale_schedule": (0, 1), "rectangular_eval_schedule": (0, 1),
+}  # fmt: skip
+"""Of the values: those of the parameters that they change."""
+_MAX_BATCH_SIZE = 65536
 
 
 def schedule_problems(spec: JobSpec) -> list[Problem]:
@@ -22,7 +29,7 @@ def schedule_problems(spec: JobSpec) -> list[Problem]:
     for name, text in spec.params.items():
         if name.endswith(_SUFFIX) and text:
             try:
-                _parse(name, str(text))
+                _require_bounds(name, _parse(name, str(text)), spec.params)
             except ValueError as error:
                 problems.append(Problem(document.json_pointer("/params", name), f"{name}: {error}.", "invalid-value"))
     return problems or _batch_problems(spec)
@@ -45,6 +52,22 @@ def _batch_problems(spec: JobSpec) -> list[Problem]:
         f"(nodes: {nodes}, procs: {procs}). Raise it, or use fewer processes."
     )
     return [Problem("/params/batch_size", message, "contradiction")]
+
+
+def _require_bounds(name: str, breakpoints: Breakpoints, params: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value that the trainer can't use."""
+    if name == "batch_size_schedule":
+        batch_size = int(params.get("batch_size") or 32)
+        for _, factor in breakpoints:
+            if not 0 < factor * batch_size < _MAX_BATCH_SIZE + 0.5:
+                raise ValueError(
+                    f"its factor {factor:g} of batch_size {batch_size:,} makes no batch of 1 to {_MAX_BATCH_SIZE:,} "
+                    "images"
+                )
+        return
+    low, high = _BOUNDS.get(name, (-math.inf, math.inf))
+    if outside := [value for _, value in breakpoints if not low <= value <= high]:
+        raise ValueError(f"its values must be from {low:g} to {high:g}, not {outside[0]:g}")
 
 
 def _parse(name: str, text: str) -> Breakpoints:

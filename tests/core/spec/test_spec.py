@@ -667,12 +667,31 @@ def test_a_batch_with_fewer_images_than_processes_is_refused_at_submission(param
         ("batch_size_schedule", "1/2:2", "must begin at 0"),
         ("batch_size_schedule", "0:1 2:2", "end by 1"),
         ("image_size_schedule", "0:128 1/0:2", "can't be parsed"),
+        ("image_size_schedule", "0:128 1/2:1", "from 16 to 1024, not 1"),
+        ("image_size_schedule", "0:-128", "from 16 to 1024, not -128"),
+        ("lr_schedule", "0:1 1:-0.1", "from 0 to 1000, not -0.1"),
+        ("momentum_schedule", "0:0.9 1/2:1", "from 0 to 0.9999, not 1"),
+        ("crop_scale_schedule", "0:0.08 1/2:2", "from 0 to 1, not 2"),
+        ("rectangular_eval_schedule", "0:0 1/2:2", "from 0 to 1, not 2"),
+        ("batch_size_schedule", "0:0 1/2:1", "factor 0 of batch_size"),
+        ("batch_size_schedule", "0:-1", "makes no batch of 1 to 65,536 images"),
+        ("batch_size_schedule", "0:1 1/2:1e12", "makes no batch of 1 to 65,536 images"),
     ],
 )
-def test_a_schedule_that_cannot_be_read_is_refused_at_submission(name, schedule, message):
+def test_a_schedule_that_cannot_be_trained_is_refused_at_submission(name, schedule, message):
     with pytest.raises(InvalidSpec, match=message) as refused:
-        spec.parse({"recipe": "imagenet/imagenet18", "data": {"train": "/data"}, "params": {name: schedule}})
+        spec.parse({"recipe": "imagenet/alibaba-1", "data": {"train": "/data"}, "params": {name: schedule}})
     assert [problem.pointer for problem in refused.value.problems] == [f"/params/{name}"]
+
+
+@pytest.mark.parametrize("side", [1, 15])
+def test_validation_images_that_are_too_small_to_see_are_refused_at_submission(side: int):
+    tree = {"recipe": "imagefolder/any", "data": {"train": "/data"}}
+    with pytest.raises(InvalidSpec, match=f"must be 0 or at least 16, not {side}") as refused:
+        spec.parse(tree | {"params": {"eval_image_size": side}})
+    assert [problem.pointer for problem in refused.value.problems] == ["/params/eval_image_size"]
+    for accepted in (0, 16):
+        spec.parse(tree | {"params": {"eval_image_size": accepted}})
 
 
 def test_the_smallest_batch_of_a_schedule_counts():

@@ -18,7 +18,8 @@ import pytest
 import torch
 from shoestring_trainer.training.errors import UserError, classify_error
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule
-from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
+from shoestring_trainer.training.models.input_errors import name_input_errors
+from shoestring_trainer.training.models.registry import build_model
 from shoestring_trainer.training.settings import Settings
 from shoestring_trainer.training.setup import check_batch_norms
 from torch import nn
@@ -206,8 +207,23 @@ def test_periodic_checkpoints_keep_the_newest_eight(two_ranks: Gang):
 def test_a_batch_too_small_for_batch_norm_is_said_with_the_parameters_to_raise():
     images = torch.ones(1, 3, 32, 32)
     message = r"from 1 image of 32 x 32 pixels; raise batch_size .* or image_size"
-    with pytest.raises(UserError, match=message), name_batch_norm_error(images):
+    with pytest.raises(UserError, match=message), name_input_errors(images):
         nn.BatchNorm2d(4)(torch.ones(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [("torchvision/alexnet", "Output size is too small"), ("torchvision/inception_v3", "Kernel size"),
+     ("torchvision/vit_b_16", "Wrong image height"), ("timm/vit_tiny_patch16_224", "doesn't match model")],
+)  # fmt: skip
+def test_images_of_a_size_that_a_network_cant_take_are_said_with_the_parameters_to_change(model: str, named: str):
+    """On meta tensors, without a byte of weights; the check of the first step raises the same."""
+    images = torch.empty(2, 3, 16, 16, device="meta")
+    with torch.device("meta"):
+        network = build_model(model, settings=Settings(), classes=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    message = rf"can't take images of 16 x 16 pixels \(.*{named}.*\); change image_size or eval_image_size"
+    with pytest.raises(UserError, match=message), name_input_errors(images):
+        network.to("meta")(images)
 
 
 @pytest.mark.parametrize(

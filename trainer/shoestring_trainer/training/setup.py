@@ -24,7 +24,7 @@ from shoestring_trainer.training.distributed.context import DistributedContext, 
 from shoestring_trainer.training.errors import UserError
 from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, Phase
 from shoestring_trainer.training.lazy_dynamo import defer_dynamo
-from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
+from shoestring_trainer.training.models.input_errors import name_input_errors
 from shoestring_trainer.training.models.registry import build_model, init_from_data
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
@@ -128,7 +128,7 @@ def check_batch_norms(
         channels, height, width = image_CHW if side == 0 else (image_CHW[0], side, side)
         image_NCHW = torch.empty(1, channels, height, width, device="meta")
         network = copy.deepcopy(model).to("meta").train()
-        with torch.no_grad(), name_batch_norm_error(image_NCHW), suppress(NotImplementedError, RuntimeError):
+        with torch.no_grad(), name_input_errors(image_NCHW), suppress(NotImplementedError, RuntimeError):
             # PyTorch raises these two where an operation has no meta kernel; then the first step is the check.
             network(image_NCHW)
 

@@ -17,8 +17,8 @@ from shoestring_trainer.training.distributed.context import DistributedContext, 
 from shoestring_trainer.training.distributed.global_batch_layers import use_global_batch
 from shoestring_trainer.training.hooks import HookContext, load_hooks
 from shoestring_trainer.training.hyperparam_schedule import Phase, StepHyperparams
-from shoestring_trainer.training.models.batch_norm_error import name_batch_norm_error
 from shoestring_trainer.training.models.compiler import compiled
+from shoestring_trainer.training.models.input_errors import name_input_errors
 from shoestring_trainer.training.optim.muon import Muon
 from shoestring_trainer.training.optim.noise_scale import GradientNoiseScale
 from shoestring_trainer.training.optim.optimizers import build_optimizer, set_hyperparams
@@ -151,7 +151,7 @@ class Trainer:
 
     def _loss(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         """Return the loss, summed over the images."""
-        with self.precision.autocast(self.distributed.device), name_batch_norm_error(images_NCHW):
+        with self.precision.autocast(self.distributed.device), name_input_errors(images_NCHW):
             images_NCHW = self.precision.cast(images_NCHW).contiguous(memory_format=torch.channels_last)
             logits_NK = self._forward(images_NCHW)
         logits_NK, smoothing = logits_NK.float(), self.settings.label_smoothing

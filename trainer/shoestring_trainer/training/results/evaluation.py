@@ -17,6 +17,7 @@ from shoestring_trainer.training.data.dataset import ImageDataset
 from shoestring_trainer.training.data.stalls import InputStalls
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import UserError
+from shoestring_trainer.training.models.input_errors import name_input_errors
 from shoestring_trainer.training.precision import Precision
 from shoestring_trainer.training.step_results import LAG
 from shoestring_trainer.training.stop_listener import StopOrdered
@@ -86,7 +87,7 @@ def evaluate(
             continue  # the ranks before this one have one more
         batch, uint8_NCHW = loaded
         images_NCHW = uint8_NCHW.to(device).float() / data.max_value
-        with precision.autocast(device):
+        with precision.autocast(device), name_input_errors(images_NCHW):
             images_NCHW = precision.cast(images_NCHW).contiguous(memory_format=torch.channels_last)
             logits_NK = model(images_NCHW)
             tta_NK = tta_logits(model, images_NCHW, logits_NK, views)
