@@ -50,7 +50,8 @@ function initialSpec(all: Recipe[], wanted: string | null, source: Job | undefin
   if (source) {
     // The job's recipe may be of an earlier version than this one, whose defaults are others.
     const recipe = all.find(({ name, version }) => `${name}@${version}` === source.recipe);
-    return specToYaml({ ...source.spec, name: undefined, params: withoutDefaults(source.spec.params, recipe ? paramDefaults(recipe) : {}) });
+    const params = (source.spec.params ?? {}) as Record<string, unknown>;
+    return specToYaml({ ...source.spec, name: undefined, params: withoutDefaults(params, recipe ? paramDefaults(recipe) : {}) });
   }
   const recipe = all.find(({ name }) => name === wanted) ?? all.find(({ data }) => data === "digits") ?? all[0];
   return recipe ? specTemplate(recipe) : "";
