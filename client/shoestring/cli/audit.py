@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from shoestring_core import money
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.rest import AuditEntry, AuditVerification
 
@@ -83,11 +84,17 @@ def _print(found: AuditVerification) -> None:
 
 
 def _facts(entry: AuditEntry) -> str:
-    return ", ".join(f"{name} {_fact(name, value)}" for name, value in entry.detail.items() if value not in (None, ""))
+    return ", ".join(
+        f"{name.removesuffix('_micro')} {_fact(name, value)}"
+        for name, value in entry.detail.items()
+        if value not in (None, "")
+    )
 
 
 def _fact(name: str, value: object) -> str:
-    """A time, which is kept in µs, as a date."""
+    """A time, which is kept in µs, as a date; and micro-dollars as dollars."""
     if name.endswith("_at") and type(value) is int:
         return f"{datetime.fromtimestamp(value / 1e6, UTC):%Y-%m-%d %H:%M}"
+    if name.endswith("_micro") and type(value) is int:
+        return money.to_decimal(value)
     return value if isinstance(value, str) else json.dumps(value)

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(os.EX_CANTCREAT, f"can't write to {folder} ({error.strerror}): free disk space, then start again")
     if not isolation:
         log.warning("%s", isolation.warning())
-    log.info("machine host ready at %s, %s slots, folder %s", server.url, options.slots, folder)
+    log.info("machine host ready at %s, slots: %s, folder: %s", server.url, options.slots, folder)
     while not stopping.wait(WATCH_INTERVAL_S):
         server.host.watch()
     if options.stop_machines_on_exit:
