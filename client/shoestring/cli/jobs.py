@@ -124,7 +124,7 @@ def logs(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Print a job's logs, of all ranks and machines. Of terminal control sequences only colours are kept.
+    """Print a job's logs, of all ranks and machines. Of terminal control sequences only colors are kept.
 
     \b
     shoestring logs JOB -f

@@ -85,7 +85,7 @@ class DataSource(_Section):
     """Folder of the validation data."""
     format: DataFormat = "imagefolder"
     """Format of the data: `imagefolder` (one sub-folder of images per class), `webdataset` (tar shards), or a
-    torchvision dataset as its download leaves it. A folder that `shoestring data prepare` has made is recognised by its
+    torchvision dataset as its download leaves it. A folder that `shoestring data prepare` has made is recognized by its
     index, in either of the first two. CIFAR-10 recipes take its binary or Python version."""
     stream: bool = False
     """Download the shards of a folder in S3 that `shoestring data prepare` has made while training, in the order of
