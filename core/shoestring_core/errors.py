@@ -218,4 +218,6 @@ def explain_setting(place: Sequence[int | str], message: str) -> str:
     """What is wrong with a setting of a process, by the name of its variable. `place`: of pydantic, () for several."""
     name = "__".join(str(part) for part in place if isinstance(part, str)).upper()
     said = message.removeprefix("Value error, ")  # pydantic's, before a validator's own words
+    if name and message == "Field required":  # pydantic's
+        return f"SHOESTRING_{name} is not set."
     return f"SHOESTRING_{name}: {said}" if name else said

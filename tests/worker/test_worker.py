@@ -145,5 +145,5 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pyt
     assert "SHOESTRING_LOCAL_SLOTS: " in said
     assert "SHOESTRING_TIMEOUTS__DRAIN: " in said
     assert "SHOESTRING_REDIS_URL: no address" in said
-    assert "SHOESTRING_OBJECT_STORE: Field required" in said, "the working folder is no object store"
+    assert "SHOESTRING_OBJECT_STORE is not set." in said, "the working folder is no object store"
     assert "\n" not in said

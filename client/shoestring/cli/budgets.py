@@ -256,7 +256,7 @@ def set_period(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Make a budget monthly, end it with a term, or make it one-off.
+    """Make a budget monthly, a term, or one-off.
 
     Its limit and use stay as they are. Each month begins with the limit that was set. Jobs that run across the border
     go on.
@@ -331,7 +331,7 @@ def set_guaranteed_rate(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Set the dollars an hour that your team is guaranteed (admins).
+    """Guarantee your team dollars an hour (admins).
 
     Above this rate it borrows from other teams. Jobs that stay within it start first. If no machine is free for one, a
     job of the team that borrows most for its weight saves a checkpoint and goes back to its place in the queue.

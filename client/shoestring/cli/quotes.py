@@ -51,9 +51,10 @@ def quote(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a job would run on, how long it takes and what it costs. Submits nothing.
+    """Say where a job would run, for how long and for how much.
 
-    Times and costs come from your team's earlier runs of the same work; where there are none, it says so.
+    It submits nothing. Times and costs come from your team's earlier runs of the same work; where there are none, it
+    says so.
 
     \b
     shoestring quote job.yaml

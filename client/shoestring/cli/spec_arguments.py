@@ -84,7 +84,7 @@ def _in_file(file: str, text: str, problem: Problem) -> str:
 def spec_tree(recipe: str | None, params: list[str] | None, file: Path | None) -> str | dict[str, Any]:
     """Return the spec that the arguments of `submit` and `quote` give: a tree, or a file's SpecText."""
     if (recipe is None) == (file is None):
-        raise typer.BadParameter("give either a recipe name or a file")
+        raise typer.BadParameter("give either a recipe name, such as digits/quickstart, or a file")
     if recipe is not None and recipe.endswith((".yaml", ".yml", ".json")):
         file, recipe = Path(recipe), None
     if recipe is not None:

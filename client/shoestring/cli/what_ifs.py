@@ -60,7 +60,7 @@ def simulate(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show when jobs would start, and what they spend, with changes.
+    """Show what changes would do to starts and spending.
 
     It changes nothing itself.
 

@@ -94,6 +94,8 @@ def read_settings() -> Ec2Settings:
     try:
         return Ec2Settings()
     except ValidationError as error:
+        if any(each["type"] == "missing" and each["loc"] == ("regions",) for each in error.errors()):
+            raise ValueError("SHOESTRING_EC2_REGIONS is not set.") from error
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise ValueError(f"SHOESTRING_EC2_REGIONS and the other SHOESTRING_EC2_ settings: {problems}.") from error
     except SettingsError as error:  # the regions' value alone is parsed

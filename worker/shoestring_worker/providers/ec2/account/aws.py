@@ -26,6 +26,7 @@ HOMES = (GLOBAL_REGION, "us-west-2", "eu-west-1")
 """Each account has these. What any region knows is asked of the next where one doesn't answer."""
 
 LOG_IN = "Name others in AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in again: aws sso login"
+FIRST_LOG_IN = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in: aws sso login"
 WHAT_TO_DO = {
     "InvalidClientTokenId": f"AWS doesn't know these credentials. {LOG_IN}",
     "AuthFailure": (
@@ -168,7 +169,7 @@ def _sentence(service: str, region: str, method: str, error: Exception) -> AwsEr
         hint = f" {hint}" if hint else ""
         return AwsError(f"{service} in {region} refused {action}: {code}: {message}{hint}", code, headers)
     if isinstance(error, MISSING_CREDENTIALS):
-        return AwsError(f"There are no AWS credentials. {LOG_IN}", "NoCredentials")
+        return AwsError(f"There are no AWS credentials. {FIRST_LOG_IN}", "NoCredentials")
     if isinstance(error, UNUSABLE_CREDENTIALS):
         return AwsError(f"The AWS credentials can't be used: {str(error).rstrip('.')}. {LOG_IN}", "NoCredentials")
     return AwsError(f"{service} in {region} did not answer {action}: {error}. See that AWS can be reached; try again.")
