@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 import typer
 from shoestring import cli, config, exit_codes, trainer
 from shoestring.cli.service import _print_summary
-from shoestring_core import recipes, rest
+from shoestring_core import recipes, rest, spec
 from shoestring_core.exit_codes import ExitCode
 from shoestring_core.states import EndReason
 from typer.testing import CliRunner
@@ -167,6 +168,19 @@ def test_the_pages_name_commands_and_options_that_exist() -> None:
         assert name in known or name in groups, (first, second)
         options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", more.partition("#")[0]))
         assert options <= known.get(name, options) | {"--help"}, (name, more)
+
+
+def test_the_jobs_that_the_pages_submit_have_valid_specs() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    typed = [found for page in pages for found in TYPED.findall(page.read_text(encoding="utf-8"))]
+    trees = []
+    for command, family, rest_of_line in typed:
+        if command in ("submit", "quote") and rest_of_line.startswith("/") and "JOB" not in rest_of_line:
+            recipe, *words = shlex.split(family + rest_of_line, comments=True)
+            trees.append(spec.from_arguments(recipe, [word for word in words if "=" in word]))
+    assert len(trees) > 8
+    for tree in trees:
+        spec.parse(tree)
 
 
 def test_every_command_can_print_json() -> None:
