@@ -17,10 +17,10 @@ STEP_SCHEDULES = ("batch_size_schedule", "image_size_schedule", "crop_scale_sche
 """Between whose breakpoints the value is constant; the others are interpolated."""
 _BOUNDS = {
     "lr_schedule": (0, 1000), "whitening_lr_schedule": (0, 1000), "momentum_schedule": (0, 0.9999),
-    "image_size_schedule": (16, 1024), "crop_scale_schedule": (0, 1), "rectangular_eval_schedule": (0, 1),
+    "batch_size_schedule": (0, 65536), "image_size_schedule": (16, 1024), "crop_scale_schedule": (0, 1),
+    "rectangular_eval_schedule": (0, 1),
 }  # fmt: skip
-"""Of the values: those of the parameters that they change."""
-_MAX_BATCH_SIZE = 65536
+"""Of the values, or of images in a batch: those of the parameters that they change."""
 
 
 def schedule_problems(spec: JobSpec) -> list[Problem]:
@@ -56,16 +56,15 @@ def _batch_problems(spec: JobSpec) -> list[Problem]:
 
 def _require_bounds(name: str, breakpoints: Breakpoints, params: Mapping[str, Any]) -> None:
     """Raise ValueError for a value that the trainer can't use."""
+    low, high = _BOUNDS.get(name, (-math.inf, math.inf))
     if name == "batch_size_schedule":
         batch_size = int(params.get("batch_size") or 32)
         for _, factor in breakpoints:
-            if not 0 < factor * batch_size < _MAX_BATCH_SIZE + 0.5:
+            if not low < factor * batch_size < high + 0.5:
                 raise ValueError(
-                    f"its factor {factor:g} of batch_size {batch_size:,} makes no batch of 1 to {_MAX_BATCH_SIZE:,} "
-                    "images"
+                    f"its factor {factor:g} of batch_size {batch_size:,} makes no batch of 1 to {high:,} images"
                 )
         return
-    low, high = _BOUNDS.get(name, (-math.inf, math.inf))
     if outside := [value for _, value in breakpoints if not low <= value <= high]:
         raise ValueError(f"its values must be from {low:g} to {high:g}, not {outside[0]:g}")
 
