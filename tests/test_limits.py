@@ -35,7 +35,6 @@ DOCUMENTED = {
         "MAX_NODES": "200; 64", "MAX_GPU_CHOICES": "16 alternatives", "MAX_SHARDS": "100,000",
         "_MAX_DURATION_S": "365 days",
     },
-    "core/shoestring_core/spec/schedules.py": {"_MAX_BATCH_SIZE": "65,536 images"},
     "core/shoestring_core/spec/messages.py": {"MAX_PROBLEMS": "100"},
     "core/shoestring_core/wording/agents.py": {"MAX_MESSAGE": "1,000 characters"},
     "core/shoestring_core/decide/failures.py": {"MAX_RESTARTS_WITHOUT_CHECKPOINT": "3"},
