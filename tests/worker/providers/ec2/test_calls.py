@@ -59,6 +59,26 @@ def test_a_machine_its_disk_its_interface_and_its_spot_request_are_created_with_
         assert tags == request.tags
 
 
+def test_the_owner_s_tags_are_on_everything_that_is_launched_and_never_in_place_of_ours(aws: FakeAws):
+    settings = aws.settings(tags="cost-centre=4711, project = vision")
+    owners = [{"Key": "cost-centre", "Value": "4711"}, {"Key": "project", "Value": "vision"}]
+    request = launch_request(placement_group="shoestring-j-1", type="g6e.24xlarge")
+    ec2_provider.Ec2Provider("ec2", settings).launch(request)
+    ec2, (instance,) = aws.ec2(), aws.instances()
+    interfaces = ec2.describe_network_interfaces(
+        NetworkInterfaceIds=[each["NetworkInterfaceId"] for each in instance["NetworkInterfaces"]]
+    )["NetworkInterfaces"]
+    tagged = [
+        instance["Tags"],
+        ec2.describe_volumes()["Volumes"][0]["Tags"],
+        interfaces[0]["TagSet"],
+        ec2.describe_spot_instance_requests()["SpotInstanceRequests"][0]["Tags"],
+        ec2.describe_placement_groups()["PlacementGroups"][0]["Tags"],
+    ]
+    for tags in tagged:
+        assert all(tag in tags for tag in [*owners, {"Key": DEPLOYMENT_TAG, "Value": "us"}])
+
+
 def test_a_machine_is_launched_as_its_request_says(aws: FakeAws):
     aws.provider().launch(launch_request())
     (instance,), (volume,) = aws.instances(), aws.ec2().describe_volumes()["Volumes"]

@@ -18,7 +18,7 @@ from shoestring_worker.providers.ec2.errors import MEANINGS, meaning_of
 from shoestring_worker.providers.ec2.instances import STATES, read_instance
 from shoestring_worker.providers.ec2.offers import make_offers, merge, price_changes, read_spot_prices
 from shoestring_worker.providers.ec2.rate_limits import LIMITS, RateLimits
-from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings
+from shoestring_worker.providers.ec2.settings import Ec2Region, Ec2Settings, read_settings
 from shoestring_worker.providers.registry import open_providers
 from shoestring_worker.settings import WorkerSettings
 
@@ -218,6 +218,36 @@ def test_a_name_that_no_region_can_have_is_refused_as_a_setting(region):
     subnets = {f"{region}a": "subnet-0a0a0a0a"}
     with pytest.raises(ValidationError, match="regions"):
         Ec2Settings(regions={region: Ec2Region(image=REGION["image"], subnets=subnets)})
+
+
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        ("cost-centre", "is not key=value"),
+        ("=4711", "is not key=value"),
+        ("a=1,a=2", "a is there twice"),
+        ("shoestring=x", "is set by Shoestring"),
+        ("Job=x", "is set by Shoestring"),
+        ("aws:cloudformation:stack-name=x", "is set by Shoestring or AWS"),
+        (f"k={'x' * 257}", "is nothing that AWS takes"),
+        ("k=a*b", "is nothing that AWS takes"),
+        (",".join(f"k{n}=" for n in range(41)), "at most 40"),
+    ],
+)
+def test_tags_that_aws_or_we_would_not_take_are_refused_as_a_setting(
+    monkeypatch: pytest.MonkeyPatch, tags: str, problem: str
+):
+    monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps({"us-east-1": REGION}))
+    monkeypatch.setenv("SHOESTRING_EC2_TAGS", tags)
+    with pytest.raises(ValueError, match=problem):
+        read_settings()
+
+
+def test_tags_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SHOESTRING_EC2_REGIONS", json.dumps({"us-east-1": REGION}))
+    assert read_settings().tags == {}
+    monkeypatch.setenv("SHOESTRING_EC2_TAGS", "cost-centre=4711, url=https://a.example/x=y,empty=")
+    assert read_settings().tags == {"cost-centre": "4711", "url": "https://a.example/x=y", "empty": ""}
 
 
 # Offers

@@ -215,13 +215,17 @@ def test_other_settings_never_launch_a_second_machine_beside_one_that_is_not_lis
 def test_the_user_data_has_the_settings_and_no_secret_and_the_machine_a_role_and_one_open_port(
     aws: FakeAws, operator: Operator
 ):
+    operator.chosen["TAGS"] = "cost-centre=4711"
     operator.up(account_of(aws.url))
+    (machine,) = operator.machines()
+    assert {"Key": "cost-centre", "Value": "4711"} in machine["Tags"]
     asked = aws.calls("RunInstances")[0]["parameters"]
     text = base64.b64decode(asked["UserData"]).decode()
     assert len(text.encode()) <= user_data.MAX_BYTES
     assert "secret" not in text
     boot = boot_of(text)
     assert boot.environment["SHOESTRING_EC2_MAX_PRICE"] == "1.5"
+    assert boot.environment["SHOESTRING_EC2_TAGS"] == "cost-centre=4711", "of its jobs' machines"
     assert boot.environment["SHOESTRING_OBJECT_STORE"] == f"s3://{operator.made.bucket}/service"
     assert boot.url == f"https://{operator.addresses()[0]['PublicIp']}:8443"
     assert 0.02 < float(boot.hosting["hourly_usd"]) < 0.05

@@ -114,7 +114,7 @@ class Ec2Provider:
 
         def create(ec2: Any) -> None:
             try:
-                ec2.create_placement_group(**create_placement_group(request))
+                ec2.create_placement_group(**create_placement_group(request, self._settings))
             except ClientError as error:
                 if read_error(error.response)[0] != "InvalidPlacementGroup.Duplicate":
                     raise

@@ -53,7 +53,7 @@ def run_instances(request: LaunchRequest, settings: Ec2Settings, root_device: st
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
         "BlockDeviceMappings": [{"DeviceName": root_device, "Ebs": _root_volume(disk_of(request, settings))}],
         "NetworkInterfaces": [_network_interface(region, request)],
-        "TagSpecifications": _tag_specifications(request),
+        "TagSpecifications": _tag_specifications(request, settings),
     }
     if request.data_role:
         # of the request and not of the settings: these may have changed since the first call with its token
@@ -79,9 +79,9 @@ def _root_volume(disk: LaunchDisk) -> dict[str, Any]:
     }
 
 
-def create_placement_group(request: LaunchRequest) -> dict[str, Any]:
+def create_placement_group(request: LaunchRequest, settings: Ec2Settings) -> dict[str, Any]:
     """Arguments of boto3's `create_placement_group`, of the group that the request names."""
-    tags = [{"Key": key, "Value": value} for key, value in sorted(request.tags.items()) if key != "slot"]
+    tags = [tag for tag in _tags(request, settings) if tag["Key"] != "slot"]
     return {
         "GroupName": request.placement_group,
         "Strategy": "cluster",
@@ -107,7 +107,12 @@ def _network_interface(region: Ec2Region, request: LaunchRequest) -> dict[str, A
     return interface
 
 
-def _tag_specifications(request: LaunchRequest) -> list[dict[str, Any]]:
-    tags = [{"Key": key, "Value": value} for key, value in sorted(request.tags.items())]
+def _tags(request: LaunchRequest, settings: Ec2Settings) -> list[dict[str, str]]:
+    """Ours, and the owner's."""
+    return [{"Key": key, "Value": value} for key, value in sorted({**settings.tags, **request.tags}.items())]
+
+
+def _tag_specifications(request: LaunchRequest, settings: Ec2Settings) -> list[dict[str, Any]]:
+    tags = _tags(request, settings)
     tagged = [*TAGGED_AT_BIRTH, *(["spot-instances-request"] if request.market == "spot" else [])]
     return [{"ResourceType": kind, "Tags": tags} for kind in tagged]

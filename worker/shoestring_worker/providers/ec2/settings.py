@@ -7,7 +7,8 @@ import re
 from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from shoestring_core.decide.reconcile import DEPLOYMENT_TAG, PROVIDER_TAG
 
 from shoestring_worker.settings import Price
 
@@ -49,6 +50,29 @@ class Ec2Endpoint(BaseSettings):
     """A server that speaks EC2's API, in place of AWS's."""
 
 
+RESERVED_TAGS = (DEPLOYMENT_TAG, PROVIDER_TAG, "job", "attempt", "slot", "shoestring-account", "name")
+"""In lower case: by these the reconciler, panic and teardown know what is ours."""
+MAX_TAGS = 40
+"""Of 50 that a resource may have: docs.aws.amazon.com/tag-editor/latest/userguide/best-practices-and-strats.html"""
+_TAG_TEXT = re.compile(r"[\w\s+\-=.:/@]*")
+"""What every service of AWS takes, by the same page."""
+
+
+def _read_tags(given: str | dict[str, str]) -> dict[str, str]:
+    """Of `key=value,key=value`. Raises ValueError."""
+    if isinstance(given, dict):
+        return given
+    tags: dict[str, str] = {}
+    for pair in filter(None, map(str.strip, given.split(","))):
+        key, is_pair, value = (part.strip() for part in pair.partition("="))
+        if not (is_pair and key):
+            raise ValueError(f"{pair!r} is not key=value, such as cost-centre=4711,project=vision")
+        if key in tags:
+            raise ValueError(f"{key} is there twice")
+        tags[key] = value
+    return tags
+
+
 class Ec2Settings(Ec2Endpoint):
     regions: Annotated[dict[Annotated[str, Field(pattern=_REGION)], Ec2Region], Field(min_length=1)]
     simulated: bool = False
@@ -59,6 +83,8 @@ class Ec2Settings(Ec2Endpoint):
     """Name of the one in the object store that machines install; "": none, the images have an environment."""
     data_role: str = ""
     """Name or ARN of the instance profile of machines whose job's data are in S3; "": none, and never any other's."""
+    tags: Annotated[dict[str, str], NoDecode, BeforeValidator(_read_tags), Field(max_length=MAX_TAGS)] = {}
+    """The owner's, such as cost allocation tags: on everything that is launched, from its birth on."""
     disk_gib: Annotated[int, Field(ge=8, le=16_384)] = 100
     disk_iops: Annotated[int, Field(ge=3_000, le=16_000)] = 3_000
     disk_mib_per_s: Annotated[int, Field(ge=125, le=1_000)] = 250
@@ -75,6 +101,19 @@ class Ec2Settings(Ec2Endpoint):
                 f"{given} is not the name of an instance profile, nor its ARN, such as "
                 "arn:aws:iam::123456789012:instance-profile/training-data"
             )
+        return given
+
+    @field_validator("tags")
+    @classmethod
+    def _are_tags_that_aws_takes(cls, given: dict[str, str]) -> dict[str, str]:
+        for key, value in given.items():
+            if key.lower() in RESERVED_TAGS or key.lower().startswith("aws:"):
+                raise ValueError(f"the tag {key} is set by Shoestring or AWS: choose another key")
+            if len(key) > 128 or len(value) > 256 or not (_TAG_TEXT.fullmatch(key) and _TAG_TEXT.fullmatch(value)):
+                raise ValueError(
+                    f"the tag {key}={value} is nothing that AWS takes: a key of at most 128 characters and a value of "
+                    "at most 256, of letters, digits, spaces and + - = . _ : / @"
+                )
         return given
 
     @model_validator(mode="after")

@@ -71,6 +71,7 @@ def launch_arguments(wanted: Wanted, place: Place, token: str, parts: Parts) -> 
         "DeviceIndex": 0, "SubnetId": parts.subnet, "Groups": [parts.group],
         "AssociatePublicIpAddress": True, "DeleteOnTermination": True,
     }  # fmt: skip
+    owners = [{"Key": key, "Value": value} for key, value in sorted(wanted.settings.tags.items())]
     root = {"VolumeType": "gp3", "VolumeSize": _root_gib(parts.image), "Encrypted": True, "DeleteOnTermination": True}
     return {
         "ClientToken": token, "MinCount": 1, "MaxCount": 1, "ImageId": parts.image["ImageId"], "InstanceType": TYPE,
@@ -83,7 +84,9 @@ def launch_arguments(wanted: Wanted, place: Place, token: str, parts: Parts) -> 
         "BlockDeviceMappings": [{"DeviceName": parts.image["RootDeviceName"], "Ebs": root}],
         "NetworkInterfaces": [interface],
         "TagSpecifications": [
-            *service_tags("instance"), *service_tags("network-interface"), *service_tags("volume", f"{SERVICE}-root"),
+            {**each, "Tags": [*each["Tags"], *owners]}
+            for kind, name in (("instance", SERVICE), ("network-interface", SERVICE), ("volume", f"{SERVICE}-root"))
+            for each in service_tags(kind, name)
         ],
     }  # fmt: skip
 
