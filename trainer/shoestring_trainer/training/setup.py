@@ -26,6 +26,7 @@ from shoestring_trainer.training.hyperparam_schedule import HyperparamSchedule, 
 from shoestring_trainer.training.lazy_dynamo import defer_dynamo
 from shoestring_trainer.training.models.input_errors import name_input_errors
 from shoestring_trainer.training.models.registry import build_model, init_from_data
+from shoestring_trainer.training.optim.weight_average import advise_average
 from shoestring_trainer.training.precision import Precision, choose_precision
 from shoestring_trainer.training.randomness import DistributedSampler, derive_seed
 from shoestring_trainer.training.settings import Settings
@@ -97,8 +98,10 @@ def set_up(task: LocalTask, stop_requested: Callable[[], bool] = lambda: False) 
     data = loader.dataset
     schedule = HyperparamSchedule.from_settings(settings, len(data.train))
     check_batch_sizes(schedule, distributed)
-    if distributed.rank == 0 and (advice := schedule.advise(settings.batch_size)):
-        say(advice)
+    if distributed.rank == 0:
+        for advice in (schedule.advise(settings.batch_size), advise_average(settings, schedule.total_steps)):
+            if advice:
+                say(advice)
 
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(**recipe.model, settings=settings, classes=len(data.classes), mean=data.mean, std=data.std)

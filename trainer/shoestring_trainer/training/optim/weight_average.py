@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from shoestring_core.wording.units import counted
 from torch import nn
 
 from shoestring_trainer.training.errors import UserError
@@ -66,6 +67,17 @@ class WeightAverage:
         own = [tensor.clone() for tensor in self._model_tensors]
         self.copy_to_model()
         torch._foreach_copy_(self._averages, own)
+
+
+def advise_average(settings: Settings, total_steps: int) -> str | None:
+    """Return what to do about an average that a run is too short for; else None."""
+    every = settings.weight_average_every_steps
+    if settings.weight_average == "none" or every <= total_steps:
+        return None
+    return (
+        f"The average of the weights is updated every {every:,} steps, and the run has {counted(total_steps, 'step')}: "
+        "it ends with its initial weights. Lower weight_average_every_steps."
+    )
 
 
 def build_weight_average(model: nn.Module, settings: Settings) -> WeightAverage | None:
