@@ -19,6 +19,7 @@ from shoestring_worker.providers.ec2.errors import (
     ADVICE,
     NO_ANSWER,
     NO_CREDENTIALS,
+    THROTTLED,
     UNUSABLE_ADVICE,
     clock_advice,
     data_role_advice,
@@ -95,7 +96,7 @@ class Calls:
         try:
             return call(self._client(region, service))
         except ClientError as error:
-            if read_error(error.response)[0] == "RequestLimitExceeded":
+            if read_error(error.response)[0] in THROTTLED:
                 self._limits.bucket(region, action).empty()
             raise
         except MISSING_CREDENTIALS as error:

@@ -38,6 +38,13 @@ class ErrorMeaning:
     page: str = CODES
 
 
+THROTTLED = (
+    "RequestLimitExceeded", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled",
+    "RequestThrottledException", "TooManyRequestsException", "EC2ThrottledException", "SlowDown",
+)  # fmt: skip
+"""Calls came too fast. EC2's own code is the first; the others are those for which the SDK waits as well:
+docs.aws.amazon.com/boto3/latest/guide/retries.html"""
+
 _CAPACITY, _QUOTA = RefusalKind.CAPACITY, RefusalKind.QUOTA
 _ACCOUNT, _REGION = RefusalKind.ACCOUNT, RefusalKind.REGION
 
@@ -69,6 +76,8 @@ MEANINGS = {
     # credentials, permissions, payment
     "AuthFailure.ServiceLinkedRoleCreationNotPermitted": ErrorMeaning(_ACCOUNT, SPOT_ROLE),
     "UnauthorizedOperation": ErrorMeaning(_ACCOUNT),
+    "AccessDenied": ErrorMeaning(_ACCOUNT),
+    "AccessDeniedException": ErrorMeaning(_ACCOUNT),
     "InvalidClientTokenId": ErrorMeaning(_ACCOUNT),
     "SignatureDoesNotMatch": ErrorMeaning(_ACCOUNT),
     "MissingAuthenticationToken": ErrorMeaning(_ACCOUNT),
@@ -84,9 +93,10 @@ MEANINGS = {
     "IdempotentParameterMismatch": ErrorMeaning(None, TOKENS),  # this token has launched a machine; the list names it
     "IdempotentInstanceTerminated": ErrorMeaning(None),
     "InvalidPlacementGroup.Unknown": ErrorMeaning(None),  # not visible yet, or just swept: the next try makes it again
-    "RequestLimitExceeded": ErrorMeaning(None, THROTTLING),
+    **dict.fromkeys(THROTTLED, ErrorMeaning(None, THROTTLING)),
     "RequestExpired": ErrorMeaning(None),  # a wrong clock, or temporary credentials that are about to be renewed
     "ExpiredToken": ErrorMeaning(None),
+    "ExpiredTokenException": ErrorMeaning(None),
     "InternalError": ErrorMeaning(None),
     "InternalFailure": ErrorMeaning(None),
     "ServerInternal": ErrorMeaning(None),
@@ -149,6 +159,7 @@ def clock_difference(ahead_s: float) -> str:
 ADVICE = {
     "RequestExpired": "Set the clock of the service's computer, which may be minutes off, or renew its credentials.",
     "ExpiredToken": "Renew the credentials of the service's computer.",
+    "ExpiredTokenException": "Renew the credentials of the service's computer.",
     "InvalidClientTokenId": "AWS doesn't know the service's credentials: set others where it is started.",
     "AuthFailure": (
         "AWS doesn't know the service's credentials there: set others where it is started. If other regions answer, "

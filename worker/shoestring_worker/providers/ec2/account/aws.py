@@ -15,7 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from shoestring_core.store.objects.s3_errors import MISSING_CREDENTIALS, UNUSABLE_CREDENTIALS
 
-from shoestring_worker.providers.ec2.errors import FAILURES, clock_advice, read_error
+from shoestring_worker.providers.ec2.errors import FAILURES, THROTTLED, clock_advice, read_error
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 3.0, 15.0
 READS = 3
@@ -50,7 +50,7 @@ WHAT_TO_DO = {
 """By error code."""
 
 
-BUSY = ("InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable", "RequestLimitExceeded", "Throttling")
+BUSY = ("InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable", *THROTTLED)
 """Answers of a region that can't answer now."""
 
 
