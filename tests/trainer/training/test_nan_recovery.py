@@ -87,6 +87,18 @@ def test_in_fp16_a_loss_scale_that_sinks_without_end_is_gone_back_from(tmp_path:
     assert [line["step"] for line in run.metrics()] == list(range(1, run.events("started")[-1]["steps_total"] + 1))
 
 
+def test_in_fp16_a_batch_that_breaks_the_statistics_of_norms_is_passed_over_by_its_own_step(tmp_path: Path):
+    """The loss scale takes its gradients for an overflow and training goes on, without them, to the next checkpoint."""
+    params = PARAMS | {"hooks_file": hook(tmp_path / "hooks", NAN_BATCH, when=f"context.step + 1 == {BAD}")}
+    run, code, output = alone(tmp_path / "run", params=params, precision="fp16", bare=True)
+    assert code == 0, output
+    assert f"as the loss had at step {BAD};" in output
+    assert f"rolling back and skipping the batch of step {BAD}" in output
+    assert [event["step"] for event in run.events("skipped")] == [BAD]
+    assert [event["step"] for event in run.events("started")] == [0, GOOD]
+    assert run.events("checkpoint")[-1]["result"]["steps_skipped"] == 1
+
+
 def test_the_log_of_samples_names_those_that_were_passed_over(recovered: Gang):
     audit = audit_samples(read_sample_log(path) for path in recovered.first.glob("samples-rank*.bin"))
     (log,) = (read_sample_log(path) for path in recovered.first.glob("samples-rank*.bin"))

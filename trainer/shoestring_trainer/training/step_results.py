@@ -126,6 +126,8 @@ class StepResults:
         completed.told = True
         if completed.skipped:
             self._recorder.log_event("skipped", step=completed.step, samples=completed.batch_size)
+        elif not math.isfinite(result.loss):
+            self._recorder.note_broken_loss(completed.step)
         if result.overflowed:
             self._recorder.log_event("gradient_overflow", step=completed.step, scale=result.scale)
 

@@ -25,7 +25,10 @@ FIRST_LEAD = 0.1
 
 
 class CheckpointWriter:
-    """Writes checkpoints on rank 0: periodic ones in the background, others before the call returns."""
+    """Writes checkpoints on rank 0: periodic ones in the background, others before the call returns.
+
+    broken_at  the first step since the last checkpoint whose loss was not finite, though fp16 went on; 0: none
+    """
 
     def __init__(self, task: LocalTask, state: TrainingState, writer: JsonlWriter) -> None:
         self._task, self._state, self._writer = task, state, writer
@@ -36,6 +39,7 @@ class CheckpointWriter:
         """How long it took from the begin of a periodic checkpoint until the service had it."""
         self._unstored: Path | None = None
         self._held: dict[str, Any] | None = None
+        self.broken_at = 0
         self._local_files = list_checkpoint_files(task.folder)
 
     def is_due(self, step: int) -> bool:
@@ -59,7 +63,7 @@ class CheckpointWriter:
         """Begin a periodic checkpoint. `stop_s`: how long a request to stop may wait for one."""
         self.wait()
         self._saved_at, self._unstored = monotonic(), None
-        snapshot, lines = _require_finite(self._state.snapshot(step), step), self._writer.lines
+        snapshot, lines = self._require_finite(self._state.snapshot(step), step), self._writer.lines
         self._pending = self._executor.submit(self._write, step, snapshot, "periodic", lines, {}, {}, stop_s)
 
     def hold(self, step: int) -> None:
@@ -73,7 +77,7 @@ class CheckpointWriter:
         reports the last step, with its evaluation.
         """
         self.wait()
-        snapshot = _require_finite(self._held or self._state.snapshot(step), step)
+        snapshot = self._require_finite(self._held or self._state.snapshot(step), step)
         reported = step - 1 if self._state.unevaluated else step
         self._write(reported, snapshot, "order", self._writer.lines, {}, {}, stop_s)
 
@@ -81,7 +85,7 @@ class CheckpointWriter:
         """Write the final checkpoint, with the job's artifacts as further parts, and the result."""
         self.wait()
         self._held = None
-        snapshot = _require_finite(self._state.snapshot(step), step)
+        snapshot = self._require_finite(self._state.snapshot(step), step)
         self._write(step, snapshot, "final", self._writer.lines, artifacts, result)
 
     def wait(self) -> None:
@@ -89,6 +93,19 @@ class CheckpointWriter:
         if self._pending:
             self._pending.result()
             self._pending = None
+
+    def _require_finite(self, snapshot: dict[str, Any], step: int) -> dict[str, Any]:
+        """Return the state to save. Raises NonFiniteError if it isn't finite, so a good checkpoint always remains."""
+        for part in ("model", "optimizer", "average"):
+            for name, tensor in snapshot.get(part, {}).items():
+                if not torch.isfinite(tensor).all():
+                    message = f"after step {step} {name} has numbers that are not finite ({part})"
+                    if self.broken_at:
+                        message += f", as the loss had at step {self.broken_at}"
+                    message += "; lower lr, or look for broken images or labels"
+                    raise NonFiniteError(message, since=self.broken_at or step)
+        self.broken_at = 0
+        return snapshot
 
     def _write(
         self, step: int, snapshot: Mapping[str, Any], reason: CheckpointReason, lines: int,
@@ -107,13 +124,3 @@ class CheckpointWriter:
         self._local_files = [file for file in self._local_files if file not in (manifest, data)] + [manifest, data]
         while len(self._local_files) > 2 * MAX_LOCAL_CHECKPOINTS:
             (task.folder / self._local_files.pop(0)).unlink(missing_ok=True)
-
-
-def _require_finite(snapshot: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return the state to save. Raises NonFiniteError if it isn't finite, so a good checkpoint always remains."""
-    for part in ("model", "optimizer", "average"):
-        for name, tensor in snapshot.get(part, {}).items():
-            if not torch.isfinite(tensor).all():
-                message = f"after step {step} {name} has numbers that are not finite ({part})"
-                raise NonFiniteError(f"{message}; lower lr, or look for broken images or labels", since=step)
-    return snapshot

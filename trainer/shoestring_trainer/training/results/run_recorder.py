@@ -49,6 +49,11 @@ class RunRecorder:
             self._writer.write_metrics(step, epoch, metrics, at=at)
             self._progress.finish(step, epoch, final_metrics)
 
+    def note_broken_loss(self, step: int) -> None:
+        """Note that the loss of a step is not finite: it may have left such numbers behind, though training goes on."""
+        if self.enabled and not self._checkpoints.broken_at:
+            self._checkpoints.broken_at = step
+
     def flush(self) -> None:
         """Write out buffered metrics; for before a longer pause."""
         if self.enabled:
