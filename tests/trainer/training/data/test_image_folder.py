@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shoestring_trainer.training.data import decoded_cache
+from shoestring_trainer.training.data import decoded_cache, mapped_images
 from shoestring_trainer.training.data.decoding import ResizeSpec, decode_file
-from shoestring_trainer.training.data.image_folder import index_image_folder
+from shoestring_trainer.training.data.image_folder import index_folders, index_image_folder
 from shoestring_trainer.training.data.mapped_images import decode_to_file, metadata_path
 from shoestring_trainer.training.distributed.context import DistributedContext
 from shoestring_trainer.training.errors import DataError
@@ -325,6 +325,26 @@ def test_decoding_that_is_given_up_leaves_the_rest_and_no_file_that_counts(flat:
     )  # fmt: skip
     assert len(asked) == 2 < len(images)
     assert not metadata_path(tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("broken", "look_on", "said"),
+    [
+        (1, 10_000, r"on_corrupt=skip$"),
+        (3, 10_000, r"blue/00\.jpg cannot .*skip\. 3 of 60 images are unreadable, also \S+/01\.jpg, \S+/02\.jpg$"),
+        (7, 10_000, r"7 of 60 images are unreadable, also (\S+, ){3}\S+/04\.jpg and 2 more$"),
+        (7, 0, r"blue/00\.jpg cannot .*skip(\. \d of [1-5]?\d images are unreadable.*)?$"),
+    ],
+)
+def test_the_first_unreadable_images_are_named_and_all_are_counted(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int, look_on: int, said: str
+):
+    monkeypatch.setattr(mapped_images, "LOOK_ON", look_on)
+    for number in range(broken):
+        (flat / "blue" / f"{number:02d}.jpg").write_bytes(b"broken")
+    images, _ = index_folders(flat)
+    with pytest.raises(DataError, match=said):
+        decode_to_file(tmp_path / "train", images, [ResizeSpec(8, 8)] * len(images), None, skip=False)
 
 
 def test_a_corrupt_image_ends_the_job_as_a_data_error(flat: Path, tmp_path: Path):

@@ -27,6 +27,10 @@ from shoestring_trainer.training.errors import DataError
 DECODE_CHUNK_SIZE = 64
 """Images that a thread decodes at a time."""
 GIB = 1 << 30
+NAMED_BROKEN = 5
+"""Unreadable images that an error names; it counts the others."""
+LOOK_ON = 10_000
+"""Images that are decoded after the first unreadable one, to name others as well: not the hours of a large set."""
 _REMEDY = f"{REPAIR}, or leave it out with the parameter on_corrupt=skip"
 
 
@@ -45,7 +49,7 @@ def decode_to_file(
 ) -> None:  # fmt: skip
     """Write the decoded images as raw pixels; then, beside them, which images are readable and their aspect ratios.
 
-    skip     leave out unreadable images; else they raise DataError
+    skip     leave out unreadable images; else they raise DataError, which names the first of them
     give_up  whether to return although some are missing; then nothing is written beside them
     """
     ends = list(itertools.accumulate(spec.bytes for spec in specs))
@@ -76,19 +80,22 @@ def decode_to_file(
     threads = max(1, torch.get_num_threads())
     chunk_size = max(1, min(DECODE_CHUNK_SIZE, len(images) // (4 * threads)))
     aspect_ratios: dict[int, float] = {}
+    broken: dict[int, DataError] = {}
     with ignored_pillow_warnings(), ThreadPoolExecutor(threads) as pool:  # Pillow releases the GIL while it decodes
         chunks = pool.map(decode_chunk, range(0, len(images), chunk_size))
         for index, result in enumerate(itertools.chain.from_iterable(chunks)):
-            if index % chunk_size == 0 and give_up():
+            looked_enough = bool(broken) and index - min(broken) > LOOK_ON
+            if index % chunk_size == 0 and (looked_enough or give_up()):
                 pool.shutdown(cancel_futures=True)
+                _require_none(broken, images, index)
                 return
             if isinstance(result, float):
                 aspect_ratios[index] = result
             elif not skip:
-                pool.shutdown(cancel_futures=True)
-                raise result
+                broken[index] = result
             else:
                 say(f"skipped: {result}")
+    _require_none(broken, images, len(images))
     if gpu_decoder:
         nvjpeg_count = len(images) - sum(pillow_counts)
         sys.stdout.write(f"nvJPEG decoded {nvjpeg_count} of {counted(len(images), 'image')}, Pillow the rest\n")
@@ -130,6 +137,19 @@ def _allocate(file: Path, size: int, images: ImageIndex) -> None:
             f"{free_bytes(file.parent) / GIB:,.1f} GiB left ({error.strerror}); lower image_size, use fewer images, or "
             "rent machines with a larger disk"
         ) from error
+
+
+def _require_none(broken: dict[int, DataError], images: ImageIndex, seen: int) -> None:
+    """Raise the first of the errors, by the indices of their images, naming some of the other images."""
+    if not broken:
+        return
+    (_, first), *others = broken.items()
+    if not others:
+        raise first
+    named = ", ".join(str(images.path(index)) for index, _ in others[: NAMED_BROKEN - 1])
+    unnamed = len(others) - (NAMED_BROKEN - 1)
+    more = f" and {unnamed} more" if unnamed > 0 else ""
+    raise DataError(f"{first}. {len(broken)} of {seen:,} images are unreadable, also {named}{more}") from first
 
 
 def _close_gaps(pixels: Tensor, spans: Iterable[tuple[int, int]]) -> None:
