@@ -82,6 +82,7 @@ DOCUMENTED = {
     "trainer/shoestring_trainer/data_sync/datasets.py": {"MAX_NAME_BYTES": "255 bytes"},
     "client/shoestring/schedule_scenario.py": {"MAX_JOBS": "10,000", "MAX_NODES": "64"},
     "client/shoestring/cli/simulate.py": {"MAX_INTERVALS": "100,000; 1,000", "MAX_PRICE_RATIO": "1,000"},
+    "worker/shoestring_worker/providers/ec2/settings.py": {"MAX_TAGS": "40 tags"},
     "trainer/shoestring_trainer/machinehost/http_server.py": {"MAX_BODY_BYTES": "256 KiB", "MAX_GRACE_S": "an hour"},
     "trainer/shoestring_trainer/machinehost/host.py": {"MAX_NOTICE_S": "an hour"},
     "trainer/shoestring_trainer/training/checkpoint/writer.py": {"MAX_LOCAL_CHECKPOINTS": "8"},

@@ -52,7 +52,7 @@ class Ec2Endpoint(BaseSettings):
 
 RESERVED_TAGS = (DEPLOYMENT_TAG, PROVIDER_TAG, "job", "attempt", "slot", "shoestring-account", "name")
 """In lower case: by these the reconciler, panic and teardown know what is ours."""
-_MOST_TAGS = 40
+MAX_TAGS = 40
 """Of 50 that a resource may have: docs.aws.amazon.com/tag-editor/latest/userguide/best-practices-and-strats.html"""
 _TAG_TEXT = re.compile(r"[\w\s+\-=.:/@]*")
 """What every service of AWS takes, by the same page."""
@@ -83,7 +83,7 @@ class Ec2Settings(Ec2Endpoint):
     """Name of the one in the object store that machines install; "": none, the images have an environment."""
     data_role: str = ""
     """Name or ARN of the instance profile of machines whose job's data are in S3; "": none, and never any other's."""
-    tags: Annotated[dict[str, str], NoDecode, BeforeValidator(_read_tags), Field(max_length=_MOST_TAGS)] = {}
+    tags: Annotated[dict[str, str], NoDecode, BeforeValidator(_read_tags), Field(max_length=MAX_TAGS)] = {}
     """The owner's, such as cost allocation tags: on everything that is launched, from its birth on."""
     disk_gib: Annotated[int, Field(ge=8, le=16_384)] = 100
     disk_iops: Annotated[int, Field(ge=3_000, le=16_000)] = 3_000
