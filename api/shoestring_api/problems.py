@@ -81,6 +81,12 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _handle_unexpected_error)
 
 
+WHOLE_ID = (
+    "Send the job's whole id, of 36 characters. "
+    "GET /v1/jobs?filter=id~PART finds it by a part, filter=name=NAME by its name."
+)
+
+
 def problem_response(
     status: int,
     code: str,
@@ -133,7 +139,9 @@ def _handle_validation_error(request: Request, error: Exception) -> JSONResponse
     if any(
         violation["loc"][:1] == ("path",) for violation in violations
     ):  # a malformed id gets the same answer as an unknown one
-        return problem_response(404, "not-found", TITLES[404][1], f"No resource exists at {request.url.path}.")
+        of_job = any(violation["loc"] == ("path", "job_id") for violation in violations)
+        detail = f"No resource exists at {request.url.path}."
+        return problem_response(404, "not-found", TITLES[404][1], detail, hint=WHOLE_ID if of_job else None)
     errors = [
         Problem(_pointer(violation["loc"]), _message(request, violation), violation["type"])
         for violation in violations[:100]

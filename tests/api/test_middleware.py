@@ -260,7 +260,11 @@ def test_missing_and_forbidden_data_look_the_same_outside_the_data_roots(
 
 def test_what_is_not_there_and_what_is_not_allowed_are_problems_too(deployment: Deployment) -> None:
     assert deployment.member.get("/v1/nothing").json()["code"] == "not-found"
-    assert deployment.member.get("/v1/jobs/not-an-id").status_code == 404
+    job = str(deployment.submit())
+    short = deployment.member.get(f"/v1/jobs/{job[-8:]}")  # as the command line and the dashboard show it
+    assert (short.status_code, "/v1/jobs?filter=id~PART" in short.json()["hint"]) == (404, True)
+    assert deployment.member.get(f"/v1/jobs?filter=id~{job[-8:]}").json()["jobs"][0]["id"] == job
+    assert deployment.member.get("/v1/machines/not-an-id").json().get("hint") is None
     wrong = deployment.member.delete("/v1/jobs")
     assert (wrong.status_code, wrong.json()["code"]) == (405, "method-not-allowed")
     assert deployment.member.get("/v1/jobs", params={"limit": 0}).json()["code"] == "invalid-request"

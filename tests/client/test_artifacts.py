@@ -122,7 +122,8 @@ def test_a_full_disk_is_said_with_what_to_do(downloads: list[str], monkeypatch: 
 
 
 def test_getting_again_downloads_what_is_missing(downloads: list[str]) -> None:
-    assert get().exit_code == ExitCode.OK
+    first = get()
+    assert (first.exit_code, "SHA-256 verified" in first.output) == (ExitCode.OK, True)
     (FOLDER / "results.txt").unlink()
     assert get().exit_code == ExitCode.OK
     assert downloads == ["model.json", "results.txt", "results.txt"]

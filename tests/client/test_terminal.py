@@ -46,6 +46,14 @@ def test_a_pipe_gets_every_column_and_whole_cells(monkeypatch: pytest.MonkeyPatc
     assert all(cell in row for cell in ROW)
 
 
+def test_a_column_without_any_text_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(terminal, "out", terminal.Terminal(file=file))
+    rows = [("a", "", ""), ("b", "", "1.0")]
+    terminal.print_table(("NAME", "IMAGE", "DRIVER"), rows, "", drop=("IMAGE", "DRIVER"))
+    assert [line.split() for line in file.getvalue().splitlines()] == [["NAME", "DRIVER"], ["a"], ["b", "1.0"]]
+
+
 def test_prose_in_a_pipe_is_wrapped_as_nobody_reads_lines_of_500_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(terminal, "out", terminal.Terminal(file=file))

