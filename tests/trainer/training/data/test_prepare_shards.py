@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,7 @@ from shoestring_trainer.training.data.shard_list import ShardIndex
 from shoestring_trainer.training.data.shard_plan import PrepareOptions
 from shoestring_trainer.training.errors import DataError, TrainerError
 
-from tests.servers import PATIENCE_S
+from tests.servers import PATIENCE_S, until
 from tests.trainer.training.data.sample_images import COLOURS, load, save_image
 from tests.trainer.training.gangs import PACKAGE_FOLDERS
 
@@ -55,6 +56,20 @@ module.write_shard = write_shard
 assert not (folder / "shards.json").exists()
 module.prepare_shards(sources, folder, options, 2, lambda progress: None)
 assert "torch" not in sys.modules
+"""
+ENDLESS = """
+import os, pathlib, signal, sys
+from shoestring_trainer.training.cli import commands
+from shoestring_trainer.training.data import prepare_shards
+
+def write_shard(plan):
+    pathlib.Path(sys.argv[2], "begun").touch()
+    while True:
+        signal.pause()
+
+prepare_shards.write_shard = write_shard
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(commands.main(["prepare", *sys.argv[1:3], "--processes", "2", "--images-per-shard", "2"]))
 """
 OPTIONS = PrepareOptions(side=32, quality=90, images_per_shard=4, skip_damaged=False)
 
@@ -94,6 +109,24 @@ def test_killed_five_times_it_ends_with_the_same_bytes_as_the_command_in_one_go(
     assert json.loads(printed.stdout)["images"] == {"train": 31}
     assert "31 of 31 images in 16 of 16 shards" in printed.stderr
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_ctrl_c_again_and_again_ends_the_command_while_shards_are_being_packed(source: Path, tmp_path: Path):
+    """A terminal sends it to the processes that pack too."""
+    command = [sys.executable, "-c", ENDLESS, str(source), str(tmp_path / "shards")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PACKAGE_FOLDERS)}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        try:
+            until((tmp_path / "shards" / "begun").exists)
+
+            def ended() -> bool:
+                os.killpg(process.pid, signal.SIGINT)
+                return process.poll() is not None
+
+            until(ended)
+        finally:
+            process.kill()
+    assert process.returncode == 130
 
 
 def test_small_images_are_stored_as_they_are_and_large_ones_are_scaled_down(source: Path, tmp_path: Path):

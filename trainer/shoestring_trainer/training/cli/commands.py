@@ -217,7 +217,11 @@ def _prepare(options: argparse.Namespace) -> int:
 
     what = PrepareOptions(options.side, options.quality, options.per_shard, options.on_corrupt == "skip")
     processes = options.processes or len(os.sched_getaffinity(0))
-    print_preparation(options.source, options.destination, what, processes=processes, as_json=options.json)
+    try:
+        print_preparation(options.source, options.destination, what, processes=processes, as_json=options.json)
+    except KeyboardInterrupt:
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # Python's own end would wait for the pool, which a second Ctrl-C has left half closed
     return OK
 
 

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -137,6 +138,7 @@ def _process_pool(work: _Work, processes: int, shards: int) -> Iterator[ProcessP
     def begin(parent: int) -> None:
         global _work
         die_with_parent(parent)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: the parent alone ends the pool
         _work = work
 
     context = multiprocessing.get_context("fork")
