@@ -79,6 +79,7 @@ DOCUMENTED = {
     "api/shoestring_api/routes/stream.py": {"MAX_STREAMS": "50", "MAX_DURATION_S": "30 minutes"},
     "trainer/shoestring_trainer/agent/ranks.py": {"MAX_EXIT_BYTES": "4 MiB", "TRACEBACK_LIMIT": "16,000 characters"},
     "trainer/shoestring_trainer/agent/spool.py": {"MAX_UNSENT_BYTES_WITH_LOGS": "256 MiB"},
+    "trainer/shoestring_trainer/agent/rank_output.py": {"MAX_EVENTS_PER_HOUR": "2,000 events"},
     "trainer/shoestring_trainer/data_sync/datasets.py": {"MAX_NAME_BYTES": "255 bytes"},
     "client/shoestring/schedule_scenario.py": {"MAX_JOBS": "10,000", "MAX_NODES": "64"},
     "client/shoestring/cli/simulate.py": {"MAX_INTERVALS": "100,000; 1,000", "MAX_PRICE_RATIO": "1,000"},

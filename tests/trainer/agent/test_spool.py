@@ -162,3 +162,37 @@ def test_too_many_log_lines_of_an_hour_stay_on_the_machine_and_that_is_told_once
         told.append([event.kind for batch in batches for event in batch.events])
     assert all(200_000 - rank_output.LOG_BYTES < each <= 200_000 for each in sent)
     assert told == [["log_quota"]] * 2
+
+
+def test_a_log_beyond_the_quota_is_passed_over_however_long_it_is(tmp_path: Path) -> None:
+    (run := tmp_path / "gen" / "1").mkdir(parents=True)
+    spool = open_spool(tmp_path)
+    collector = RankOutputCollector(tmp_path, spool)
+    collector.follow(run, [0])
+    with (run / "log-rank0.txt").open("wb") as log:
+        log.truncate(8 << 40)  # it would take three hours to read
+    collector.read(to_the_end=True)
+    sent = sum(len(base64.b64decode(chunk.data_b64)) for batch in drain(spool) for chunk in batch.logs)
+    assert sent == rank_output.LOG_BYTES_PER_HOUR
+    assert spool.reader_state.streams[0] == 8 << 40
+
+
+def test_ranks_send_so_many_events_an_hour_and_every_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_output, "MAX_EVENTS_PER_HOUR", 5)
+    now = [3600.0 * 400_000]
+    monkeypatch.setattr(rank_output.time, "time", lambda: now[0])
+    (run := tmp_path / "gen" / "1").mkdir(parents=True)
+    spool = open_spool(tmp_path)
+    collector = RankOutputCollector(tmp_path, spool)
+    collector.follow(run, [0])
+    for _ in range(2):
+        with (run / "events.jsonl").open("a") as events:
+            events.write('{"event": "odd", "t": 1}\nno event\n{"event": "checkpoint", "t": 1}\n' * 50)
+        names = [event.name for event in collector.read()]
+        assert (names.count("odd"), names.count("checkpoint")) == (3, 50)
+        collector.warn("a checkpoint event can't be read")  # such as each of those 50
+        told = [event.data["message"] for batch in drain(spool) for event in batch.events]
+        assert [message[:15] for message in told] == ["a line of event"] * 2 + ["too many events"]
+        now[0] += 3600

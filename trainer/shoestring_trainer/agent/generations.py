@@ -283,7 +283,7 @@ class GenerationRunner:
         try:
             saved = CheckpointEvent.model_validate(event.data)
         except ValidationError as error:
-            return self._spool.add_event("warning", {"message": f"a checkpoint event can't be read: {error}"})
+            return self._output.warn(f"a checkpoint event can't be read: {error}")
         checkpoint = LocalCheckpoint(
             generation=self._spool.generation,
             step=saved.step,

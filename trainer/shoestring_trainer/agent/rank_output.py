@@ -23,6 +23,8 @@ from shoestring_trainer.run_files import printable
 
 LINES_BYTES = 1 << 20
 LOG_BYTES = 64 << 10
+MAX_EVENTS_PER_HOUR = 2_000
+"""Events of ranks that are sent, checkpoints apart: training has a few, and a hook could write any number."""
 AGENT_RANK = -1
 RANK_SERVER_LOG = "rank-server.log"
 MACHINE_LOGS = ("agent.log", RANK_SERVER_LOG)
@@ -102,14 +104,19 @@ class RankOutputCollector:
             name, at = printable(str(data.pop("event")))[:40] or "unnamed", float(data.pop("t"))
             if not 0 <= at <= LATEST_TIME:
                 raise ValueError("t must be a time")
-            return RankEvent(name, at, data)
+            return RankEvent(name, at, data) if name == "checkpoint" or self._may_send_event() else None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._warn("events.jsonl", line, error)
             return None
 
+    def warn(self, message: str, **data: str) -> None:
+        """Tell what is wrong with what ranks wrote, as one of their events."""
+        if self._may_send_event():
+            self._spool.add_event("warning", {"message": message[:500], **data})
+
     def _warn(self, name: str, line: bytes, error: Exception) -> None:
         text = line[:200].decode(errors="replace").replace("\0", "\ufffd")
-        self._spool.add_event("warning", {"message": f"a line of {name} can't be read: {error!r}"[:500], "line": text})
+        self.warn(f"a line of {name} can't be read: {error!r}", line=text)
 
     def _lines(self, name: str) -> Iterator[bytes]:
         """Whole lines that are new. One without its end is left for later, unless it is longer than any could be."""
@@ -129,18 +136,31 @@ class RankOutputCollector:
         block = self._read(name, LOG_BYTES)
         if not block:
             return False
-        offset = self._state.streams.get(rank, 0)
-        if self._within_quota(len(block)):
+        offset, size = self._state.streams.get(rank, 0), len(block)
+        if self._within_quota(size):
             self._spool.add_log(rank, offset, block)
-        self._state.streams[rank] = offset + len(block)  # what was dropped leaves a gap in the stream
-        self._advance(name, len(block))
+        elif self._quota().bytes > LOG_BYTES_PER_HOUR:  # none of it is sent, so none of it is read: it may be long
+            size = max(size, os.fstat(self._open[name]).st_size - self._state.files.get(name, 0))
+        self._state.streams[rank] = offset + size  # what was dropped leaves a gap in the stream
+        self._advance(name, size)
         return True
 
-    def _within_quota(self, size: int) -> bool:
+    def _quota(self) -> LogQuota:
         hour = int(time.time() // 3600)
         if self._state.quota.hour != hour:
             self._state.quota = LogQuota(hour=hour)
-        quota = self._state.quota
+        return self._state.quota
+
+    def _may_send_event(self) -> bool:
+        quota = self._quota()
+        quota.events += 1
+        if quota.events == MAX_EVENTS_PER_HOUR + 1:
+            message = "too many events; the rest of this hour's stay in the machine's folder"
+            self._spool.add_event("warning", {"message": message})
+        return quota.events <= MAX_EVENTS_PER_HOUR
+
+    def _within_quota(self, size: int) -> bool:
+        quota = self._quota()
         quota.bytes += size
         if quota.bytes <= LOG_BYTES_PER_HOUR and self._spool.accepts_logs:
             return True

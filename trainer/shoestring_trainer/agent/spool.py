@@ -51,11 +51,12 @@ class Draft:
 
 
 class LogQuota(BaseModel):
-    """Bytes of logs that were read in an hour (since 1970)."""
+    """What was read in an hour (since 1970): bytes of logs, and events of ranks."""
 
     hour: int = 0
     bytes: int = 0
     reported: bool = False
+    events: int = 0
 
 
 class ReaderState(BaseModel):
