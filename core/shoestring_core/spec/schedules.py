@@ -11,6 +11,7 @@ from shoestring_core import document
 from shoestring_core.breakpoints import Breakpoints, parse_breakpoints
 from shoestring_core.errors import Problem
 from shoestring_core.spec.model import JobSpec
+from shoestring_core.wording.units import counted
 
 _SUFFIX = "_schedule"
 STEP_SCHEDULES = ("batch_size_schedule", "image_size_schedule", "crop_scale_schedule", "rectangular_eval_schedule")
@@ -61,9 +62,8 @@ def _require_bounds(name: str, breakpoints: Breakpoints, params: Mapping[str, An
         batch_size = int(params.get("batch_size") or 32)
         for _, factor in breakpoints:
             if not low < factor * batch_size < high + 0.5:
-                raise ValueError(
-                    f"its factor {factor:g} of batch_size {batch_size:,} makes no batch of 1 to {high:,} images"
-                )
+                most = counted(int(high), "image")
+                raise ValueError(f"its factor {factor:g} of batch_size {batch_size:,} makes no batch of 1 to {most}")
         return
     if outside := [value for _, value in breakpoints if not low <= value <= high]:
         raise ValueError(f"its values must be from {low:g} to {high:g}, not {outside[0]:g}")

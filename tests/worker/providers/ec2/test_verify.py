@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -98,6 +98,15 @@ def test_a_rule_that_does_not_hold_and_one_that_was_not_reached_are_told(aws: Fa
     assert operator.left() == (0, 0)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Interrupts, also where SIGINT is ignored, as a shell does for what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_everything_and_the_report_says_what_was_not_tried(aws: FakeAws, operator: Operator):
     operator.while_waiting = lambda: os.kill(os.getpid(), signal.SIGINT)
     told: list[str] = []

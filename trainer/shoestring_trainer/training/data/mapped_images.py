@@ -149,7 +149,7 @@ def _require_none(broken: dict[int, DataError], images: ImageIndex, seen: int) -
     named = ", ".join(str(images.path(index)) for index, _ in others[: NAMED_BROKEN - 1])
     unnamed = len(others) - (NAMED_BROKEN - 1)
     more = f" and {unnamed} more" if unnamed > 0 else ""
-    raise DataError(f"{first}. {len(broken)} of {seen:,} images are unreadable, also {named}{more}") from first
+    raise DataError(f"{first}. {len(broken)} of {counted(seen, 'image')} are unreadable, also {named}{more}") from first
 
 
 def _close_gaps(pixels: Tensor, spans: Iterable[tuple[int, int]]) -> None:

@@ -75,8 +75,8 @@ def advise_average(settings: Settings, total_steps: int) -> str | None:
     if settings.weight_average == "none" or every <= total_steps:
         return None
     return (
-        f"The average of the weights is updated every {every:,} steps, and the run has {counted(total_steps, 'step')}: "
-        "it ends with its initial weights. Lower weight_average_every_steps."
+        f"The average of the weights is updated every {counted(every, 'step')}, and the run has "
+        f"{counted(total_steps, 'step')}: it ends with its initial weights. Lower weight_average_every_steps."
     )
 
 
