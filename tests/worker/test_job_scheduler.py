@@ -14,16 +14,19 @@ from uuid import UUID
 import pytest
 from shoestring_core.decide.funding import Storage
 from shoestring_core.decide.offers import Offer
-from shoestring_core.decide.placement import MAX_OFFER_AGE
+from shoestring_core.decide.placement import MAX_OFFER_AGE, rank_offers
 from shoestring_core.decide.preemption import MIN_RUN_TIME
 from shoestring_core.decide.refusals import RefusalKind
 from shoestring_core.decide.requirements import Requirements
+from shoestring_core.decide.start import Wait
 from shoestring_core.decide.timeouts import S, Timeouts
 from shoestring_core.errors import StaleTransition, Unavailable
+from shoestring_core.spec.gpus import GpuChoice
 from shoestring_core.store.fleet import queue
 from shoestring_core.store.fleet.launches import PlannedMachine
 from shoestring_core.store.fleet.queue import QueueMark
 from shoestring_core.wording.jobs import ChangedMeanwhile
+from shoestring_core.wording.waits import NoOffer, ProviderUnanswered, RetryDelayed
 from shoestring_worker import job_scheduler
 from shoestring_worker.job_scheduler import RECHECK_S, JobScheduler
 from shoestring_worker.providers.base import ManagedProvider
@@ -236,3 +239,24 @@ def test_that_no_job_starts_is_told_while_nothing_can_be_stored(scheduler: Sched
     scheduler.storage = Storage(problem="The credentials can't be renewed.")
     scheduler.schedule()
     assert "no job starts: The credentials can't be renewed." in caplog.text
+
+
+def test_what_no_offer_of_this_worker_meets_is_left_to_a_worker_that_may_have_one():
+    """The other worker has a machine without a GPU."""
+    startable, told, untold, unanswered, delayed, ended = (UUID(int=number) for number in range(6))
+    any_machine, gpu = Requirements(), Requirements(gpus=(GpuChoice("H100"),))
+    needed = {startable: any_machine, told: gpu, untold: gpu, unanswered: gpu, delayed: any_machine}
+    queue = [SimpleNamespace(job=job, requirements=each) for job, each in needed.items()]
+    loaded: Any = SimpleNamespace(
+        snapshot=SimpleNamespace(queue=queue, refusals=()), waits={told: ("capacity", {}), unanswered: ("capacity", {})}
+    )
+    unmet, silent, other = NoOffer(("gpu: H100",)), ProviderUnanswered("ours", ""), RetryDelayed()
+    scheduler: Any = SimpleNamespace(_offers=[], _of_others=[replace(OFFER, fetched_at=NOW)])
+    waits = [
+        Wait(startable, unmet), Wait(told, unmet), Wait(untold, unmet), Wait(unanswered, silent),
+        Wait(delayed, other), Wait(ended, unmet),
+    ]  # fmt: skip
+    left = JobScheduler._without_those_of_others(scheduler, waits, loaded, NOW)
+    assert [wait.job for wait in left] == [untold, unanswered, delayed, ended]
+    assert left[1:] == waits[3:]
+    assert left[0].detail == rank_offers(scheduler._of_others, gpu, NOW).why_none != unmet
